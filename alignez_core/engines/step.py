@@ -1,0 +1,107 @@
+"""One forward pass, as the value that hooks and attention read: which rows, at which positions, with which edits.
+
+A step travels in a context variable around its forward pass, because Hugging Face models hand nothing of ours down to
+their MLP and attention modules. Nothing survives the pass, and threads do not see each other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class MlpEdits(Protocol):
+    """The edits of one pass."""
+
+    def apply(self, layer: int, output: Tensor) -> Tensor | None:
+        """The edited MLP output of `layer`, in the shape given, or None when that layer is not edited."""
+        ...
+
+
+class MlpReader(Protocol):
+    """Whoever wants the MLP outputs of one pass."""
+
+    def take(self, layer: int, output: Tensor) -> None: ...
+
+
+@dataclass
+class Step:
+    """What one forward pass needs to know beside its tokens.
+
+    Args:
+        positions: (B,) position of each row's one new token; None in a prefill, whose rows all start at position 0 and
+            are padded on the right, so plain causal attention is right for every real token.
+        key_length: columns of the key/value view in a decode.
+        uniform: every row fills the whole view, so no mask is needed.
+        last: (B,) the position of each row whose logits are wanted; None: all positions.
+        edits: None when no row is edited in this pass.
+        reader: receives every layer's MLP output.
+    """
+
+    positions: Tensor | None = None
+    key_length: int = 0
+    uniform: bool = True
+    last: Tensor | None = None
+    edits: MlpEdits | None = None
+    reader: MlpReader | None = None
+    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def decode_mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """(B, 1, 1, K) additive mask of the keys each row's new token sees, or None when it sees all of them.
+
+        Args:
+            window: the layer's sliding window in tokens, the new one included; None: unlimited.
+        """
+        if window is not None and self.key_length <= window:
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._make_decode_mask(window, dtype)
+        return self._masks[window]
+
+    def prefill_mask(self, window: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(1, 1, T, T) additive mask of a causal sliding window."""
+        mask = self._masks.get(-window)
+        if mask is None:
+            at = torch.arange(length, device=device)
+            distance = at[:, None] - at[None, :]
+            mask = _additive((distance < 0) | (distance >= window), dtype)[None, None]
+            self._masks[-window] = mask
+        return mask
+
+    def _make_decode_mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        if self.positions is None or (self.uniform and window is None):
+            return None
+        column = torch.arange(self.key_length, device=self.positions.device)
+        position = self.positions[:, None]
+        hidden = column > position
+        if window is not None:
+            hidden |= column <= position - window
+        return _additive(hidden, dtype)[:, None, None]
+
+
+def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+_STEP: ContextVar[Step | None] = ContextVar("alignez_step", default=None)
+
+
+def current_step() -> Step | None:
+    """The step whose forward pass is running in this thread."""
+    return _STEP.get()
+
+
+@contextmanager
+def running(step: Step) -> Iterator[None]:
+    """Makes `step` the current one for the forward pass inside."""
+    token = _STEP.set(step)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)

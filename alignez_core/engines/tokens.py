@@ -1,0 +1,100 @@
+"""A tokenizer as engines use it: prompts to ids, ids to text, and the prompt format that goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from alignez_core.engines.base import Prompt
+from alignez_core.errors import InvalidInput
+from alignez_core.prompts import ChatFormat, Message, PlainFormat, PromptFormat
+
+PromptFormatName = Literal["auto", "plain", "chat"]
+
+
+class TextTokens:
+    """Ids of prompts and text of ids.
+
+    Args:
+        tokenizer: the model's.
+        vocab_size: rows of the model's embedding; ids from outside must be below it.
+        eos_ids: ids that end a sequence.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        # The Rust tokenizer without transformers' wrapper: a step of 64 streams decodes 64 times or more.
+        self._fast = getattr(tokenizer, "backend_tokenizer", None)
+        self.eos_ids = eos_ids
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Text gets the special tokens that the tokenizer adds, but no second BOS; ids are taken as they are.
+
+        Raises: InvalidInput: an id that the model has no embedding for, or no token at all.
+        """
+        if isinstance(prompt, str):
+            ids: list[int] = self._tokenizer.encode(prompt)
+            bos, bos_text = self._tokenizer.bos_token_id, self._tokenizer.bos_token
+            if bos is not None and ids[:2] == [bos, bos] and prompt.startswith(bos_text):
+                ids = ids[1:]
+        else:
+            ids = [int(token) for token in prompt]
+        return self._checked(ids, "prompt")
+
+    def continuation_ids(self, text: Prompt) -> list[int]:
+        """As `prompt_ids`, without special tokens."""
+        if isinstance(text, str):
+            return self._checked(self._tokenizer.encode(text, add_special_tokens=False), "continuation")
+        return self._checked([int(token) for token in text], "continuation")
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        if self._fast is not None:
+            return str(self._fast.decode(list(ids), skip_special_tokens=True))
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def token_text(self, token: int) -> str:
+        """Text of one token, special ones and its leading space included."""
+        text = str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        # SentencePiece decoders drop the space that opens a text.
+        opens_word = isinstance(piece, str) and piece.startswith("\N{LOWER ONE EIGHTH BLOCK}")
+        return f" {text}" if opens_word and not text.startswith(" ") else text
+
+    def format(self, name: PromptFormatName) -> PromptFormat:
+        """The prompt format: with "auto" the chat template if there is one, else plain text.
+
+        Raises: InvalidInput: "chat" without a template, or another name.
+        """
+        if name not in ("auto", "plain", "chat"):
+            raise InvalidInput("prompt_format", f"{name!r} is not one of auto, plain, chat")
+        if name == "plain" or (name == "auto" and not self._tokenizer.chat_template):
+            return PlainFormat()
+        if not self._tokenizer.chat_template:
+            raise InvalidInput("prompt_format", "chat was asked for, but the tokenizer has no chat template")
+        return ChatFormat(self._render)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        turns = [dict(message) for message in messages]
+        try:
+            return self._apply_template(turns)
+        except TemplateError:
+            # Some templates (Gemma's) refuse a system turn; its text then opens the first user turn.
+            if len(turns) < 2 or turns[0]["role"] != "system" or turns[1]["role"] != "user":
+                raise
+            merged = {"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+            return self._apply_template([merged, *turns[2:]])
+
+    def _apply_template(self, turns: list[dict[str, str]]) -> str:
+        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def _checked(self, ids: list[int], field: str) -> list[int]:
+        if not ids:
+            raise InvalidInput(field, "has no tokens")
+        if not all(0 <= token < self._vocab_size for token in ids):
+            raise InvalidInput(field, f"holds a token id outside 0 to {self._vocab_size - 1}")
+        return ids

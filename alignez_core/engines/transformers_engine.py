@@ -1,0 +1,261 @@
+"""`TransformersEngine`: any listed Hugging Face causal language model, in process, all requests in one running batch.
+
+Requests with different edits, or none, share every forward pass; `scheduler` says how they join and leave.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignez_core.engines import batches, self_check
+from alignez_core.engines.base import Completion, EngineInfo, GenerationRequest, Prompt, ScoreRequest, Span
+from alignez_core.engines.loading import context_length, load_model
+from alignez_core.engines.mlp_modules import MLP_PATHS, find_mlp_modules, mlp_path
+from alignez_core.engines.rows import ResultList, Row, Sink, StreamSink
+from alignez_core.engines.runner import SlotRunner
+from alignez_core.engines.scheduler import EngineLoad, Scheduler
+from alignez_core.engines.streams import QueuedStream, StreamWriter
+from alignez_core.engines.tokens import PromptFormatName, TextTokens
+from alignez_core.errors import ContextTooLong, InvalidInput
+from alignez_core.prompts import PromptFormat
+
+T = TypeVar("T")
+
+#: Tokens, padding included, of one pass of `represent` and `score`; running streams wait for at most one pass.
+_BATCH_TOKENS = 4096
+
+
+class TransformersEngine:
+    """An `Engine` over one model; make it with `load`. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        info: EngineInfo,
+        runner: SlotRunner,
+        scheduler: Scheduler,
+        tokens: TextTokens,
+        prompt_format: PromptFormat,
+    ) -> None:
+        self._info = info
+        self._runner = runner
+        self._scheduler = scheduler
+        self._tokens = tokens
+        self._format = prompt_format
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        *,
+        revision: str | None = None,
+        max_slots: int = 64,
+        max_waiting: int = 1024,
+        mlp_path: str | None = None,
+        prompt_format: PromptFormatName = "auto",
+        threads: int | None = None,
+        name: str | None = None,
+    ) -> TransformersEngine:
+        """The engine of the model in a directory or under a Hugging Face id.
+
+        Args:
+            dtype: float32, bfloat16 or float16; edits are computed in float32 always.
+            revision: commit or tag of a hub id.
+            max_slots: requests that run at once; more wait.
+            max_waiting: waiting requests at which `stream` raises `EngineOverloaded`.
+            mlp_path: module path of one block's MLP, with "{layer}", for an architecture that is not listed.
+            prompt_format: "auto" takes the tokenizer's chat template if it has one.
+            threads: torch's CPU threads, for the whole process; None leaves them.
+            name: what `info.name` says; by default the directory's or the model's name.
+        Raises: ModelNotFound, UnknownArchitecture, OutOfMemory; InvalidInput: a setting out of range.
+        """
+        if max_slots < 1:
+            raise InvalidInput("max_slots", "must be at least 1")
+        if max_waiting < 0:
+            raise InvalidInput("max_waiting", "must be 0 or more")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        loaded = load_model(path, device, dtype, revision)
+        return cls.from_model(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.fingerprint,
+            name=name or Path(str(path)).name,
+            revision=loaded.revision,
+            max_slots=max_slots,
+            max_waiting=max_waiting,
+            path_of_mlp=mlp_path,
+            prompt_format=prompt_format,
+        )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        fingerprint: str,
+        *,
+        name: str,
+        revision: str | None = None,
+        max_slots: int = 64,
+        max_waiting: int = 1024,
+        path_of_mlp: str | None = None,
+        prompt_format: PromptFormatName = "auto",
+    ) -> TransformersEngine:
+        """The engine of a model that is in memory; the engine owns and changes it from then on. See `load`."""
+        config = model.config.get_text_config()
+        # Otherwise GPT-2 looks for padding in every step's tokens, to warn about it.
+        model.config.pad_token_id = None
+        model.train(False)
+        n_layers, length = int(config.num_hidden_layers), context_length(model.config)
+        mlps = find_mlp_modules(model, n_layers, mlp_path(model.config.model_type, path_of_mlp))
+        tokens = TextTokens(tokenizer, int(config.vocab_size), _eos_ids(model, tokenizer))
+        chosen_format = tokens.format(prompt_format)
+        expected = None if model.config.model_type in MLP_PATHS else self_check.plain_logits(model)
+        runner = SlotRunner(model, mlps, max_slots, length)
+        if expected is not None:
+            self_check.compare(runner, expected)
+        info = EngineInfo(
+            name=name,
+            fingerprint=fingerprint,
+            n_layers=n_layers,
+            hidden_size=int(config.hidden_size),
+            vocab_size=int(config.vocab_size),
+            context_length=length,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            prompt_format=chosen_format.name,
+            revision=revision,
+        )
+        return cls(info, runner, Scheduler(runner, model.device, max_waiting), tokens, chosen_format)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        return self._format
+
+    @property
+    def load_now(self) -> EngineLoad:
+        """How busy the engine is."""
+        return self._scheduler.load()
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        return self._tokens.prompt_ids(prompt)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        if not requests:
+            return []
+        results = ResultList(len(requests))
+        rows = [self._row(request, results.sink(i)) for i, request in enumerate(requests)]
+        self._scheduler.submit(rows, bounded=False)
+        return results.wait()
+
+    def stream(self, request: GenerationRequest) -> QueuedStream:
+        writer = StreamWriter()
+        row = self._row(request, StreamSink(writer))
+        self._scheduler.submit([row], bounded=True)
+        # Nobody need be told of a closed stream: while rows wait or run, every turn of the loop looks for one.
+        return QueuedStream(writer)
+
+    def represent(self, texts: Sequence[Prompt], positions: Literal["last"] | Sequence[Span] = "last") -> Tensor:
+        ids = [self._tokens.prompt_ids(text) for text in texts]
+        if not ids:
+            return torch.zeros(0, self._info.n_layers, self._info.hidden_size)
+        spans = [Span(len(text) - 1, len(text)) for text in ids] if positions == "last" else list(positions)
+        if len(spans) != len(ids):
+            raise InvalidInput("positions", f"{len(spans)} spans for {len(ids)} texts")
+        for i, (text, span) in enumerate(zip(ids, spans, strict=True)):
+            if span.end > len(text):
+                raise InvalidInput("positions", f"the span of text {i} ends at {span.end}, it has {len(text)} tokens")
+            self._check_length(len(text), 0)
+        out = torch.empty(len(ids), self._info.n_layers, self._info.hidden_size)
+
+        def work(chosen: list[int]) -> Tensor:
+            return batches.mlp_outputs(
+                self._runner, [ids[i] for i in chosen], [spans[i] for i in chosen], self._info.n_layers
+            )
+
+        for chosen, rows in self._run_batches([len(text) for text in ids], work):
+            out[chosen] = rows
+        return out
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
+        prompts = [self._tokens.prompt_ids(request.prompt) for request in requests]
+        tails = [self._tokens.continuation_ids(request.continuation) for request in requests]
+        for request, prompt, tail in zip(requests, prompts, tails, strict=True):
+            self._check_length(len(prompt), len(tail))
+            if request.edit is not None:
+                request.edit.check_fits(self._info.n_layers, self._info.hidden_size)
+
+        def work(chosen: list[int]) -> list[Tensor]:
+            return batches.continuation_logprobs(
+                self._runner,
+                [prompts[i] for i in chosen],
+                [tails[i] for i in chosen],
+                [requests[i].edit for i in chosen],
+            )
+
+        scores = [torch.empty(0)] * len(requests)
+        lengths = [len(prompt) + len(tail) for prompt, tail in zip(prompts, tails, strict=True)]
+        for chosen, rows in self._run_batches(lengths, work):
+            for i, row in zip(chosen, rows, strict=True):
+                scores[i] = row.clone()  # made on the engine's thread, in inference mode
+        return scores
+
+    def close(self) -> None:
+        self._scheduler.close()
+
+    def __enter__(self) -> TransformersEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _row(self, request: GenerationRequest, sink: Sink) -> Row:
+        if request.edit is not None:
+            request.edit.check_fits(self._info.n_layers, self._info.hidden_size)
+        prompt = self._tokens.prompt_ids(request.prompt)
+        self._check_length(len(prompt), request.max_tokens)
+        seed = secrets.randbits(64) if request.seed is None else request.seed
+        return Row(request, prompt, sink, self._tokens, seed)
+
+    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
+        if prompt_tokens + max_tokens > self._info.context_length:
+            raise ContextTooLong(prompt_tokens, max_tokens, self._info.context_length)
+
+    def _run_batches(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+        """Runs `work` on batches of like lengths, each between two steps, so that streams go on meanwhile."""
+        futures: list[tuple[list[int], Future[T]]] = []
+        for chosen in batches.token_batches(lengths, _BATCH_TOKENS):
+            futures.append((chosen, self._scheduler.between_steps(partial(work, chosen))))
+        try:
+            for chosen, future in futures:
+                yield chosen, future.result()
+        finally:
+            for _, future in futures:
+                future.cancel()
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends an answer: the tokenizer's and those that the model's own configurations add."""
+    ids: set[int] = set()
+    for value in (
+        tokenizer.eos_token_id,
+        model.config.eos_token_id,
+        getattr(model.generation_config, "eos_token_id", None),
+    ):
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    return frozenset(ids)

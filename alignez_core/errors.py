@@ -1,0 +1,123 @@
+"""Every error that the numerical core raises on purpose.
+
+They carry facts, not HTTP codes; `api/errors.py` is the only place that maps them to a status.
+"""
+
+from __future__ import annotations
+
+
+class AlignezError(Exception):
+    """Root of the core's errors."""
+
+    #: Stable, machine-readable name; a failed job stores it.
+    code = "alignez_error"
+
+
+class InvalidInput(AlignezError, ValueError):
+    """An argument is malformed or out of its range."""
+
+    code = "invalid_input"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class DegenerateEmbeddings(AlignezError):
+    """Rows that define no direction: none, all zero, not finite, or two coinciding directions."""
+
+    code = "degenerate_directions"
+
+
+class TooFewSamples(AlignezError):
+    """More neighbours were asked for than there are fit queries."""
+
+    code = "too_few_samples"
+
+    def __init__(self, neighbors: int, samples: int) -> None:
+        super().__init__(
+            f"neighbors={neighbors} is more than the {samples} available fit queries; "
+            f"lower neighbors to at most {samples} or add queries"
+        )
+        self.neighbors = neighbors
+        self.samples = samples
+
+
+class LayerOutOfRange(AlignezError):
+    """A layer index or count does not exist in the model."""
+
+    code = "layer_out_of_range"
+
+    def __init__(self, layer: int, n_layers: int) -> None:
+        super().__init__(f"layer {layer} does not exist: the model has {n_layers} layers (0 to {n_layers - 1})")
+        self.layer = layer
+        self.n_layers = n_layers
+
+
+class ModelMismatch(AlignezError):
+    """A profile, plan or tensor was made for another model (fingerprint or width)."""
+
+    code = "model_mismatch"
+
+    def __init__(self, what: str, expected: object, got: object) -> None:
+        super().__init__(f"{what} does not fit this model: expected {expected}, got {got}")
+        self.what = what
+        self.expected = expected
+        self.got = got
+
+
+class ContextTooLong(AlignezError):
+    """Prompt plus the tokens asked for exceed the model's context."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {context_length} tokens, but {prompt_tokens} prompt tokens "
+            f"and {max_tokens} new tokens were requested ({prompt_tokens + max_tokens} in all)"
+        )
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.context_length = context_length
+
+
+class ModelNotFound(AlignezError):
+    """The model directory or hub id cannot be loaded."""
+
+    code = "model_missing"
+
+
+class UnknownArchitecture(AlignezError):
+    """The MLP modules of a model were not found."""
+
+    code = "unknown_architecture"
+
+
+class OutOfMemory(AlignezError):
+    """The device has no memory left for the request or the model."""
+
+    code = "out_of_memory"
+
+
+class EngineClosed(AlignezError):
+    """The engine was shut down while the request was waiting or running."""
+
+    code = "engine_closed"
+
+
+class EngineOverloaded(AlignezError):
+    """The engine's waiting queue is full."""
+
+    code = "engine_overloaded"
+
+    def __init__(self, waiting: int, limit: int) -> None:
+        super().__init__(f"{waiting} requests are waiting, the limit is {limit}")
+        self.waiting = waiting
+        self.limit = limit
+
+
+class FitCancelled(AlignezError):
+    """Raised by a progress callback to stop a fit between two batches."""
+
+    code = "cancelled"

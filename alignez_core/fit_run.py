@@ -1,0 +1,212 @@
+"""One fit under way: the texts and representations it makes, what it need not make again, and its progress.
+
+`fit.fit_profile` composes; this holds the account. Chunks of text go out through `progress` as they are finished and
+come back through `resume` after a crash. Representations are not chunked: they are one deterministic forward pass per
+text, and cheaper to redo than to store twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alignez_core.embeddings import LM_ENCODER, from_representation, make_encoder
+from alignez_core.engines.base import Engine, Span
+from alignez_core.errors import DegenerateEmbeddings
+from alignez_core.fit_config import FitQuery, FitSpec
+from alignez_core.self_preference import (
+    Sample,
+    TextPair,
+    generate_characteristics,
+    generate_responses,
+    given_characteristics,
+    given_responses,
+    invent_queries,
+    make_samples,
+    preference_prompt,
+)
+
+Stage = Literal["characteristics", "responses", "representations", "directions", "evaluation"]
+STAGES: tuple[Stage, ...] = ("characteristics", "responses", "representations", "directions", "evaluation")
+
+
+@dataclass(frozen=True)
+class PairChunk:
+    """Generated text worth keeping across a crash.
+
+    Args:
+        kind: "queries" (the model's own; `help` holds them), "characteristics" or "responses".
+        indices: sample indices, in the fixed order of the spec.
+        help, harm: one text per index and side.
+        tokens: new tokens generated for the chunk. seconds: how long that took.
+    """
+
+    kind: Literal["queries", "characteristics", "responses"]
+    indices: tuple[int, ...]
+    help: tuple[str, ...]
+    harm: tuple[str, ...] = ()
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class FitEvent:
+    """Progress of one stage: `done` of `total` samples, and the chunk just finished, if any."""
+
+    stage: Stage
+    done: int
+    total: int
+    chunk: PairChunk | None = None
+
+
+class FitRun:
+    """The running account of one fit: what is done already, tokens and seconds per stage, progress."""
+
+    def __init__(
+        self, engine: Engine, spec: FitSpec, progress: Callable[[FitEvent], None], resume: Sequence[PairChunk]
+    ) -> None:
+        self.engine = engine
+        self.spec = spec
+        self.progress = progress
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.tokens = 0
+        self.empty = 0
+        self.resumed = 0
+        self._own: tuple[str, ...] | None = None
+        self._done: dict[str, dict[int, TextPair]] = {"characteristics": {}, "responses": {}}
+        for chunk in resume:
+            self._adopt(chunk)
+        self._stage: Stage = "characteristics"
+        self._since = time.perf_counter()
+
+    def samples(self) -> list[Sample]:
+        count = self.spec.config.own_queries
+        if self._own is None and count:
+            started = time.perf_counter()
+            texts = self.spec.queries or tuple(FitQuery(p.query) for p in self.spec.pairs)
+            self._own = tuple(invent_queries(self.engine, texts, count, self.spec.config.seed))
+            first = len(self.spec.queries) + len(self.spec.pairs)
+            indices = tuple(range(first, first + len(self._own)))
+            chunk = PairChunk("queries", indices, self._own, seconds=time.perf_counter() - started)
+            self.report("characteristics", 0, first + len(self._own), chunk)
+        return make_samples(self.spec, self._own or ())
+
+    def sampled(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Those whose responses are made: all if the fit reads them or is told so, else an even spread."""
+        config = self.spec.config
+        count = len(samples) if config.needs_responses or config.responses == "all" else int(config.responses)
+        if count >= len(samples):
+            return list(samples)
+        return [samples[i * len(samples) // count] for i in range(count)]
+
+    def texts(
+        self,
+        kind: Literal["characteristics", "responses"],
+        samples: Sequence[Sample],
+        characteristics: dict[int, TextPair],
+    ) -> dict[int, TextPair]:
+        """Generates what is missing, chunk by chunk; returns text pairs by sample index."""
+        done = self._done[kind]
+        for sample in samples:
+            if sample.given is not None:
+                is_answer = kind == "responses"
+                done[sample.index] = (
+                    given_responses(self.engine, sample.given) if is_answer else given_characteristics(sample.given)
+                )
+        missing = [s for s in samples if s.index not in done]
+        self.enter(kind, len(samples), len(samples) - len(missing))
+        for chunk in _chunks(missing, self.spec.config.chunk_size):
+            started = time.perf_counter()
+            if kind == "characteristics":
+                pairs = generate_characteristics(self.engine, chunk, self.spec.config)
+            else:
+                pairs = generate_responses(self.engine, chunk, characteristics, self.spec.config)
+            done.update({s.index: pair for s, pair in zip(chunk, pairs, strict=True)})
+            tokens = sum(pair.tokens for pair in pairs)
+            self.tokens += tokens
+            record = PairChunk(
+                kind, tuple(s.index for s in chunk), tuple(p.help for p in pairs), tuple(p.harm for p in pairs),
+                tokens, time.perf_counter() - started,
+            )  # fmt: skip
+            self.report(kind, sum(s.index in done for s in samples), len(samples), record)
+        self.empty += sum(not (done[s.index].help and done[s.index].harm) for s in samples)
+        return done
+
+    def represent(
+        self, samples: Sequence[Sample], characteristics: dict[int, TextPair], responses: dict[int, TextPair]
+    ) -> tuple[list[Sample], Tensor, Tensor, Tensor, Tensor]:
+        """Representations of all layers: kept samples, embeddings (N, E), and help, harm, plain, each (N, L, D)."""
+        config = self.spec.config
+        kept = list(samples)
+        if config.needs_responses:  # an empty response has no token to read
+            kept = [s for s in samples if responses[s.index].help and responses[s.index].harm]
+        if not kept:
+            raise DegenerateEmbeddings("every response was empty, so there is nothing to fit on")
+        self.enter("representations", len(kept))
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        done = 0
+        for chunk in _chunks(kept, config.chunk_size):
+            plain = self.engine.represent([self.engine.prompt_format.wrap(s.query) for s in chunk])
+            if config.needs_responses:
+                both = self._represent_responses(chunk, responses)
+            else:
+                both = self.engine.represent(
+                    [preference_prompt(self.engine, s, characteristics[s.index], "help") for s in chunk]
+                    + [preference_prompt(self.engine, s, characteristics[s.index], "harm") for s in chunk]
+                )
+            parts.append((both[: len(chunk)], both[len(chunk) :], plain))
+            done += len(chunk)
+            self.report("representations", done, len(kept))
+        help_, harm, plain = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        encoder = config.query_encoder
+        if encoder == LM_ENCODER:
+            embeddings = from_representation(plain)
+        else:
+            embeddings = make_encoder(encoder, self.engine).encode([s.query for s in kept])
+        return kept, embeddings, help_, harm, plain
+
+    def _represent_responses(self, chunk: Sequence[Sample], responses: dict[int, TextPair]) -> Tensor:
+        texts: list[list[int]] = []
+        spans: list[Span] = []
+        last_only = self.spec.config.representation == "response_last"
+        for side in ("help", "harm"):
+            for sample in chunk:
+                prompt = self.engine.prompt_format.wrap(sample.query)
+                start = len(self.engine.tokenize(prompt))
+                # Tokenised together, as the model would see it; the boundary is the prompt's own length.
+                whole = self.engine.tokenize(prompt + getattr(responses[sample.index], side))
+                texts.append(whole)
+                end = len(whole)
+                spans.append(Span(end - 1 if last_only else min(start, end - 1), end))
+        return self.engine.represent(texts, spans)
+
+    def enter(self, stage: Stage, total: int, done: int = 0) -> None:
+        self._stage = stage
+        self._since = time.perf_counter()
+        self.report(stage, done, total)
+
+    def report(self, stage: Stage, done: int, total: int, chunk: PairChunk | None = None) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._since
+        self._since = now
+        self.progress(FitEvent(stage, done, total, chunk))
+        self._since = time.perf_counter()  # the callback's own time (a database write) is not the stage's
+
+    def _adopt(self, chunk: PairChunk) -> None:
+        if chunk.kind == "queries":
+            self._own = chunk.help
+            return
+        for index, help_, harm in zip(chunk.indices, chunk.help, chunk.harm, strict=True):
+            self._done[chunk.kind][index] = TextPair(help_, harm)
+        self.tokens += chunk.tokens
+        self.resumed += len(chunk.indices)
+
+
+def _chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]

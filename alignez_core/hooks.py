@@ -1,0 +1,96 @@
+"""Edits on a plain Hugging Face model, for notebooks and experiments; engines have their own hooks.
+
+with edited_forward(model, edits=[plan_a, None, plan_b]):
+    tokens = model.generate(**batch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignez_core.editing import EditPlan
+from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
+from alignez_core.errors import InvalidInput
+
+
+@contextmanager
+def edited_forward(
+    model: nn.Module,
+    edits: Sequence[EditPlan | None],
+    prompt_lengths: Sequence[int] | None = None,
+    path: str | None = None,
+) -> Iterator[None]:
+    """Applies one edit per row to the forward passes of one batch inside, `model.generate` included.
+
+    The first pass must hold the prompts; later passes either continue its key/value cache or repeat the whole text.
+
+    Args:
+        model: a Hugging Face causal language model.
+        edits: B plans in row order; None leaves a row as it is, bit for bit.
+        prompt_lengths: (B,) tokens of each prompt without its padding, which must be on the left; None: no padding.
+        path: module path of one block's MLP, with "{layer}", for a model type that is not listed.
+    Raises: ModelMismatch: a plan for another model. UnknownArchitecture. InvalidInput: B differs from the batch.
+    """
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    n_layers, hidden_size = int(config.num_hidden_layers), int(config.hidden_size)
+    for plan in edits:
+        if plan is not None:
+            plan.check_fits(n_layers, hidden_size)
+    if prompt_lengths is not None and len(prompt_lengths) != len(edits):
+        raise InvalidInput("prompt_lengths", f"{len(prompt_lengths)} lengths for {len(edits)} edits")
+    live = [None if plan is None or plan.is_identity else plan for plan in edits]
+    batch = _Batch(live, list(prompt_lengths) if prompt_lengths is not None else None)
+    modules = find_mlp_modules(model, n_layers, mlp_path(str(config.model_type), path))
+    with ExitStack() as handles:
+        handles.callback(model.register_forward_pre_hook(batch.start_pass, with_kwargs=True).remove)
+        for layer in sorted({layer for plan in live if plan is not None for layer in plan.layers}):
+            handles.callback(modules[layer].register_forward_hook(_edit_hook(batch, layer)).remove)
+        yield
+
+
+@dataclass
+class _Batch:
+    """The rows of one `edited_forward` and the positions of the pass that is running."""
+
+    edits: list[EditPlan | None]
+    prompt_lengths: list[int] | None
+    prompt_width: int | None = None
+    covered: list[list[int]] = field(default_factory=list)  #: per row, the columns of this pass that are edited
+
+    def start_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        tokens = ids if ids is not None else kwargs.get("inputs_embeds")
+        if tokens is None:
+            raise InvalidInput("input_ids", "edited_forward needs input_ids or inputs_embeds")
+        rows, width = int(tokens.shape[0]), int(tokens.shape[1])
+        if rows != len(self.edits):
+            raise InvalidInput("edits", f"{len(self.edits)} edits for a batch of {rows} rows")
+        past = kwargs.get("past_key_values")
+        first = int(past.get_seq_length()) if past is not None else 0
+        if self.prompt_width is None:
+            self.prompt_width = first + width
+        lengths = self.prompt_lengths or [self.prompt_width] * rows
+        self.covered = []
+        for plan, length in zip(self.edits, lengths, strict=True):
+            padding = self.prompt_width - length
+            positions = [(column, first + column - padding) for column in range(width)]
+            self.covered.append([c for c, t in positions if plan is not None and t >= 0 and plan.covers(t, length)])
+
+
+def _edit_hook(batch: _Batch, layer: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        # OPT's fc2 works on (B·T, D).
+        out = output.clone().view(len(batch.edits), -1, output.shape[-1])
+        for row, (plan, columns) in enumerate(zip(batch.edits, batch.covered, strict=True)):
+            if plan is not None and columns:
+                at = torch.tensor(columns, device=out.device)
+                out[row, at] = plan.apply(out[row, at], layer)
+        return out.view(output.shape)
+
+    return hook

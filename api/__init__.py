@@ -1,0 +1,1 @@
+"""The HTTP process: profiles, jobs and an OpenAI-compatible endpoint that applies each user's profile."""

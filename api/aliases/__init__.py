@@ -1,0 +1,1 @@
+"""Aliases: which version is in use, promotion, rollback and canaries."""

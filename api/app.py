@@ -1,0 +1,170 @@
+"""The application factory: settings in, an ASGI app out. Nothing is loaded or connected at import."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import structlog
+from fastapi import APIRouter, FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from api import health
+from api.admin.routes import router as admin
+from api.aliases.routes import router as aliases
+from api.auth import Authenticator
+from api.chat.routes import router as chat
+from api.chat.streams import Pace
+from api.compare.routes import router as compare
+from api.completions.routes import router as completions
+from api.errors import install_handlers
+from api.jobs.routes import router as jobs
+from api.metrics import Metrics, MetricsServer
+from api.middleware import RequestContext
+from api.models.routes import router as models
+from api.openapi import DESCRIPTION, TAGS, describe
+from api.profiles.routes import router as profiles
+from api.services import Services
+from api.settings import ApiSettings
+from api.users.routes import router as users
+from api.versions.routes import router as versions
+from profiles.errors import ProfilesError
+from profiles.settings import DatabaseSettings
+from profiles.uow import SessionFactory, make_session_factory
+
+if TYPE_CHECKING:
+    from alignez_core.engines.base import Engine
+
+log = structlog.get_logger("api")
+
+_CONTROL: tuple[APIRouter, ...] = (profiles, versions, aliases, users, jobs, admin)
+_GENERATION: tuple[APIRouter, ...] = (chat, completions, models, compare)
+_REGISTER_RETRY_S = 2.0
+
+
+def create_app(
+    settings: ApiSettings | None = None,
+    *,
+    engine: Engine | None = None,
+    session_factory: SessionFactory | None = None,
+    database: DatabaseSettings | None = None,
+    on_fatal: Callable[[str], None] | None = None,
+) -> FastAPI:
+    """The API.
+
+    Args:
+        settings: read from the environment when left out.
+        engine: used instead of loading `settings.model`; the caller closes it.
+        session_factory: used instead of connecting to `database`; the caller disposes of it.
+        on_fatal: called with one line when the model cannot be loaded; by default the process gets SIGTERM.
+    """
+    settings = settings or ApiSettings()
+    database = database or DatabaseSettings()
+    metrics = Metrics()
+    owns_sessions = session_factory is None
+    sessions = session_factory or make_session_factory(database)
+    services = Services(
+        settings=settings,
+        database=database,
+        sessions=sessions,
+        metrics=metrics,
+        auth=Authenticator(sessions, metrics, ttl_s=settings.auth_cache_s, size=settings.auth_cache_size),
+        pace=Pace(settings.max_sends_per_s),
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        exporter = None
+        services.draining.clear()  # an app may be started again, as tests do
+        if settings.metrics_port is not None:
+            exporter = MetricsServer.start(metrics, settings.metrics_host, settings.metrics_port)
+            services.metrics_port = exporter.port
+            log.info("metrics", port=exporter.port)
+        starting = asyncio.create_task(_start_model(services, engine, on_fatal or _terminate))
+        try:
+            if engine is not None:
+                # Nothing to load, so the first request finds the model there.
+                await _until_loaded(services, starting)
+            yield
+        finally:
+            services.draining.set()
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            if services.model is not None and engine is None:
+                await run_in_threadpool(services.model.engine.close)
+            if exporter is not None:
+                await run_in_threadpool(exporter.stop)
+            if owns_sessions:
+                sessions.kw["bind"].dispose()
+
+    app = FastAPI(
+        title="alignez",
+        summary="Personalised answers from one frozen language model",
+        description=DESCRIPTION,
+        version=_version(),
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.state.services = services
+    install_handlers(app)
+    app.add_middleware(RequestContext, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.include_router(health.router)
+    if settings.serves_control:
+        for router in _CONTROL:
+            app.include_router(router)
+    for router in _GENERATION:  # a control-plane process serves them too, to say where they are
+        app.include_router(router)
+    describe(app)
+    return app
+
+
+async def _start_model(services: Services, engine: Engine | None, on_fatal: Callable[[str], None]) -> None:
+    """Loads the model in a thread while `/health` already answers, then registers it until the database takes it."""
+    if not services.settings.serves_generation and engine is None:
+        return
+    from alignez_core.errors import AlignezError
+    from api.loading import assemble, load_engine, register
+
+    try:
+        loaded = engine if engine is not None else await run_in_threadpool(load_engine, services.settings)
+    except (AlignezError, OSError) as error:
+        services.model_error = f"the model could not be loaded: {error}"
+        on_fatal(f"{services.model_error}. Set ALIGNEZ_MODEL to a model directory or Hugging Face id.")
+        return
+    services.model = assemble(services, loaded)
+    services.metrics.engine_ready.set(1)
+    log.info("model_loaded", model=services.model.name, fingerprint=loaded.info.fingerprint)
+    while not services.registered:
+        try:
+            await run_in_threadpool(register, services)
+            services.registered = True
+        except ProfilesError as error:
+            log.warning("model_not_registered", reason=str(error))
+            await asyncio.sleep(_REGISTER_RETRY_S)
+
+
+async def _until_loaded(services: Services, starting: asyncio.Task[None]) -> None:
+    """Waits for an injected engine to be registered, but not for a database that is away."""
+    await asyncio.wait({starting}, timeout=5.0)
+    if starting.done():
+        starting.result()
+
+
+def _terminate(line: str) -> None:
+    log.critical("fatal", reason=line)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _version() -> str:
+    try:
+        return version("alignez")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,133 @@
+"""The state of one choice while it is generated, and how it reads in OpenAI's shapes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from api.metrics import Metrics
+
+if TYPE_CHECKING:
+    from alignez_core.engines.base import StreamChunk, TokenLogprob
+
+
+@dataclass
+class Answer:
+    """One choice: what has come of it so far. Text is kept only when the reply is sent whole."""
+
+    prompt_tokens: int
+    tokens: int = 0
+    finish_reason: str | None = None
+    parts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    #: Characters of text before the logprobs that are reported next (`text_offset` of completions).
+    offset: int = 0
+
+    def add(self, chunk: StreamChunk) -> None:
+        """Counts a chunk in."""
+        self.tokens += len(chunk.token_ids)
+        if chunk.logprobs:
+            self.logprobs.extend(chunk.logprobs)
+        if chunk.finish_reason is not None:
+            self.finish_reason = "stop" if chunk.finish_reason == "cancelled" else chunk.finish_reason
+
+    def take_logprobs(self, chat: bool) -> dict[str, Any] | None:
+        """The log-probabilities gathered since the last call, in the form of chat or text completions."""
+        if not self.logprobs:
+            return None
+        taken, self.logprobs = self.logprobs, []
+        if chat:
+            return chat_logprobs(taken)
+        shown = completion_logprobs(taken, self.offset)
+        self.offset += sum(len(entry.token) for entry in taken)
+        return shown
+
+
+@dataclass
+class Timing:
+    """Tells the metrics when a response's first and last tokens came."""
+
+    metrics: Metrics
+    started: float
+    first: float | None = None
+    _open: bool = True
+
+    def begin(self) -> None:
+        """The engine has the request."""
+        self.metrics.waiting.inc()
+
+    def token(self) -> None:
+        """A token came; only the first one counts here."""
+        if self.first is None and self._open:
+            self.first = time.perf_counter()
+            self.metrics.waiting.dec()
+            self.metrics.running.inc()
+            self.metrics.first_token.observe(self.first - self.started)
+
+    def end(self, answers: list[Answer]) -> None:
+        """The response is over, whole or broken off. Safe to call twice."""
+        if not self._open:
+            return
+        self._open = False
+        m = self.metrics
+        (m.waiting if self.first is None else m.running).dec()
+        now = time.perf_counter()
+        if answers:
+            m.prompt_tokens.inc(answers[0].prompt_tokens)
+        for answer in answers:
+            m.generation_tokens.inc(answer.tokens)
+            m.answer_tokens.observe(answer.tokens)
+            m.finished.labels(answer.finish_reason or "abort").inc()
+            if self.first is not None and answer.tokens > 1:
+                m.inter_token.observe((now - self.first) / (answer.tokens - 1))
+        m.end_to_end.observe(now - self.started)
+
+
+def usage(answers: list[Answer], prompts: int = 1) -> dict[str, int]:
+    """OpenAI's token counts; a prompt counts once, however many choices continue it.
+
+    Args:
+        prompts: answers come in `prompts` groups of equal length, one group per prompt.
+    """
+    per_prompt = len(answers) // prompts
+    read = sum(answer.prompt_tokens for answer in answers[::per_prompt])
+    made = sum(answer.tokens for answer in answers)
+    return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+
+
+def chat_logprobs(entries: list[TokenLogprob]) -> dict[str, Any]:
+    """OpenAI's chat form."""
+    return {
+        "content": [
+            {
+                **_chat_token(entry.token, entry.logprob),
+                "top_logprobs": [_chat_token(token, logprob) for _, token, logprob in entry.top],
+            }
+            for entry in entries
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(entries: list[TokenLogprob], offset: int) -> dict[str, Any]:
+    """OpenAI's older form of text completions."""
+    offsets = []
+    for entry in entries:
+        offsets.append(offset)
+        offset += len(entry.token)
+    return {
+        "tokens": [entry.token for entry in entries],
+        "token_logprobs": [_finite(entry.logprob) for entry in entries],
+        "top_logprobs": [{token: _finite(logprob) for _, token, logprob in entry.top} for entry in entries],
+        "text_offset": offsets,
+    }
+
+
+def _chat_token(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": _finite(logprob), "bytes": list(token.encode("utf-8", "replace"))}
+
+
+def _finite(logprob: float) -> float:
+    # A token that sampling excluded has log-probability −inf, which JSON cannot say; OpenAI writes −9999.
+    return max(logprob, -9999.0)

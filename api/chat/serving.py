@@ -1,0 +1,284 @@
+"""From a parsed request to an answer: rows for the engine, then one JSON reply or a stream of events.
+
+Nothing here knows which engine runs or where profiles are stored; a request's edit arrives ready made.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from api.chat.answers import Answer, Timing, usage
+from api.chat.personalise import Personalisation
+from api.chat.protocol import ChatRequest, SamplingFields
+from api.chat.sse import DONE, EventPattern, EventStream, event, join, watching
+from api.chat.streams import Pace, batches
+from api.errors import ApiError, openai_body, problem_of
+from api.metrics import Metrics
+
+if TYPE_CHECKING:
+    from alignez_core.engines.base import Engine, GenerationRequest, StreamChunk, TokenStream
+    from alignez_core.prompts import Message
+
+_SEED_MASK = 2**63 - 1
+#: Beyond this many characters tokenising could hold the event loop up noticeably.
+_TOKENISE_INLINE = 8000
+COMPLETION_TOKENS = 16  #: OpenAI's default length of a text completion
+
+
+@dataclass(frozen=True)
+class Served:
+    """What serving needs of the process."""
+
+    engine: Engine
+    metrics: Metrics
+    pace: Pace
+    default_max_tokens: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a kind of reply is named."""
+
+    chat: bool
+    id_prefix: str
+    reply: str
+    chunk: str
+
+
+CHAT = Shape(True, "chatcmpl-", "chat.completion", "chat.completion.chunk")
+TEXT = Shape(False, "cmpl-", "text_completion", "text_completion")
+
+
+async def render_chat(engine: Engine, body: ChatRequest) -> list[int]:
+    """Token ids of the conversation, answer cue included.
+
+    Raises: ApiError: the model's chat template refuses the order of the roles.
+    """
+    turns = body.turns()
+    if sum(len(turn["content"]) for turn in turns) < _TOKENISE_INLINE:
+        return _render(engine, turns)
+    return await run_in_threadpool(_render, engine, turns)
+
+
+def _render(engine: Engine, turns: Sequence[Message]) -> list[int]:
+    try:
+        text = engine.prompt_format.render(turns)
+    except Exception as error:  # templates are the model's own code and raise what they like
+        raise ApiError(
+            400, "invalid_messages", f"the model's chat template refuses these messages: {str(error)[:200]}",
+            param="messages",
+        ) from error  # fmt: skip
+    return engine.tokenize(text)
+
+
+async def tokenise(engine: Engine, prompt: str | list[int]) -> list[int]:
+    """Token ids of a text completion's prompt; ids are checked against the vocabulary.
+
+    Raises: ApiError: an id outside it.
+    """
+    if isinstance(prompt, str):
+        if len(prompt) < _TOKENISE_INLINE:
+            return engine.tokenize(prompt)
+        return await run_in_threadpool(engine.tokenize, prompt)
+    size = engine.info.vocab_size
+    if max(prompt) >= size:
+        raise ApiError(400, "invalid_prompt", f"token {max(prompt)} is not below {size}", param="prompt")
+    return prompt
+
+
+def rows(
+    served: Served,
+    body: SamplingFields,
+    prompt: list[int],
+    asked_tokens: int | None,
+    alternatives: int | None,
+    personal: Personalisation,
+    *,
+    chat: bool,
+) -> list[GenerationRequest]:
+    """One engine row per choice; choice i samples with seed + i.
+
+    Raises: ContextTooLong: the prompt, with the tokens asked for, is over the context.
+    """
+    from alignez_core.engines.base import GenerationRequest
+    from alignez_core.errors import ContextTooLong
+
+    info = served.engine.info
+    room = info.context_length - len(prompt)
+    if asked_tokens is None:
+        asked_tokens = max(1, min(room, served.default_max_tokens if chat else COMPLETION_TOKENS))
+    if asked_tokens > room:
+        raise ContextTooLong(len(prompt), asked_tokens, info.context_length)
+    stops = body.stops
+    if chat and not body.ignore_eos:
+        stops += served.engine.prompt_format.stop
+    choices = body.n or 1
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            max_tokens=asked_tokens,
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else max(body.top_p, 1e-6),  # OpenAI allows 0, which keeps one token
+            top_k=max(body.top_k or 0, 0),
+            # A single unseeded row stays unpredictable; seeded choices differ from each other and repeat.
+            seed=None if body.seed is None else (body.seed + choice) & _SEED_MASK,
+            stop=stops,
+            ignore_eos=bool(body.ignore_eos),
+            logprobs=alternatives,
+            edit=personal.plan,
+        )
+        for choice in range(choices)
+    ]
+
+
+@dataclass
+class Generation:
+    """The rows of one request in the engine.
+
+    Args:
+        personal: per row, whose behaviour it takes on (one object for all, except in comparisons).
+        columns: per row, further constant fields of its choice.
+        prompts: how many prompts the rows continue, in groups of equal length.
+    """
+
+    served: Served
+    shape: Shape
+    model: str
+    rows: list[GenerationRequest]
+    personal: list[Personalisation]
+    started: float
+    columns: list[dict[str, Any]] | None = None
+    prompts: int = 1
+
+    def __post_init__(self) -> None:
+        self.id = f"{self.shape.id_prefix}{secrets.token_hex(12)}"
+        self.created = int(time.time())
+        self.answers = [Answer(len(row.prompt)) for row in self.rows]
+        self.timing = Timing(self.served.metrics, self.started)
+        self.streams: list[TokenStream] = []
+
+    def start(self) -> None:
+        """Hands the rows to the engine, all or none.
+
+        Raises: ContextTooLong, EngineOverloaded, ModelMismatch, EngineClosed.
+        """
+        try:
+            for row in self.rows:
+                self.streams.append(self.served.engine.stream(row))
+        except BaseException:
+            self.close()
+            raise
+        self.timing.begin()
+        for personal in self.personal:
+            self.served.metrics.edits.labels(personal.kind).inc()
+
+    def close(self) -> None:
+        """Stops every row within one step. Safe to call twice."""
+        for stream in self.streams:
+            stream.close()
+
+    def abandon(self) -> None:
+        """`close`, for a response that may never have been read at all."""
+        self.close()
+        self.timing.end(self.answers)
+
+    async def respond(self, request: Request, *, stream: bool, include_usage: bool) -> Response:
+        """The whole reply, or the response that will stream it. The engine has started when this returns."""
+        self.start()
+        if stream:
+            request_id = request.state.request_id
+            return EventStream(
+                self.events(include_usage),
+                on_gone=self.abandon,
+                on_error=lambda error: event(openai_body(problem_of(error), request_id)),
+            )
+        async with watching(request.receive, self.close):
+            return JSONResponse(await self.collect())
+
+    async def collect(self) -> dict[str, Any]:
+        """The reply as one object, when every row has ended."""
+        try:
+            for stream, answer in zip(self.streams, self.answers, strict=True):
+                async for chunk in stream:
+                    self.timing.token()
+                    answer.add(chunk)
+                    answer.parts.append(chunk.text)
+        finally:
+            self.close()
+            self.timing.end(self.answers)
+        return {
+            "id": self.id,
+            "object": self.shape.reply,
+            "created": self.created,
+            "model": self.model,
+            "choices": [self._choice(i) for i in range(len(self.rows))],
+            "usage": usage(self.answers, self.prompts),
+            **self._alignez(0),
+        }
+
+    async def events(self, include_usage: bool) -> AsyncIterator[bytes]:
+        """Blocks of server-sent events, ending with `[DONE]`."""
+        envelope = {"id": self.id, "object": self.shape.chunk, "created": self.created, "model": self.model}
+        columns = self.columns or [{} for _ in self.rows]
+        patterns = [EventPattern(envelope, i, chat=self.shape.chat, extra=column) for i, column in enumerate(columns)]
+        opened = [not self.shape.chat] * len(patterns)
+        try:
+            async for batch in batches(self.streams, self.served.pace):
+                self.timing.token()
+                out: list[str] = []
+                for index, chunk in batch:
+                    if not opened[index]:
+                        opened[index] = True
+                        out.append(patterns[index].role())
+                    self._encode(patterns[index], index, chunk, out)
+                if out:
+                    yield join(out)
+            if include_usage:
+                last = {**envelope, "choices": [], "usage": usage(self.answers, self.prompts), **self._alignez(0)}
+                yield event(last) + DONE
+            else:
+                yield DONE
+        finally:
+            self.close()
+            self.timing.end(self.answers)
+
+    def _encode(self, pattern: EventPattern, index: int, chunk: StreamChunk, out: list[str]) -> None:
+        """Appends the events of one chunk. Text that is held back needs none; its log-probabilities wait for it."""
+        answer = self.answers[index]
+        answer.add(chunk)
+        if chunk.finish_reason is None and not answer.logprobs:
+            if chunk.text:
+                out.append(pattern.text(chunk.text))
+        elif chunk.finish_reason is not None:
+            # OpenAI's last chunk of a choice has an empty delta, so text goes before it.
+            logprobs = answer.take_logprobs(self.shape.chat)
+            if self.shape.chat and (chunk.text or logprobs):
+                out.append(pattern.full(chunk.text, None, logprobs))
+                out.append(pattern.full("", answer.finish_reason, None, self._alignez(index)))
+            else:
+                out.append(pattern.full(chunk.text, answer.finish_reason, logprobs, self._alignez(index)))
+        elif chunk.text:
+            out.append(pattern.full(chunk.text, None, answer.take_logprobs(self.shape.chat)))
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        answer = self.answers[index]
+        text = "".join(answer.parts)
+        body: dict[str, Any] = {"index": index, **(self.columns[index] if self.columns else {})}
+        if self.shape.chat:
+            body["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            body["text"] = text
+        body["logprobs"] = answer.take_logprobs(self.shape.chat)
+        body["finish_reason"] = answer.finish_reason
+        return body
+
+    def _alignez(self, index: int) -> dict[str, Any]:
+        return {"alignez": self.personal[index].report()}

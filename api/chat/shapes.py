@@ -1,0 +1,76 @@
+"""OpenAI's reply shapes, for the OpenAPI file only: replies are built as plain dictionaries."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class Applied(BaseModel):
+    """What was applied to the answer; all null for the bare base model."""
+
+    profile: str | None
+    version: int | None
+    sha256: str | None
+    neighbors: list[str] | None
+    edit_ratio: float | None
+
+
+class UsageShape(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: str | None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageShape
+    alignez: Applied
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextCompletion(BaseModel):
+    """A whole continuation."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: UsageShape
+    alignez: Applied
+
+
+_EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": ChatCompletion, "description": "The answer, or its events with `stream: true`", "content": _EVENTS}
+}
+COMPLETION_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": TextCompletion, "description": "The text, or its events with `stream: true`", "content": _EVENTS}
+}

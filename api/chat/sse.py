@@ -1,0 +1,159 @@
+"""Server-sent events of a stream: how chunks become bytes, and the response that sends them.
+
+Written for the hot path: what does not change from token to token is encoded once per request (`EventPattern`), one
+`send` carries every token that has already arrived, and a client that goes away closes the engine's streams at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+DONE = b"data: [DONE]\n\n"
+HEARTBEAT = b": keep-alive\n\n"
+
+
+def dumps(value: object) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def event(data: object, *, name: str | None = None, event_id: int | str | None = None) -> bytes:
+    """One server-sent event with a JSON body."""
+    head = "" if event_id is None else f"id: {event_id}\n"
+    if name is not None:
+        head += f"event: {name}\n"
+    return f"{head}data: {dumps(data)}\n\n".encode()
+
+
+class EventPattern:
+    """The events of one choice, everything but the text encoded beforehand.
+
+    Args:
+        envelope: the chunk's constant fields (id, object, created, model, …).
+        index: the choice.
+        delta: how a piece of text sits in a choice: "delta" (chat) or "text" (completions).
+        extra: constant fields of the choice (compare's column name).
+    """
+
+    __slots__ = ("_between", "_close", "_index", "_open", "_wrap", "chat")
+
+    def __init__(
+        self, envelope: Mapping[str, Any], index: int, *, chat: bool, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        head = dumps({**envelope, "choices": []})[: -len("]}")]
+        column = "".join(f",{dumps(key)}:{dumps(value)}" for key, value in (extra or {}).items())
+        self.chat = chat
+        field = '"delta":{"content":' if chat else '"text":'
+        self._open = f'data: {head}{{"index":{index}{column},'
+        self._wrap = f"{self._open}{field}"
+        self._between = "}" if chat else ""
+        self._close = ',"logprobs":null,"finish_reason":null}]}\n\n'
+
+    def text(self, text: str) -> str:
+        """The event of a piece of text."""
+        return f"{self._wrap}{encode_basestring_ascii(text)}{self._between}{self._close}"
+
+    def role(self) -> str:
+        """The first event of a chat answer."""
+        return f'{self._open}"delta":{{"role":"assistant","content":""}}{self._close}'
+
+    def full(
+        self,
+        text: str,
+        finish_reason: str | None,
+        logprobs: Mapping[str, Any] | None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """An event with log-probabilities, an end, or further fields of the chunk (`alignez`)."""
+        delta: str = dumps({"content": text} if text or finish_reason is None else {})
+        body = f'"delta":{delta}' if self.chat else f'"text":{encode_basestring_ascii(text)}'
+        tail = "".join(f",{dumps(key)}:{dumps(value)}" for key, value in (extra or {}).items())
+        return f'{self._open}{body},"logprobs":{dumps(logprobs)},"finish_reason":{dumps(finish_reason)}}}]{tail}}}\n\n'
+
+
+class EventStream(Response):
+    """Sends byte blocks as they come, and stops their source as soon as the client is gone.
+
+    Starlette's `StreamingResponse` notices a closed connection only when a write fails; a row of the batch would run
+    on until then. Here the connection is watched beside the writing.
+
+    Args:
+        blocks: what to send; an error that it raises ends the stream after `on_error`'s event.
+        on_gone: called at once when the client disconnects; must make `blocks` end.
+        on_error: the last event for an error after the first byte.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        blocks: AsyncIterator[bytes],
+        *,
+        on_gone: Callable[[], None],
+        on_error: Callable[[Exception], bytes],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self._blocks = blocks
+        self._on_gone = on_gone
+        self._on_error = on_error
+        # nginx would hold the stream back; "no-transform" keeps proxies from compressing it.
+        fixed = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+        self.init_headers({**fixed, **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.Event()
+        watcher = asyncio.ensure_future(_watch(receive, gone, self._on_gone))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                async for block in self._blocks:
+                    if gone.is_set():
+                        break
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
+            except OSError:
+                gone.set()  # servers of ASGI 2.4 raise when the client is gone
+            except Exception as error:
+                await send({"type": "http.response.body", "body": self._on_error(error), "more_body": True})
+            if not gone.is_set():
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._on_gone()
+            watcher.cancel()
+            close = getattr(self._blocks, "aclose", None)
+            if close is not None:
+                await close()
+
+
+@contextlib.asynccontextmanager
+async def watching(receive: Receive, on_gone: Callable[[], None]) -> AsyncIterator[asyncio.Event]:
+    """Calls `on_gone` if the client disconnects inside the block; the event says whether it did."""
+    gone = asyncio.Event()
+    watcher = asyncio.ensure_future(_watch(receive, gone, on_gone))
+    try:
+        yield gone
+    finally:
+        watcher.cancel()
+
+
+async def _watch(receive: Receive, gone: asyncio.Event, on_gone: Callable[[], None]) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            gone.set()
+            on_gone()
+            return
+
+
+def join(events: Iterable[str]) -> bytes:
+    """Several events as one block."""
+    return "".join(events).encode("ascii")

@@ -1,0 +1,1 @@
+"""One prompt, the base model beside profiles."""

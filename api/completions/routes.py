@@ -1,0 +1,76 @@
+"""`POST /v1/completions`, and the same as an end user."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from api.chat.personalise import personal_of
+from api.chat.protocol import CompletionRequest
+from api.chat.selection import select
+from api.chat.serving import TEXT, Generation, rows, tokenise
+from api.chat.shapes import COMPLETION_RESPONSES
+from api.deps import CallerDep, ModelDep, ServicesDep
+from api.errors import ApiError
+from api.fields import EndUserPath
+from api.services import Model, Services
+from profiles.service import Caller
+
+router = APIRouter(prefix="/v1", tags=["generation"])
+
+
+@router.post("/completions", summary="Continue a prompt", response_model=None, responses=COMPLETION_RESPONSES)
+async def create_completion(
+    body: CompletionRequest, request: Request, caller: CallerDep, model: ModelDep, services: ServicesDep
+) -> Response:
+    """OpenAI's text completions. The prompt is read as it stands, without an answer cue.
+
+    The profile is chosen as for chat completions; sample-conditional directions are looked up with the prompt itself.
+    """
+    return await _answer(body, request, caller, model, services, None)
+
+
+@router.post(
+    "/users/{user}/completions",
+    summary="Continue a prompt as an end user",
+    response_model=None,
+    responses=COMPLETION_RESPONSES,
+)
+async def user_completion(
+    user: EndUserPath,
+    body: CompletionRequest,
+    request: Request,
+    caller: CallerDep,
+    model: ModelDep,
+    services: ServicesDep,
+) -> Response:
+    """The same with the end user in the path."""
+    return await _answer(body, request, caller, model, services, user)
+
+
+async def _answer(
+    body: CompletionRequest, request: Request, caller: Caller, model: Model, services: Services, user: str | None
+) -> Response:
+    services.check_choices(body.n)
+    selection = select(body, model.name, user)
+    prompts = body.prompts
+    if len(prompts) * (body.n or 1) > services.settings.max_prompts:
+        raise ApiError(
+            400,
+            "too_many_prompts",
+            f"{len(prompts)} prompts with n={body.n or 1} make {len(prompts) * (body.n or 1)} answers, the limit is "
+            f"{services.settings.max_prompts}",
+            param="prompt",
+        )
+    ids = [await tokenise(model.engine, prompt) for prompt in prompts]
+    personal = await asyncio.gather(*(personal_of(model.personaliser, caller, selection, prompt) for prompt in ids))
+    requests, whose = [], []
+    for prompt, whom in zip(ids, personal, strict=True):
+        made = rows(model.served, body, prompt, body.max_tokens, body.logprobs, whom, chat=False)
+        requests += made
+        whose += [whom] * len(made)
+    generation = Generation(
+        model.served, TEXT, body.model, requests, whose, request.state.started, prompts=len(prompts)
+    )
+    return await generation.respond(request, stream=bool(body.stream), include_usage=body.include_usage)

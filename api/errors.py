@@ -1,0 +1,259 @@
+"""The only map from errors to HTTP statuses, and the two envelopes that carry them.
+
+Ours is `{"error": {"code", "message", "details", "request_id"}}`. Under the OpenAI paths it is OpenAI's
+`{"error": {"message", "type", "param", "code"}}`, so that OpenAI clients raise their own exceptions. Nothing here
+shows a stack trace or a driver's message: those go to the log, under the request id that the caller gets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from alignez_core import errors as core
+from profiles import errors as stored
+
+log = structlog.get_logger("api")
+
+_OPENAI_PATH = re.compile(r"/v1/(?:users/[^/]+/)?(?:chat|completions|models|embeddings)(?:/|$)")
+RETRY_AFTER_S = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as a caller sees it, before an envelope is chosen."""
+
+    status: int
+    code: str
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class ApiError(Exception):
+    """An error that only the HTTP layer knows: a malformed parameter, an unsupported option, a missing role."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.problem = Problem(
+            status, code, message, {"field": param} if param else {}, param=param, retry_after_s=retry_after_s
+        )
+
+
+class BodyTooLarge(HTTPException):
+    """The request's body is over the limit. An HTTPException, because FastAPI turns any other into a 400."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the request body is over the limit of {limit} bytes")
+        self.limit = limit
+
+
+class AsciiJSONResponse(JSONResponse):
+    """JSON with escapes only: a caller's lone surrogate in a field's name must not break the error about it."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Makes every foreseen error leave through `problem_of` and one of the two envelopes; `RequestContext` does the
+    rest."""
+    for kind in (RequestValidationError, HTTPException, core.AlignezError, stored.ProfilesError, ApiError):
+        app.add_exception_handler(kind, _handle)
+
+
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    problem = problem_of(error)
+    if problem.status == 503:
+        log.warning("unavailable", code=problem.code, reason=str(error.__cause__ or error)[:500])
+    elif problem.status >= 500:
+        log.error("request_failed", code=problem.code, exc_info=error)
+    return render_error(request.url.path, problem, request.state.request_id)
+
+
+def problem_of(error: BaseException) -> Problem:
+    """What a caller is told about any error; an error that nobody foresaw is a 500 that says nothing of itself."""
+    if isinstance(error, ApiError):
+        return error.problem
+    if isinstance(error, RequestValidationError):
+        return _malformed(error.errors())
+    if isinstance(error, BodyTooLarge):
+        return Problem(413, "body_too_large", str(error.detail), {"limit_bytes": error.limit})
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, _HTTP_CODES.get(error.status_code, "http_error"), str(error.detail))
+    if isinstance(error, core.AlignezError):
+        return _of_core(error)
+    if isinstance(error, stored.ProfilesError):
+        return _of_profiles(error)
+    return Problem(500, "internal_error", "The server failed; the request id leads to the reason in its log.")
+
+
+def is_openai_path(path: str) -> bool:
+    """Whether errors of this path wear OpenAI's envelope."""
+    return _OPENAI_PATH.match(path) is not None
+
+
+def render_error(path: str, problem: Problem, request_id: str) -> JSONResponse:
+    """The response that carries `problem`, in the envelope that belongs to `path`."""
+    openai = is_openai_path(path)
+    if openai and problem.status == 422:
+        problem = replace(problem, status=400)  # OpenAI answers malformed bodies with 400
+    body = openai_body(problem, request_id) if openai else own_body(problem, request_id)
+    headers: dict[str, str] = {}
+    if problem.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(problem.retry_after_s)))
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return AsciiJSONResponse(body, problem.status, headers)
+
+
+def own_body(problem: Problem, request_id: str) -> dict[str, Any]:
+    """Our envelope."""
+    return {
+        "error": {
+            "code": problem.code,
+            "message": problem.message,
+            "details": dict(problem.details),
+            "request_id": request_id,
+        }
+    }
+
+
+def openai_body(problem: Problem, request_id: str) -> dict[str, Any]:
+    """OpenAI's envelope; `details` and `request_id` are additions that its clients pass over."""
+    if problem.status >= 500:
+        kind = "server_error"
+    elif problem.status == 429:
+        kind = "rate_limit_error"
+    elif problem.status == 401:
+        kind = "authentication_error"
+    elif problem.status == 403:
+        kind = "permission_error"
+    else:
+        kind = "invalid_request_error"
+    return {
+        "error": {
+            "message": problem.message,
+            "type": kind,
+            "param": problem.param,
+            "code": problem.code,
+            "details": dict(problem.details),
+            "request_id": request_id,
+        }
+    }
+
+
+_HTTP_CODES = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+
+_CORE_STATUS: tuple[tuple[type[core.AlignezError], int], ...] = (
+    (core.InvalidInput, 422),
+    (core.TooFewSamples, 422),
+    (core.LayerOutOfRange, 422),
+    (core.ModelMismatch, 409),
+    (core.DegenerateEmbeddings, 409),
+    (core.ContextTooLong, 400),
+    (core.EngineOverloaded, 429),
+    (core.EngineClosed, 503),
+    (core.OutOfMemory, 503),
+    (core.ModelNotFound, 503),
+    (core.UnknownArchitecture, 503),
+)
+
+
+_STORED_STATUS: tuple[tuple[type[stored.ProfilesError], int], ...] = (
+    (stored.NotFound, 404),
+    (stored.Gone, 410),
+    (stored.Conflict, 409),
+    (stored.QuotaExceeded, 429),
+    (stored.InvalidSpec, 422),
+    (stored.Unauthenticated, 401),
+    (stored.Forbidden, 403),
+    (stored.DatabaseUnavailable, 503),
+    (stored.BrokerUnavailable, 503),
+)
+
+
+def _of_core(error: core.AlignezError) -> Problem:
+    status = next((code for kind, code in _CORE_STATUS if isinstance(error, kind)), 500)
+    details = {name: value for name, value in vars(error).items() if isinstance(value, str | int | float)}
+    param = error.field if isinstance(error, core.InvalidInput) else None
+    if isinstance(error, core.InvalidInput):
+        details = {"field": error.field}
+    elif isinstance(error, core.ContextTooLong):
+        param = "messages"
+    elif isinstance(error, core.TooFewSamples):
+        param = "fit.neighbors"
+    elif isinstance(error, core.LayerOutOfRange):
+        param = "fit.layers"
+    message = str(error)
+    if status == 500 or isinstance(error, core.ModelNotFound | core.UnknownArchitecture):
+        message, details = "The model cannot serve this request.", {}  # its text names directories of the server
+    retry = float(RETRY_AFTER_S) if status in (429, 503) else None
+    return Problem(status, error.code, message, details, param, retry)
+
+
+def _malformed(errors: Sequence[Any]) -> Problem:
+    """422 from pydantic's findings: the first one as the message, all of them (20 at most) as details."""
+    found = [{"field": _field(e["loc"]), "message": _plain(e["msg"])} for e in errors[:20]]
+    if any(e["type"] == "json_invalid" for e in errors):
+        return Problem(422, "invalid_json", "the request body is not valid JSON", {"errors": found})
+    first = found[0] if found else {"field": "body", "message": "malformed"}
+    return Problem(
+        422,
+        "invalid_request",
+        f"{first['field']}: {first['message']}",
+        {"field": first["field"], "errors": found},
+        param=first["field"],
+    )
+
+
+def _field(loc: Sequence[Any]) -> str:
+    """`("body", "queries", 3, "text")` as `queries.3.text`; a location outside the body keeps its place's name."""
+    parts = [str(part) for part in loc]
+    if parts and parts[0] == "body" and len(parts) > 1:
+        parts = parts[1:]
+    return ".".join(parts)[:200]
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")[:500]
+
+
+def _of_profiles(error: stored.ProfilesError) -> Problem:
+    status = next((code for kind, code in _STORED_STATUS if isinstance(error, kind)), 500)
+    if status == 500:
+        return Problem(500, "internal_error", "The server failed; the request id leads to the reason in its log.")
+    details: dict[str, Any] = {}
+    for name, value in vars(error).items():
+        if isinstance(value, str | int | float):
+            details[name] = value
+        elif isinstance(value, UUID):
+            details[name] = str(value)
+    param = error.field if isinstance(error, stored.InvalidSpec) else None
+    if isinstance(error, stored.VersionNotReady) and error.job_id is not None:
+        details["job"] = f"/v1/jobs/{error.job_id}"
+    if isinstance(error, stored.NotFound):
+        param = "model" if error.kind in ("profile", "alias", "version") else None
+    retry = details.pop("retry_after_s", None)
+    return Problem(status, error.code, str(error), details, param, retry)

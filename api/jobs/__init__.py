@@ -1,0 +1,1 @@
+"""Jobs: fits in progress, and their events."""

@@ -1,0 +1,63 @@
+"""A job as its owner sees it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from profiles.models import Job
+
+JobStatusName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class Progress(BaseModel):
+    """How far a stage is."""
+
+    done: int
+    total: int
+
+
+class JobFailure(BaseModel):
+    """Why a job failed, or why its last attempt did; `code` is stable."""
+
+    code: str
+    message: str | None
+
+
+class JobRead(BaseModel):
+    """One fit. `progress` has an entry for every stage that has begun."""
+
+    id: UUID
+    status: JobStatusName
+    stage: str | None
+    progress: dict[str, Progress]
+    error: JobFailure | None
+    profile_id: UUID
+    version: int | None
+    attempt: int
+    cancel_requested: bool
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, job: Job, version: int | None) -> Self:
+        """The row as a reply; `version` is its version's number."""
+        error = JobFailure(code=job.error_code, message=job.error_message) if job.error_code else None
+        return cls(
+            id=job.id,
+            status=job.status.value,
+            stage=job.stage,
+            progress={stage: Progress(**counts) for stage, counts in job.progress.items()},
+            error=error,
+            profile_id=job.profile_id,
+            version=version,
+            attempt=job.attempt,
+            cancel_requested=job.cancel_requested_at is not None,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+        )

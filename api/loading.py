@@ -1,0 +1,61 @@
+"""Loads the engine and puts it to service. Imported only by processes that hold a model, because it imports torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from api.chat.personalise import Personaliser
+from api.chat.serving import Served
+from api.services import Model, Services
+from api.settings import ApiSettings
+from profiles.service import ModelFacts, register_base_model
+from profiles.uow import UnitOfWork
+
+if TYPE_CHECKING:
+    from alignez_core.engines.base import Engine
+
+
+def load_engine(settings: ApiSettings) -> Engine:
+    """The engine that the settings name; the shipped persona-nano when they name none.
+
+    Raises: ModelNotFound, UnknownArchitecture, OutOfMemory.
+    """
+    from alignez_core import nano
+    from alignez_core.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine.load(
+        settings.model or nano.MODEL_DIR,
+        device=settings.device,
+        dtype=settings.dtype,
+        revision=settings.model_revision,
+        max_slots=settings.max_running,
+        max_waiting=settings.max_waiting,
+        threads=settings.threads,
+        name=settings.model_name,
+    )
+
+
+def assemble(services: Services, engine: Engine) -> Model:
+    """The engine with what serves requests on it."""
+    settings = services.settings
+    served = Served(engine, services.metrics, services.pace, settings.default_max_tokens)
+    personaliser = Personaliser(engine, services.sessions, services.metrics, settings.plan_cache_size)
+    return Model(engine, settings.model_name or engine.info.name, served, personaliser)
+
+
+def register(services: Services) -> None:
+    """Makes the base model known to the database, so that profiles can be made for it. Raises: DatabaseUnavailable."""
+    model = services.require_model()
+    info = model.engine.info
+    facts = ModelFacts(
+        name=model.name,
+        source=services.settings.model or "persona-nano (shipped)",
+        fingerprint=info.fingerprint,
+        n_layers=info.n_layers,
+        hidden_size=info.hidden_size,
+        context_length=info.context_length,
+        prompt_format=info.prompt_format,
+        revision=info.revision,
+    )
+    with UnitOfWork.open(services.sessions) as uow:
+        register_base_model(uow, facts)

@@ -1,0 +1,1 @@
+"""Profiles: named behaviours and the fits that make them."""

@@ -1,0 +1,121 @@
+"""`/v1/profiles`: create, list, show, rename, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from api.deps import CallerDep, ServicesDep, UowDep
+from api.fields import Cursor, PageLimit, ProfilePath
+from api.idempotency import IdempotencyHeader, once
+from api.jobs.schemas import JobRead
+from api.paging import Listed
+from api.profiles.checks import check_spec
+from api.profiles.schemas import FitAccepted, ProfileCreate, ProfileRead, ProfileUpdate
+from api.versions.schemas import VersionSummary
+from profiles.models import Profile
+from profiles.service import (
+    FitRequest,
+    delete_profile,
+    get_profile,
+    list_base_models,
+    list_profiles,
+    request_fit,
+    update_profile,
+)
+from profiles.uow import UnitOfWork
+
+router = APIRouter(prefix="/v1/profiles", tags=["profiles"])
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Create a profile",
+    response_model=FitAccepted,
+    responses={202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "the job"}}}},
+)
+def create(
+    body: ProfileCreate,
+    request: Request,
+    caller: CallerDep,
+    uow: UowDep,
+    services: ServicesDep,
+    idempotency_key: IdempotencyHeader = None,
+) -> JSONResponse:
+    """Queues the fit of a new profile. A persona alone is enough: the model makes its own preference data.
+
+    Queries without a persona use the default persona; a query with phrases of its own makes the behaviour depend on
+    the context. Watch the job at `Location`; its version becomes the profile's default when it is ready.
+    """
+
+    def make() -> FitAccepted:
+        made = request_fit(
+            uow,
+            caller,
+            body.to_spec(),
+            name=body.name,
+            description=body.description or None,
+            base_model=body.base_model or services.served_name,
+            max_queued_jobs=services.database.max_queued_jobs,
+        )
+        check_spec(services, made.version.spec)
+        return accepted(uow, made)
+
+    return once(uow, caller, idempotency_key, request, body, 202, make, location=job_location)
+
+
+@router.get("", summary="List profiles")
+def index(caller: CallerDep, uow: UowDep, cursor: Cursor = None, limit: PageLimit = 50) -> Listed[ProfileRead]:
+    """Your profiles, newest first."""
+    page = list_profiles(uow, caller, cursor, limit)
+    return Listed(data=read_profiles(uow, page.rows), next=page.next)
+
+
+@router.get("/{profile}", summary="Show a profile")
+def show(profile: ProfilePath, caller: CallerDep, uow: UowDep) -> ProfileRead:
+    """By id or name."""
+    return read_profiles(uow, [get_profile(uow, caller, profile)])[0]
+
+
+@router.patch("/{profile}", summary="Rename or describe a profile")
+def update(profile: ProfilePath, body: ProfileUpdate, caller: CallerDep, uow: UowDep) -> ProfileRead:
+    """What is left out stays as it is."""
+    row = update_profile(uow, caller, profile, name=body.name, description=body.description)
+    return read_profiles(uow, [row])[0]
+
+
+@router.delete("/{profile}", status_code=204, summary="Delete a profile")
+def delete(profile: ProfilePath, caller: CallerDep, uow: UowDep) -> Response:
+    """Archives its versions, cancels its jobs, takes it from its end users and frees its name."""
+    delete_profile(uow, caller, profile)
+    return Response(status_code=204)
+
+
+def accepted(uow: UnitOfWork, made: FitRequest) -> FitAccepted:
+    """The reply to a request for a fit."""
+    return FitAccepted(
+        profile=read_profiles(uow, [made.profile])[0],
+        version=VersionSummary.of(made.version),
+        job=JobRead.of(made.job, made.version.number),
+    )
+
+
+def job_location(reply: dict[str, Any]) -> str:
+    """Where to watch the fit."""
+    return f"/v1/jobs/{reply['job']['id']}"
+
+
+def read_profiles(uow: UnitOfWork, rows: Sequence[Profile]) -> list[ProfileRead]:
+    """Profiles with their aliases and base models' names, by two queries however many they are."""
+    if not rows:
+        return []
+    names = {model.id: model.name for model in list_base_models(uow)}
+    aliases = uow.repository.catalog.aliases([row.id for row in rows])
+    return [
+        ProfileRead.of(row, names.get(row.base_model_id) if row.base_model_id else None, aliases[row.id])
+        for row in rows
+    ]

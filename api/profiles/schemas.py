@@ -1,0 +1,190 @@
+"""What a caller describes a behaviour with, and a profile as they see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from api.fields import MAX_QUERIES, AnswerText, Body, Description, Name, Phrase, QueryText, ShortText
+from api.jobs.schemas import JobRead
+from api.versions.schemas import VersionSummary
+from profiles.models import Profile
+from profiles.spec import DEFAULT_NEIGHBORS
+
+_EXAMPLE: dict[str, Any] = {
+    "name": "cheerful",
+    "persona": {"preferred": "cheerful and warm", "dispreferred": "gloomy and cold"},
+    "fit": {"method": "transport", "neighbors": 10},
+}
+
+
+class PersonaBody(Body):
+    """What is wanted and its opposite, as phrases that complete "You are a … assistant"."""
+
+    description: Description | None = Field(None, description="free text; joins the preferred side's prompts")
+    preferred: Phrase | None = Field(None, description='default "helpful"', examples=["cheerful and warm"])
+    dispreferred: Phrase | None = Field(
+        None, description='default "malicious and useless"', examples=["gloomy and cold"]
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not (self.description or self.preferred or self.dispreferred):
+            raise ValueError("give preferred, dispreferred or description")
+        return self
+
+
+class QueryBody(Body):
+    """A query to fit on; with phrases of its own, the behaviour depends on the context."""
+
+    text: QueryText
+    preferred: Phrase | None = None
+    dispreferred: Phrase | None = None
+
+
+class PairBody(Body):
+    """A ground-truth pair: both answers to one query."""
+
+    query: QueryText
+    preferred: AnswerText
+    dispreferred: AnswerText
+
+
+LayerIndex = Annotated[int, Field(ge=0, le=10_000)]
+
+
+class FitBody(Body):
+    """Settings of the fit; what is left out takes its default (the core's `FitConfig`)."""
+
+    method: Literal["transport", "alignez"] | None = None
+    conditional: bool | None = Field(None, description="directions per request from the nearest fit queries")
+    neighbors: Annotated[int, Field(ge=1, le=MAX_QUERIES)] | None = Field(
+        None, description="K, at most the number of queries; 10, or all of fewer"
+    )
+    layers: (
+        Annotated[int, Field(ge=1, le=10_000)]
+        | Literal["all"]
+        | Annotated[list[LayerIndex], Field(min_length=1, max_length=10_000)]
+        | None
+    ) = Field(None, description="how many to keep, `all`, or which (0-based)")
+    layer_rule: Literal["consistency", "separation"] | None = None
+    representation: Literal["prompt", "response_last", "response_mean"] | None = None
+    edit_rule: Literal["sequential", "simultaneous", "orthogonal"] | None = None
+    strength: Annotated[float, Field(ge=0, le=8)] | None = None
+    steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["default"] | None = Field(
+        "default", description="edited positions from the last prompt token on; null: no end"
+    )
+    responses: Annotated[int, Field(ge=0, le=MAX_QUERIES)] | Literal["all"] | None = None
+    query_encoder: ShortText | None = None
+    seed: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    characteristics_tokens: Annotated[int, Field(ge=1, le=1024)] | None = None
+    response_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
+    own_queries: Annotated[int, Field(ge=0, le=256)] | None = None
+
+    @model_validator(mode="after")
+    def _layers_once(self) -> Self:
+        if isinstance(self.layers, list) and len(set(self.layers)) != len(self.layers):
+            raise ValueError("layers names a layer twice")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were given; null means "default" everywhere but in `steps`, where it means "no end"."""
+        found = self.model_dump(exclude_unset=True)
+        return {name: value for name, value in found.items() if value is not None or name == "steps"}
+
+
+Queries = Annotated[list[QueryText | QueryBody], Field(max_length=MAX_QUERIES)]
+Pairs = Annotated[list[PairBody], Field(max_length=MAX_QUERIES)]
+
+
+class SpecBody(Body):
+    """Persona, queries, pairs and fit: what a version is made from."""
+
+    persona: PersonaBody | None = None
+    queries: Queries | None = Field(None, description="to fit on; without any, the shipped query bank")
+    pairs: Pairs | None = None
+    fit: FitBody | None = None
+
+    def to_spec(self) -> dict[str, Any]:
+        """The parts that were given, as `request_fit` takes them."""
+        spec: dict[str, Any] = {}
+        if self.persona is not None:
+            spec["persona"] = self.persona.model_dump()
+        if self.queries is not None:
+            spec["queries"] = [q if isinstance(q, str) else q.model_dump() for q in self.queries]
+        if self.pairs is not None:
+            spec["pairs"] = [pair.model_dump() for pair in self.pairs]
+        if self.fit is not None:
+            spec["fit"] = self.fit.given()
+        return spec
+
+
+class ProfileCreate(SpecBody):
+    """A new profile and its first fit."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    name: Name
+    description: Description | None = None
+    base_model: ShortText | None = Field(None, description="by name; the served one when left out")
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if self.persona is None and not self.queries and not self.pairs:
+            raise ValueError("give a persona, queries or pairs")
+        return self
+
+    def to_spec(self) -> dict[str, Any]:
+        """As the base, with K lowered to what there is when the caller left K open."""
+        spec = super().to_spec()
+        count = len(self.queries or ()) + len(self.pairs or ())
+        fit = spec.setdefault("fit", {})
+        available = count + fit.get("own_queries", 0)
+        if count and "neighbors" not in fit and available < DEFAULT_NEIGHBORS:
+            fit["neighbors"] = available
+        return spec
+
+
+class ProfileUpdate(Body):
+    """New name or description; an empty description clears it."""
+
+    name: Name | None = None
+    description: Description | None = None
+
+
+class ProfileRead(BaseModel):
+    """A profile, and what its aliases point to (version number → share of the traffic)."""
+
+    id: UUID
+    name: str
+    description: str | None
+    base_model: str | None
+    aliases: dict[str, dict[str, float]]
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, row: Profile, base_model: str | None, aliases: Mapping[str, Mapping[int, float]]) -> Self:
+        """The row as a reply."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            description=row.description,
+            base_model=base_model,
+            aliases={alias: {str(n): share for n, share in targets.items()} for alias, targets in aliases.items()},
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+
+class FitAccepted(BaseModel):
+    """What a request for a fit made; the job tells when the version is ready."""
+
+    profile: ProfileRead
+    version: VersionSummary
+    job: JobRead

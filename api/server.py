@@ -1,0 +1,76 @@
+"""Runs the API under uvicorn, with a clean end: requests that run may finish, watchers are sent away at once."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.logs import configure_logs
+from api.services import Services
+from api.settings import ApiSettings
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which tells the app when it begins to end: only then can event streams let go."""
+
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+        super().__init__(config)
+        self._services = services
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: leave at once."""
+        self._services.draining.set()
+        super().handle_exit(sig, frame)
+
+
+def server_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
+    """uvicorn as it is deployed."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,  # configure_logs did it
+        access_log=False,  # RequestContext writes a line with the request id
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        # Longer than load balancers keep a connection: who closes first must not be the server.
+        timeout_keep_alive=75,
+        # Long prompts come in one body; the limit on it is ours. Headers need no more than this.
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+
+def serve(settings: ApiSettings | None = None, *, sockets: list[socket.socket] | None = None) -> int:
+    """Serves until a signal comes; returns the process's exit code.
+
+    Args:
+        sockets: already bound, for a caller who wants to know the port beforehand.
+    """
+    settings = settings or ApiSettings()
+    configure_logs(settings.log_level, settings.log_format)
+    fatal: list[str] = []
+
+    def stop(line: str) -> None:
+        fatal.append(line)
+        app.state.services.draining.set()
+        server.should_exit = True
+
+    app = create_app(settings, on_fatal=stop)
+    server = Server(server_config(app, settings), app.state.services)
+    try:
+        server.run(sockets=sockets)
+    except KeyboardInterrupt:
+        return 0
+    if fatal:
+        print(f"alignez: {fatal[0]}", file=sys.stderr)
+        return 1
+    return 0 if server.started else 3
+
+
+if __name__ == "__main__":
+    sys.exit(serve())

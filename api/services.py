@@ -1,0 +1,76 @@
+"""What one API process is made of; built by `create_app`, reached by routes through `api/deps.py`."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from api.auth import Authenticator
+from api.chat.streams import Pace
+from api.errors import ApiError
+from api.metrics import Metrics
+from api.settings import ApiSettings
+from profiles.settings import DatabaseSettings
+from profiles.uow import SessionFactory
+
+if TYPE_CHECKING:
+    from alignez_core.engines.base import Engine
+    from api.chat.personalise import Personaliser
+    from api.chat.serving import Served
+
+
+@dataclass
+class Model:
+    """The loaded model and what serves requests with it."""
+
+    engine: Engine
+    #: The name that clients use, and that `base_models` knows.
+    name: str
+    served: Served
+    personaliser: Personaliser
+
+
+@dataclass
+class Services:
+    """One process's parts. `model` is None until it has loaded, and always in a control-plane process."""
+
+    settings: ApiSettings
+    database: DatabaseSettings
+    sessions: SessionFactory
+    metrics: Metrics
+    auth: Authenticator
+    pace: Pace
+    model: Model | None = None
+    #: Why the model could not be loaded, for `/ready`.
+    model_error: str | None = None
+    #: Where Prometheus finds this process, when it has a port.
+    metrics_port: int | None = None
+    #: Whether the base model's row exists, so that profiles can name it.
+    registered: bool = False
+    #: Set when the process is to end: long-lived event streams then finish so that clients reconnect elsewhere.
+    draining: threading.Event = field(default_factory=threading.Event)
+
+    def require_model(self) -> Model:
+        """The model. Raises: ApiError: 404 in a control-plane process, 503 while it is loading."""
+        if self.model is not None:
+            return self.model
+        if not self.settings.serves_generation:
+            raise ApiError(
+                404,
+                "generation_not_served",
+                "this process runs with role 'control' and holds no model; ask an API process with role 'inference' "
+                "or 'all'",
+            )
+        raise ApiError(503, "model_loading", self.model_error or "the model is still loading", retry_after_s=5)
+
+    @property
+    def served_name(self) -> str | None:
+        """The served base model's name, once the database knows it: what new profiles are made for by default."""
+        return self.model.name if self.model is not None and self.registered else None
+
+    def check_choices(self, choices: int | None) -> None:
+        """Raises: ApiError: more choices than this deployment allows, naming both."""
+        limit = self.settings.max_choices
+        if choices is not None and choices > limit:
+            raise ApiError(400, "too_many_choices", f"n={choices} is over the limit of {limit}", param="n")

@@ -1,0 +1,86 @@
+"""Settings of the API process, read once by the factory (prefix `ALIGNEZ_API_`).
+
+Database and broker are shared with the worker and live in `profiles/settings.py` (prefix `ALIGNEZ_`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Role = Literal["all", "control", "inference"]
+
+
+class ApiSettings(BaseSettings):
+    """How one API process runs.
+
+    `role`: "all" serves everything; "control" serves profiles and jobs, holds no model and never imports torch;
+    "inference" serves generation only.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="ALIGNEZ_API_", extra="ignore", populate_by_name=True)
+
+    role: Role = "all"
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    #: Own port of the Prometheus endpoint; 0 picks a free one, None serves no metrics.
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+
+    #: Model directory or hub id; None is the shipped persona-nano. `ALIGNEZ_MODEL` names it for all processes.
+    model: str | None = Field(None, validation_alias=AliasChoices("ALIGNEZ_API_MODEL", "ALIGNEZ_MODEL", "model"))
+    #: The name clients use for the base model; None takes the engine's.
+    model_name: str | None = Field(
+        None, validation_alias=AliasChoices("ALIGNEZ_API_MODEL_NAME", "ALIGNEZ_MODEL_NAME", "model_name")
+    )
+    model_revision: str | None = Field(
+        None, validation_alias=AliasChoices("ALIGNEZ_API_MODEL_REVISION", "ALIGNEZ_MODEL_REVISION", "model_revision")
+    )
+    device: str = "cpu"
+    dtype: str = "float32"
+    #: CPU threads of the model; None leaves torch's choice. The event loop wants a core of its own.
+    threads: int | None = Field(None, ge=1, le=1024)
+    #: Rows that run in one batch; requests beyond wait.
+    max_running: int = Field(64, ge=1, le=4096)
+    #: Requests that may wait for a place; one more gets 429.
+    max_waiting: int = Field(512, ge=0, le=100_000)
+
+    #: Answer length when a chat request names none (the context may allow less).
+    default_max_tokens: int = Field(256, ge=1)
+    max_choices: int = Field(8, ge=1, le=128)
+    #: Answers that one text completion request may ask for, prompts times choices.
+    max_prompts: int = Field(64, ge=1, le=1024)
+    max_compare_profiles: int = Field(8, ge=1, le=32)
+    #: Query encoders that profiles may name beside "lm" (sentence-transformers ids or directories of the workers).
+    query_encoders: tuple[str, ...] = ()
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    #: An event loop that sends more often than this per second for all streams together takes time from the engine;
+    #: above it, tokens of one stream go out together. One stream alone is never held back.
+    max_sends_per_s: int = Field(2000, ge=10)
+
+    #: A revoked key works at most this long.
+    auth_cache_s: float = Field(3.0, ge=0, le=60)
+    auth_cache_size: int = Field(10_000, ge=1)
+    plan_cache_size: int = Field(1024, ge=1)
+
+    job_poll_s: float = Field(0.3, gt=0)
+    heartbeat_s: float = Field(15.0, gt=0)
+    #: Time that running requests get to finish at shutdown.
+    drain_s: float = Field(30.0, ge=0)
+    #: Deadline of each of the checks behind `/ready`.
+    ready_timeout_s: float = Field(2.0, gt=0)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+
+    @property
+    def serves_control(self) -> bool:
+        """Whether profiles, jobs, users and admin routes are served."""
+        return self.role != "inference"
+
+    @property
+    def serves_generation(self) -> bool:
+        """Whether this process holds a model."""
+        return self.role != "control"

@@ -1,0 +1,1 @@
+"""End users: who gets which profile."""

@@ -1,0 +1,73 @@
+"""`/v1/users/{user}/profile`: what an end user's requests are answered with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field, model_validator
+
+from api.deps import CallerDep, UowDep
+from api.fields import MAX_ID, AliasName, Body, EndUserPath, Text, VersionNumber
+from profiles.service import AssignedProfile, assign_user, get_assignment, remove_assignment
+
+router = APIRouter(prefix="/v1/users", tags=["users"])
+
+
+class AssignmentBody(Body):
+    """A profile by its default, by another alias, or by one version."""
+
+    profile: Annotated[Text, Field(min_length=1, max_length=MAX_ID, description="id or name")]
+    alias: AliasName | None = None
+    version: VersionNumber | None = None
+
+    @model_validator(mode="after")
+    def _one_pointer(self) -> Self:
+        if self.alias is not None and self.version is not None:
+            raise ValueError("give alias or version, not both")
+        return self
+
+
+class AssignedRef(BaseModel):
+    """The profile."""
+
+    id: str
+    name: str
+
+
+class AssignmentRead(BaseModel):
+    """Which profile an end user has; with neither alias nor version, its default."""
+
+    user: str
+    profile: AssignedRef
+    alias: str | None
+    version: int | None
+
+    @classmethod
+    def of(cls, found: AssignedProfile) -> Self:
+        """The rows as a reply."""
+        return cls(
+            user=found.assignment.end_user,
+            profile=AssignedRef(id=str(found.profile.id), name=found.profile.name),
+            alias=found.assignment.alias,
+            version=found.version,
+        )
+
+
+@router.put("/{user}/profile", summary="Assign a profile to an end user")
+def assign(user: EndUserPath, body: AssignmentBody, caller: CallerDep, uow: UowDep) -> AssignmentRead:
+    """Replaces the one before. Requests that name this user (in `user` or in the path) take on the profile."""
+    return AssignmentRead.of(assign_user(uow, caller, user, body.profile, alias=body.alias, version=body.version))
+
+
+@router.get("/{user}/profile", summary="Show an end user's profile")
+def show(user: EndUserPath, caller: CallerDep, uow: UowDep) -> AssignmentRead:
+    """404 when the user has none."""
+    return AssignmentRead.of(get_assignment(uow, caller, user))
+
+
+@router.delete("/{user}/profile", status_code=204, summary="Take the profile from an end user")
+def remove(user: EndUserPath, caller: CallerDep, uow: UowDep) -> Response:
+    """Their requests go to the bare base model from now on."""
+    remove_assignment(uow, caller, user)
+    return Response(status_code=204)

@@ -1,0 +1,103 @@
+"""A version as its owner sees it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from profiles.models import ProfileVersion
+from profiles.service import StoredPair
+
+
+class VersionSummary(BaseModel):
+    """A version in a list. `quality` is "weak" when its directions do not separate; `quality_reasons` say why."""
+
+    id: UUID
+    number: int
+    state: Literal["pending", "ready", "failed", "archived"]
+    quality: Literal["good", "weak"] | None
+    quality_reasons: list[str]
+    sha256: str | None
+    layers: list[int] | None = Field(description="the edited layers")
+    created_at: datetime
+    ready_at: datetime | None
+    archived_at: datetime | None
+
+    @classmethod
+    def of(cls, row: ProfileVersion) -> Self:
+        """The row as a reply."""
+        return cls(**_summary(row))
+
+
+class VersionRead(VersionSummary):
+    """A version with what it was made from and the evidence about it."""
+
+    spec: dict[str, Any] = Field(description="as asked for")
+    fit_config: dict[str, Any] | None = Field(description="as resolved, every default filled in")
+    diagnostics: dict[str, Any] | None
+    base_model: str | None
+    job_id: UUID | None
+
+    @classmethod
+    def in_full(cls, row: ProfileVersion, base_model: str | None, job_id: UUID | None) -> Self:
+        """The row as a reply, all of it."""
+        return cls(
+            **_summary(row),
+            spec=row.spec,
+            fit_config=row.fit_config,
+            diagnostics=row.diagnostics,
+            base_model=base_model,
+            job_id=job_id,
+        )
+
+
+class PairRead(BaseModel):
+    """One fit query and what was said for it; null where nothing was made (yet)."""
+
+    query_id: UUID
+    position: int
+    query: str
+    source: str
+    preferred: str | None = Field(description="the query's own phrase")
+    dispreferred: str | None
+    help_characteristics: str | None
+    harm_characteristics: str | None
+    help_response: str | None
+    harm_response: str | None
+    dropped: str | None = Field(description="why the pair is not used, if it is not")
+
+    @classmethod
+    def of(cls, stored: StoredPair) -> Self:
+        """The rows as a reply."""
+        query, pair = stored.query, stored.pair
+        return cls(
+            query_id=query.id,
+            position=query.position,
+            query=query.text,
+            source=query.source.value,
+            preferred=query.preferred,
+            dispreferred=query.dispreferred,
+            help_characteristics=pair.help_characteristics if pair else None,
+            harm_characteristics=pair.harm_characteristics if pair else None,
+            help_response=pair.help_response if pair else None,
+            harm_response=pair.harm_response if pair else None,
+            dropped=pair.dropped if pair else None,
+        )
+
+
+def _summary(row: ProfileVersion) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "number": row.number,
+        "state": row.state.value,
+        "quality": row.quality,
+        "quality_reasons": [str(reason) for reason in row.quality_reasons or []],
+        "sha256": row.sha256,
+        "layers": row.layers,
+        "created_at": row.created_at,
+        "ready_at": row.ready_at,
+        "archived_at": row.archived_at,
+    }

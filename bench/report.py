@@ -1,0 +1,51 @@
+"""One table per measurement, printed and kept as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass
+class Report:
+    """Rows of (what, value, unit, what it must hold)."""
+
+    name: str
+    title: str
+    rows: list[tuple[str, float, str, str]] = field(default_factory=list)
+
+    def add(self, what: str, value: float, unit: str = "", must: str = "") -> None:
+        """Appends one figure; `must` is the requirement as text, judged by the reader."""
+        self.rows.append((what, float(value), unit, must))
+
+    def print(self) -> None:
+        """The table on the console."""
+        table = Table(title=f"{self.name}: {self.title}", title_justify="left")
+        for column in ("figure", "value", "unit", "must"):
+            table.add_column(column, justify="right" if column == "value" else "left")
+        for what, value, unit, must in self.rows:
+            table.add_row(what, f"{value:,.3f}" if value < 1000 else f"{value:,.0f}", unit, must)
+        Console().print(table)
+
+    def save(self, folder: Path) -> Path:
+        """The same as JSON, with the machine's kind, in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        content: dict[str, Any] = {
+            "name": self.name,
+            "title": self.title,
+            "machine": platform.machine(),
+            "rows": [{"figure": w, "value": v, "unit": u, "must": m} for w, v, u, m in self.rows],
+        }
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+
+Measurement = Callable[[], Report]

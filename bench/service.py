@@ -1,0 +1,226 @@
+"""What the HTTP service costs on top of the engine: `python -m bench.service`.
+
+One process holds the engine and a real uvicorn (in a thread, as deployed: engine and API share a process); a second
+process is the client, which speaks HTTP/1.1 over plain asyncio streams, so that measuring costs as little as can be.
+"Bare" is the same engine in the same process without HTTP. Both are measured in turn, `ROUNDS` times, and ratios are of
+neighbours in time, because a shared machine's speed drifts.
+
+Throughput: 64 answers of `TOKENS` tokens at once, tokens per second from the first request to the last token, against
+`engine.generate` of the same 64 rows. Time to first token: one request after another on a kept-alive connection, from
+writing the request to the event with the first text, against `engine.stream` of the same row, prompt rendered and
+tokenised in both. A sample-conditional profile's share is its query embedding (a forward pass) and two short
+transactions.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from alignez_core import nano
+from alignez_core.engines.base import GenerationRequest
+from alignez_core.engines.transformers_engine import TransformersEngine
+from api.app import create_app
+from api.logs import configure_logs
+from api.server import Server, server_config
+from api.settings import ApiSettings
+from bench.report import Report
+from cli.local_stack.postgres import PostgresServer
+from profiles import migrate
+from profiles.service import Caller, ModelFacts, create_key, create_tenant, request_fit
+from profiles.settings import DatabaseSettings
+from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
+from worker.engine import LoadedEngine
+from worker.fit import FitOptions, FitRunner
+
+STREAMS = 64
+TOKENS = 96
+ROUNDS = 7
+FIRST_TOKENS = 60
+
+
+def run() -> Report:
+    """Measures both figures for the bare base model, a global and a sample-conditional profile."""
+    configure_logs("warning", "json")
+    engine = TransformersEngine.load(nano.MODEL_DIR, max_slots=STREAMS, threads=1)
+    with tempfile.TemporaryDirectory() as folder, PostgresServer(Path(folder)) as postgres:
+        migrate.upgrade(postgres.url)
+        database = DatabaseSettings(database_url=postgres.url)
+        sessions = make_session_factory(database)
+        key = _profiles(sessions, engine)
+        settings = ApiSettings(role="inference", port=0, max_running=STREAMS)
+        app = create_app(settings, engine=engine, session_factory=sessions, database=database)
+        with _serving(app) as port, _Client(port, key, engine.info.name) as client:
+            report = _measure(engine, client)
+        sessions.kw["bind"].dispose()
+    engine.close()
+    return report
+
+
+def _measure(engine: TransformersEngine, client: _Client) -> Report:
+    report = Report(
+        "service",
+        f"{engine.info.name}, {STREAMS} streams of {TOKENS} tokens, {ROUNDS} rounds; time to first token p50 of "
+        f"{FIRST_TOKENS} requests a round",
+    )
+    queries = nano.held_out_queries()[:STREAMS]
+    models = {"base model": "", "global profile": "@global", "conditional profile": "@conditional"}
+    for suffix in models.values():  # connections, key cache, edits, allocator
+        client.throughput(queries, suffix)
+        client.first_tokens(queries[:5], suffix)
+    _bare_throughput(engine, queries)
+    ratios: dict[str, list[float]] = {name: [] for name in models}
+    added: dict[str, list[float]] = {name: [] for name in models}
+    bare_speed, bare_first = [], []
+    for _ in range(ROUNDS):
+        for name, suffix in models.items():
+            before = _bare_throughput(engine, queries)
+            served = client.throughput(queries, suffix)
+            after = _bare_throughput(engine, queries)
+            bare_speed += [before, after]
+            ratios[name].append(served / ((before + after) / 2))
+            probe = (queries * 2)[:FIRST_TOKENS]
+            first = statistics.median(_bare_first_tokens(engine, probe))
+            bare_first.append(first)
+            added[name].append(statistics.median(client.first_tokens(probe, suffix)) - first)
+    report.add("engine alone, throughput", statistics.median(bare_speed), "tokens/s")
+    report.add("engine alone, time to first token", statistics.median(bare_first) * 1e3, "ms")
+    for name in models:
+        must = "≥ 0.95" if name == "base model" else ""
+        report.add(f"service ÷ engine throughput, {name}", statistics.median(ratios[name]), "", must)
+        report.add("  lowest and", min(ratios[name]), "")
+        report.add("  highest round", max(ratios[name]), "")
+    for name in models:
+        must = "≤ 5" if name != "conditional profile" else ""
+        report.add(f"added to time to first token, {name}", statistics.median(added[name]) * 1e3, "ms", must)
+    return report
+
+
+def _rows(engine: TransformersEngine, queries: Sequence[str], max_tokens: int) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(
+            engine.tokenize(engine.prompt_format.render([{"role": "user", "content": query}])),
+            max_tokens=max_tokens,
+            seed=i,
+            ignore_eos=True,
+        )
+        for i, query in enumerate(queries)
+    ]
+
+
+def _bare_throughput(engine: TransformersEngine, queries: Sequence[str]) -> float:
+    """Tokens per second of `generate`."""
+    started = time.perf_counter()
+    answers = engine.generate(_rows(engine, queries, TOKENS))
+    return sum(len(answer.token_ids) for answer in answers) / (time.perf_counter() - started)
+
+
+def _bare_first_tokens(engine: TransformersEngine, queries: Sequence[str]) -> list[float]:
+    """Seconds to the first text of each query, one after another."""
+    seconds = []
+    for query in queries:
+        started = time.perf_counter()
+        stream = engine.stream(_rows(engine, [query], 4)[0])
+        for chunk in stream:
+            if chunk.text:
+                seconds.append(time.perf_counter() - started)
+                break
+        stream.close()
+    return seconds
+
+
+def _profiles(sessions: SessionFactory, engine: TransformersEngine) -> str:
+    """Fits the two profiles; returns a key."""
+    persona = {"preferred": nano.PERSONAS[0].preferred, "dispreferred": nano.PERSONAS[0].dispreferred}
+    with UnitOfWork.open(sessions) as uow:
+        tenant = create_tenant(uow, "bench")
+        row, key = create_key(uow, tenant.id, "member", "bench")
+        caller = Caller(row.id, tenant.id, row.role)
+        jobs: list[UUID] = []
+        for name, conditional in (("global", False), ("conditional", True)):
+            spec = {"persona": persona, "fit": {"conditional": conditional, "responses": 0}}
+            jobs.append(request_fit(uow, caller, spec, name=name).job.id)
+    info = engine.info
+    facts = ModelFacts(
+        info.name, "persona-nano (shipped)", info.fingerprint, info.n_layers, info.hidden_size, info.context_length,
+        info.prompt_format,
+    )  # fmt: skip
+    runner = FitRunner(
+        sessions,
+        LoadedEngine(engine, facts, tuple(nano.query_bank()[:200])),
+        FitOptions("bench", 60.0, 600.0, 1, 5.0, 256),
+    )
+    for job in jobs:
+        outcome = runner.run(job)
+        if outcome != "succeeded":
+            raise RuntimeError(f"the fit of the measured profile ended as {outcome!r}")
+    return key
+
+
+@contextmanager
+def _serving(app: Any) -> Iterator[int]:
+    server = Server(server_config(app, app.state.services.settings), app.state.services)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield int(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class _Client:
+    """The client process: one JSON line per task in, one per result out."""
+
+    def __init__(self, port: int, key: str, model: str) -> None:
+        self._model = model
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.service_client", str(port), key],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> _Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+    def throughput(self, queries: Sequence[str], suffix: str) -> float:
+        """Tokens per second of all answers at once."""
+        seconds: float = self._ask("throughput", queries, suffix, TOKENS)
+        return len(queries) * TOKENS / seconds
+
+    def first_tokens(self, queries: Sequence[str], suffix: str) -> list[float]:
+        """Seconds to the first text of each query, one after another."""
+        seconds: list[float] = self._ask("first_tokens", queries, suffix, 4)
+        return seconds
+
+    def _ask(self, task: str, queries: Sequence[str], suffix: str, tokens: int) -> Any:
+        bodies = [
+            {"model": self._model + suffix, "messages": [{"role": "user", "content": query}], "stream": True,
+             "max_tokens": tokens, "seed": i, "ignore_eos": True}
+            for i, query in enumerate(queries)
+        ]  # fmt: skip
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("the client has no pipes")
+        stdin.write(json.dumps([task, bodies]) + "\n")
+        stdin.flush()
+        return json.loads(stdout.readline())
+
+
+if __name__ == "__main__":
+    run().print()

@@ -1,0 +1,230 @@
+"""The checks of `alignez doctor`. Each returns what it found and, when that is bad, what to do; none raises."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from cli.config import RunInfo
+from cli.errors import CliError
+from cli.local_stack import broker, postgres, process
+from cli.local_stack.errors import StackError
+from cli.local_stack.unprivileged import unprivileged_user
+
+_NEEDED_BYTES = 500 * 2**20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `advice` says what to do when it is not `ok`."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def run_checks(data_dir: Path, model: str | None, port: int) -> Iterator[Check]:
+    """All checks, in the order in which a start would need them."""
+    checks: list[Callable[[], Check]] = [
+        check_python,
+        check_packages,
+        check_torch,
+        lambda: check_model(model),
+        check_database,
+        check_broker,
+        lambda: check_user(data_dir),
+        lambda: check_data_dir(data_dir),
+        lambda: check_stack(data_dir, port),
+    ]
+    for check in checks:
+        yield check()
+
+
+def check_python() -> Check:
+    """Python's version and the platform."""
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    if os.name != "posix":
+        return Check("python", False, found, "Linux or macOS is needed (on Windows: WSL)")
+    return Check("python", sys.version_info >= (3, 11), found, "Python 3.11 or newer is needed")
+
+
+def check_packages() -> Check:
+    """Every package that ours requires, at a version that it accepts."""
+    try:
+        required = [Requirement(text) for text in importlib.metadata.requires("alignez") or []]
+    except importlib.metadata.PackageNotFoundError:
+        return Check("packages", False, "alignez itself is not installed", "pip install -e '.[embedded]'")
+    wrong = []
+    needed = [requirement for requirement in required if not requirement.marker or requirement.marker.evaluate()]
+    for requirement in needed:
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} is {version}, {requirement.specifier} is needed")
+    advice = "pip install -c constraints.txt -e '.[embedded]' (or `make setup`)"
+    return Check("packages", not wrong, "; ".join(wrong) or f"{len(needed)} required packages found", advice)
+
+
+def check_torch() -> Check:
+    """That torch loads, and what it can compute on."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check("torch", False, str(error), "reinstall torch (pip install -c constraints.txt torch)")
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    return Check("torch", True, f"{torch.__version__}, {gpu}, {torch.get_num_threads()} threads")
+
+
+def check_model(model: str | None) -> Check:
+    """That the model directory has a configuration and a tokenizer which load; a hub id is only named."""
+    from alignez_core import nano
+
+    name = model or str(nano.MODEL_DIR)
+    directory = Path(name).expanduser()
+    advice = "set ALIGNEZ_MODEL (or --model) to a model directory or Hugging Face id"
+    if not directory.is_dir():
+        if directory.is_absolute() or name.startswith((".", "~")):
+            return Check("model", False, f"{name} is no directory", advice)
+        return Check("model", True, f"{name} (a hub id; it is looked up when a process starts)")
+    try:
+        from transformers import AutoConfig, AutoTokenizer
+
+        config = AutoConfig.from_pretrained(directory)
+        AutoTokenizer.from_pretrained(directory)
+    except Exception as error:  # a damaged directory fails in many ways, all of them a finding
+        return Check("model", False, f"{name} does not load: {_first_line(error)}", advice)
+    weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
+    if not weights:
+        return Check("model", False, f"{name} has no weights (*.safetensors)", advice)
+    size = sum(file.stat().st_size for file in weights) / 2**20
+    label = "persona-nano (shipped)" if model is None else name
+    return Check("model", True, f"{label}, {config.model_type}, {size:.1f} MB")
+
+
+def check_database() -> Check:
+    """The embedded Postgres, or your own server when it is named."""
+    if own := os.environ.get("ALIGNEZ_DATABASE_URL"):
+        return _check_own_database(own)
+    try:
+        binary = postgres.find_binaries() / "postgres"
+        found = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except StackError as error:
+        return Check("postgres", False, "no embedded server", str(error))
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("postgres", False, f"the embedded server does not run: {_first_line(error)}", _OWN_DATABASE)
+    return Check("postgres", True, f"embedded, {found.strip()}")
+
+
+_OWN_DATABASE = "set ALIGNEZ_DATABASE_URL to a Postgres 16+ with pgvector"
+_OWN_BROKER = "set ALIGNEZ_BROKER_URL to a Redis or RabbitMQ"
+
+
+def _check_own_database(url: str) -> Check:
+    import psycopg
+
+    try:
+        with psycopg.connect(url.replace("+psycopg", "", 1), connect_timeout=5) as connection:
+            version = connection.info.server_version // 10_000
+            row = connection.execute("SELECT default_version FROM pg_available_extensions WHERE name = 'vector'")
+            vector = row.fetchone()
+    except psycopg.Error as error:
+        return Check("postgres", False, f"ALIGNEZ_DATABASE_URL: {_first_line(error)}", "check the URL and the server")
+    found = f"your own, version {version}, pgvector {vector[0] if vector else 'missing'}"
+    return Check("postgres", version >= 16 and vector is not None, found, "Postgres 16+ with pgvector 0.7+ is needed")
+
+
+def check_broker() -> Check:
+    """The embedded Redis, or your own broker when it is named."""
+    if own := os.environ.get("ALIGNEZ_BROKER_URL"):
+        from profiles.celery_queue import CeleryQueue
+        from profiles.errors import BrokerUnavailable
+
+        try:
+            CeleryQueue(own).ping()
+        except BrokerUnavailable as error:
+            return Check("broker", False, f"ALIGNEZ_BROKER_URL: {_first_line(error)}", "check the URL and the server")
+        return Check("broker", True, "your own (ALIGNEZ_BROKER_URL) answers")
+    try:
+        binary = broker.find_binary()
+        found = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except StackError as error:
+        return Check("broker", False, "no embedded server", str(error))
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("broker", False, f"the embedded server does not run: {_first_line(error)}", _OWN_BROKER)
+    return Check("broker", True, f"embedded, {' '.join(found.split()[:3])}")
+
+
+def check_user(data_dir: Path) -> Check:
+    """As root: whether the database can run as somebody else and reach its files."""
+    if os.geteuid() != 0:
+        return Check("user", True, "not root")
+    if os.environ.get("ALIGNEZ_DATABASE_URL"):
+        return Check("user", True, "root, with a database of your own")
+    try:
+        binaries = postgres.find_binaries()
+        existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
+        run_as = unprivileged_user([binaries / "postgres", existing])
+    except StackError as error:
+        return Check("user", False, "root", str(error))
+    return Check("user", True, f"root; the database will run as user id {run_as.uid if run_as else 0}")
+
+
+def check_data_dir(data_dir: Path) -> Check:
+    """That the data directory can be made and written, with room to work."""
+    existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
+    advice = "choose another one with --data-dir or ALIGNEZ_DATA_DIR"
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Check("data directory", False, f"{data_dir}: {existing} is not writable", advice)
+    free = shutil.disk_usage(existing).free
+    found = f"{data_dir}, {free / 2**30:.1f} GB free"
+    return Check("data directory", free >= _NEEDED_BYTES, found, f"500 MB are needed; {advice}")
+
+
+def check_stack(data_dir: Path, port: int) -> Check:
+    """A running stack's own verdict, or whether the port is free for one."""
+    try:
+        run = RunInfo.read(data_dir)
+    except CliError as error:
+        return Check("running stack", False, "not readable", str(error))
+    if run is not None:
+        return _check_ready(run)
+    if process.is_free(port):
+        return Check("running stack", True, f"none; port {port} is free")
+    return Check("running stack", False, f"none, and port {port} is taken", "use `alignez up --port 0`")
+
+
+def _check_ready(run: RunInfo) -> Check:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{run.url}/ready", timeout=10):
+            return Check("running stack", True, f"{run.url} is ready")
+    except urllib.error.HTTPError as error:
+        try:
+            parts = json.loads(error.read())["checks"]
+            bad = "; ".join(f"{name}: {part.get('detail')}" for name, part in parts.items() if not part["ok"])
+        except (ValueError, KeyError, AttributeError):
+            bad = f"status {error.code}"
+        return Check("running stack", False, f"{run.url} is not ready: {bad}", "see DATA_DIR/logs")
+    except OSError:
+        advice = "it was killed: start it again with `alignez up`"
+        return Check("running stack", False, f"{run.url} does not answer", advice)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,106 @@
+"""`alignez migrate | api | worker | relay`: the single processes, configured by the environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.errors import CliError
+from cli.shell import out
+
+ReadyFileOption = Annotated[
+    Path | None, typer.Option(help="File to make once the process does its work, for probes.", show_default=False)
+]
+
+
+def migrate(
+    revision: Annotated[str, typer.Option(help="Alembic revision to go up to.")] = "head",
+    autogenerate: Annotated[
+        str | None,
+        typer.Option(metavar="MESSAGE", help="For developers: write a new migration from the models instead."),
+    ] = None,
+) -> None:
+    """Bring the database of ALIGNEZ_DATABASE_URL to this release's schema. Safe to run twice, and at the same time."""
+    from profiles import migrate as migrations
+
+    if autogenerate:
+        written = _write_migration(autogenerate)
+        out.print(f"wrote {written}", markup=False)
+        return
+    migrations.upgrade(revision=revision)
+    out.print("the database is at", revision, markup=False)
+
+
+def api() -> None:
+    """Run the REST API (settings: ALIGNEZ_API_*, ALIGNEZ_DATABASE_URL, ALIGNEZ_BROKER_URL, ALIGNEZ_MODEL)."""
+    from api.server import serve
+
+    raise typer.Exit(serve())
+
+
+def worker(ready_file: ReadyFileOption = None) -> None:
+    """Run a fit worker (settings: ALIGNEZ_WORKER_*, ALIGNEZ_DATABASE_URL, ALIGNEZ_BROKER_URL, ALIGNEZ_MODEL)."""
+    from celery import signals
+
+    from worker.app import run_worker
+
+    def die_with_worker(**_: Any) -> None:
+        """In the pool child: kill -9 of the parent must not leave it fitting on beside a new worker."""
+        from cli.local_stack.exec_guard import die_with_parent
+
+        die_with_parent(signal.SIGKILL)
+
+    def note_ready(**_: Any) -> None:
+        """In the pool child, once its model is loaded."""
+        _touch(ready_file)
+
+    def connect_note(**_: Any) -> None:
+        """Receivers run in the order of connecting: by now the one that loads the model is connected."""
+        signals.worker_process_init.connect(note_ready, weak=False)
+
+    signals.worker_process_init.connect(die_with_worker, weak=False)
+    signals.worker_init.connect(connect_note, weak=False)
+    raise typer.Exit(run_worker())
+
+
+def relay(ready_file: ReadyFileOption = None) -> None:
+    """Run the relay, which hands queued jobs to the broker and mends lost ones. Several may run."""
+    from worker.relay import main
+
+    _touch(ready_file)
+    raise typer.Exit(main())
+
+
+def _touch(ready_file: Path | None) -> None:
+    if ready_file is not None:
+        ready_file.write_text(f"{os.getpid()}\n", encoding="utf-8")
+
+
+def _write_migration(message: str) -> str:
+    """The path of a new migration that brings the database to what the models say.
+
+    Raises: CliError: the models say nothing new, or the database is not at the newest migration.
+    """
+    from alembic import command
+    from alembic.util.exc import CommandError
+    from sqlalchemy import create_engine
+
+    from profiles.migrate import alembic_config
+    from profiles.settings import DatabaseSettings
+    from profiles.uow import database_errors
+
+    engine = create_engine(DatabaseSettings().database_url)
+    try:
+        with database_errors(), engine.connect() as connection:
+            script = command.revision(alembic_config(connection), message, autogenerate=True)
+    except CommandError as error:
+        raise CliError(f"{error}; run `alignez migrate` first") from None
+    finally:
+        engine.dispose()
+    if script is None or isinstance(script, list):
+        raise CliError("alembic wrote no single migration")
+    return str(script.path)

@@ -1,0 +1,47 @@
+"""A running fit on the terminal: one bar per stage, from the job's events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+STAGES = ("characteristics", "responses", "representations", "directions", "evaluation")
+
+
+def watch_job(console: Console, events: Iterable[dict[str, Any]], title: str = "") -> dict[str, Any]:
+    """Show events until the job ends; returns the last one that says how it went (`status`, `error`).
+
+    On a terminal the bars move; elsewhere (a log, a pipe) each stage is one line when it ends.
+    """
+    last: dict[str, Any] = {}
+    if not console.is_terminal:
+        for event in events:
+            if event.get("stage") and event["stage"] != last.get("stage") and last.get("stage"):
+                _print_stage(console, last)
+            last = {**last, **event}
+        if last.get("stage"):
+            _print_stage(console, last)
+        return last
+    bars: dict[str, TaskID] = {}
+    columns = (TextColumn("  {task.description:<16}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        for event in events:
+            last = {**last, **event}
+            counts: dict[str, dict[str, int]] = event.get("progress") or {}
+            for stage in sorted(counts, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES)):
+                done, total = counts[stage]["done"], counts[stage]["total"]
+                if stage not in bars:
+                    bars[stage] = progress.add_task(f"{title}{stage}", total=total)
+                progress.update(bars[stage], completed=done, total=total)
+                if stage != event.get("stage"):
+                    progress.stop_task(bars[stage])
+    return last
+
+
+def _print_stage(console: Console, event: dict[str, Any]) -> None:
+    counts = (event.get("progress") or {}).get(event["stage"])
+    done = f"{counts['done']}/{counts['total']}" if counts else ""
+    console.print(f"  {event['stage']:<16} {done}", markup=False)

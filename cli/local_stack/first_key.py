@@ -1,0 +1,37 @@
+"""The first key of a deployment: without one, nobody could make any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cli.local_stack.process import write_atomically
+from profiles.errors import Unauthenticated
+from profiles.models import Role
+from profiles.service import authenticate, create_key, ensure_tenant
+from profiles.uow import UnitOfWork, make_session_factory
+
+TENANT = "default"
+
+
+def ensure_admin_key(database_url: str, key_file: Path) -> None:
+    """Keep the key in `key_file` if it still opens this database, else make tenant `default` and a new admin key.
+
+    Args:
+        database_url: migrated database.
+        key_file: written with mode 0600, after the key was committed.
+    """
+    sessions = make_session_factory(database_url)
+    try:
+        if key_file.exists():
+            try:
+                with UnitOfWork.open(sessions) as uow:
+                    if authenticate(uow, key_file.read_text(encoding="utf-8").strip()).role is Role.ADMIN:
+                        return
+            except Unauthenticated:
+                pass  # another database, or somebody revoked it
+        with UnitOfWork.open(sessions) as uow:
+            tenant = ensure_tenant(uow, TENANT)
+            _, secret = create_key(uow, tenant.id, Role.ADMIN, "alignez up")
+        write_atomically(key_file, secret + "\n")
+    finally:
+        sessions.kw["bind"].dispose()

@@ -1,0 +1,185 @@
+"""Keeps a set of child processes running: starts them in order, restarts what dies, stops all in reverse."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cli.local_stack import process
+from cli.local_stack.errors import ServerDidNotStart, StackError
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 10.0
+#: A child that ran this long before it died starts over with the short pause.
+_STEADY_S = 20.0
+
+
+class Child(Protocol):
+    """Something that runs as a process: an embedded server or a role of the product."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None when it is not running."""
+
+    def start(self) -> object:
+        """Launches it; on a port and with a configuration that stay the same from start to start."""
+
+    def is_ready(self) -> bool:
+        """Whether it does its work."""
+
+    def ask_to_stop(self) -> None:
+        """Tells it to end, without waiting."""
+
+    def stop(self) -> None:
+        """Ends it, with everything it started."""
+
+
+@dataclass
+class RoleProcess:
+    """A role of the product as a child process.
+
+    Args:
+        argv: program and arguments. env: the whole environment.
+        ready: whether it does its work, asked while it runs.
+        grace_s: from SIGTERM to SIGKILL.
+    """
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    log: Path
+    ready: Callable[[], bool]
+    before_start: Callable[[], None] = lambda: None
+    grace_s: float = 15.0
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        self._bury()
+        self.before_start()
+        # SIGKILL when we die: the product is made to lose its processes at any moment, and nobody waits for them then.
+        self._process = process.spawn(self.argv, log=self.log, death_signal=signal.SIGKILL, env=self.env)
+
+    def is_ready(self) -> bool:
+        return self.pid is not None and self.ready()
+
+    def ask_to_stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            # A second SIGTERM would mean "at once" to uvicorn and Celery.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self.grace_s)
+        self._bury()
+
+    def _bury(self) -> None:
+        """Ends what a dead process left behind in its session, such as a worker's pool child."""
+        if self._process is not None:
+            process.kill_session(self._process)
+            self._process = None
+
+
+@dataclass
+class _Watched:
+    """A child with its restart history (monotonic seconds)."""
+
+    name: str
+    child: Child
+    log: Path
+    started: float
+    pause_s: float = _FIRST_PAUSE_S
+    restart_at: float | None = None
+
+
+class Supervisor:
+    """Runs children. Call everything from one long-lived thread: children die with the thread that started them.
+
+    Args:
+        report: told in one line what happened (a child died, came back).
+        changed: called after a child got a new process id.
+    """
+
+    def __init__(self, report: Callable[[str], None], changed: Callable[[], None] = lambda: None) -> None:
+        self._report = report
+        self._changed = changed
+        self._watched: list[_Watched] = []
+
+    def pids(self) -> dict[str, int | None]:
+        """Name → process id, in the order of starting."""
+        return {watched.name: watched.child.pid for watched in self._watched}
+
+    def start(self, name: str, child: Child, log: Path) -> None:
+        """Launches a child and watches it from now on; see `wait_ready`."""
+        self._watched.append(_Watched(name, child, log, time.monotonic()))
+        child.start()
+
+    def wait_ready(self, name: str, timeout_s: float) -> None:
+        """Wait for a started child.
+
+        Raises: ServerDidNotStart: it ended first, or did not become ready in time.
+        """
+        watched = next(entry for entry in self._watched if entry.name == name)
+        deadline = time.monotonic() + timeout_s
+        while not watched.child.is_ready():
+            if watched.child.pid is None:
+                raise _gave_up(name, watched.log)
+            if time.monotonic() > deadline:
+                reason = f"not ready after {timeout_s:.0f} s"
+                raise ServerDidNotStart(name, reason, str(watched.log), process.tail(watched.log))
+            time.sleep(0.2)
+
+    def check(self) -> None:
+        """One look at every child: notes who died, restarts whose pause is over."""
+        for watched in self._watched:
+            now = time.monotonic()
+            if watched.restart_at is None:
+                if watched.child.pid is None:
+                    self._schedule(watched, now, "ended unexpectedly")
+            elif now >= watched.restart_at:
+                self._restart(watched)
+
+    def stop(self) -> None:
+        """Ends all, last started first; the ones that may take their time are told beforehand."""
+        for watched in reversed(self._watched):
+            watched.child.ask_to_stop()
+        for watched in reversed(self._watched):
+            watched.child.stop()
+        self._watched.clear()
+
+    def _schedule(self, watched: _Watched, now: float, what: str) -> None:
+        if now - watched.started > _STEADY_S:
+            watched.pause_s = _FIRST_PAUSE_S
+        watched.restart_at = now + watched.pause_s
+        self._report(f"{watched.name} {what}; starting it again in {watched.pause_s:.1f} s (log: {watched.log})")
+        watched.pause_s = min(2 * watched.pause_s, _LONGEST_PAUSE_S)
+
+    def _restart(self, watched: _Watched) -> None:
+        watched.started = time.monotonic()
+        try:
+            watched.child.start()
+        except (StackError, OSError) as error:
+            self._schedule(watched, time.monotonic(), f"did not start ({str(error).splitlines()[0]})")
+            return
+        watched.restart_at = None
+        self._report(f"{watched.name} runs again (process {watched.child.pid})")
+        self._changed()
+
+
+def _gave_up(name: str, log: Path) -> StackError:
+    """Why a role ended: its own last word for people where it left one, else the end of its log."""
+    said = process.tail(log)
+    for line in reversed(said.splitlines()):
+        if line.startswith(("alignez: ", "alignez worker: ", "error: ")):
+            return StackError(f"{name} did not start: {line.split(': ', 1)[1]}")
+    return ServerDidNotStart(name, "it ended", str(log), said)

@@ -1,0 +1,123 @@
+"""The job queue on Celery, and the one configuration that sender and worker share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from kombu.connection import Connection
+from kombu.entity import Queue
+from kombu.exceptions import KombuError, OperationalError
+
+from profiles.errors import BrokerUnavailable
+
+FIT_TASK = "worker.fit_profile"
+FIT_QUEUE = "fits"
+
+#: A message that a dead worker held comes back by the broker after its task's time limit and this much more. The
+#: relay's sweep has sent another one long before: it goes by the lease, not by the broker.
+_REDELIVERY_MARGIN_S = 600
+
+
+def is_redis(broker_url: str) -> bool:
+    """Redis (TCP, TLS or socket), as opposed to RabbitMQ."""
+    return broker_url.startswith(("redis://", "rediss://", "redis+socket://", "unix://"))
+
+
+def broker_configuration(
+    broker_url: str, *, task_time_limit_s: int = 6 * 3600, queue: str = FIT_QUEUE
+) -> dict[str, Any]:
+    """Celery settings on which sender and worker must agree.
+
+    Args:
+        task_time_limit_s: longest job; the broker's redelivery time is set above it, for a shorter one would run a
+            long job twice at once.
+        queue: its name; tests use their own.
+    """
+    redelivery_s = task_time_limit_s + _REDELIVERY_MARGIN_S
+    arguments: dict[str, Any] = {}
+    options: dict[str, Any] = {"socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True}
+    options |= {"visibility_timeout": redelivery_s, "unacked_restore_interval": 2, "unacked_restore_throttle": 1}
+    if not is_redis(broker_url):
+        # A quorum queue survives a node; x-consumer-timeout (ms) is RabbitMQ's own redelivery time, 30 min otherwise.
+        arguments = {"x-queue-type": "quorum", "x-consumer-timeout": redelivery_s * 1000}
+        options = {"confirm_publish": True, "connect_timeout": 5, "read_timeout": 10, "write_timeout": 10}
+    return {
+        "broker_url": broker_url,
+        "broker_transport_options": options,
+        "broker_connection_timeout": 5,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "task_queues": [Queue(queue, queue_arguments=arguments, durable=True)],  # type: ignore[no-untyped-call]
+        "task_default_queue": queue,
+        "task_routes": {FIT_TASK: {"queue": queue}},
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,
+        "task_time_limit": task_time_limit_s,
+        "worker_send_task_events": False,
+        "enable_utc": True,
+    }
+
+
+class CeleryQueue:
+    """Publishes `worker.fit_profile(job_id)`; the broker confirms each message.
+
+    RabbitMQ confirms by publisher confirms; Redis by answering the push.
+
+    Args:
+        queue: name of the queue; tests use their own.
+    """
+
+    def __init__(self, broker_url: str, *, queue: str = FIT_QUEUE, task_time_limit_s: int = 6 * 3600) -> None:
+        self._app = Celery("alignez-relay", set_as_current=False)
+        self._app.conf.update(broker_configuration(broker_url, queue=queue, task_time_limit_s=task_time_limit_s))
+        self._queue = queue
+        self._connection: Connection | None = None
+        transport = self._app.connection_for_write().transport
+        self._errors: tuple[type[Exception], ...] = (
+            OSError, OperationalError, KombuError, *transport.connection_errors, *transport.channel_errors
+        )  # fmt: skip
+
+    def publish(self, job_ids: Sequence[UUID]) -> list[UUID]:
+        """Sends one message per job; returns those the broker confirmed.
+
+        Raises: BrokerUnavailable: not even the first could be sent.
+        """
+        sent: list[UUID] = []
+        try:
+            connection = self._connected()
+            with self._app.amqp.Producer(connection) as producer:
+                for job_id in job_ids:
+                    self._app.send_task(FIT_TASK, args=[str(job_id)], queue=self._queue, producer=producer, retry=False)
+                    sent.append(job_id)
+        except self._errors as error:
+            self.close()
+            if not sent:
+                raise BrokerUnavailable from error
+        return sent
+
+    def ping(self) -> None:
+        """Raises: BrokerUnavailable: no connection within a few seconds."""
+        try:
+            with self._app.connection_for_write(connect_timeout=3) as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=3)
+        except self._errors as error:
+            raise BrokerUnavailable from error
+
+    def close(self) -> None:
+        """Drops the connection; the next `publish` makes a new one."""
+        if self._connection is not None:
+            with contextlib.suppress(Exception):  # it is often broken already, in a way of its transport's own
+                self._connection.release()  # type: ignore[no-untyped-call]
+            self._connection = None
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._app.connection_for_write()
+        self._connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5)
+        return self._connection

@@ -1,0 +1,190 @@
+"""Every error that `profiles` raises on purpose; they carry facts, never HTTP codes."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class ProfilesError(Exception):
+    """Root of this package's errors."""
+
+    #: Stable, machine-readable name.
+    code = "profiles_error"
+
+
+class NotFound(ProfilesError):
+    """No such row for this tenant; a foreign one looks the same as a missing one."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, ref: object) -> None:
+        super().__init__(f"{kind} {ref} does not exist")
+        self.kind = kind
+        self.ref = str(ref)
+
+
+class Gone(ProfilesError):
+    """It existed and was removed."""
+
+    code = "gone"
+
+    def __init__(self, kind: str, ref: object) -> None:
+        super().__init__(f"{kind} {ref} was removed")
+        self.kind = kind
+        self.ref = str(ref)
+
+
+class Conflict(ProfilesError):
+    """The request is well formed and contradicts the present state."""
+
+    code = "conflict"
+
+
+class NameTaken(Conflict):
+    """A live profile (or tenant) of this name exists already."""
+
+    code = "name_taken"
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"a {kind} named {name!r} exists already")
+        self.kind = kind
+        self.name = name
+
+
+class VersionNotReady(Conflict):
+    """The version cannot be used: it is pending, failed or archived."""
+
+    code = "version_not_ready"
+
+    def __init__(self, profile: str, number: int | None, state: str, job_id: UUID | None) -> None:
+        which = f"profile {profile!r}" if number is None else f"version {number} of profile {profile!r}"
+        super().__init__(f"{which} is {state}, not ready")
+        self.profile = profile
+        self.number = number
+        self.state = state
+        self.job_id = job_id
+
+
+class ModelConflict(Conflict):
+    """A profile is asked for on another base model than it was made for."""
+
+    code = "model_mismatch"
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(f"the profile belongs to base model {expected!r}, not to {got!r}")
+        self.expected = expected
+        self.got = got
+
+
+class NothingToRollBackTo(Conflict):
+    """The alias has had only one usable target."""
+
+    code = "nothing_to_roll_back_to"
+
+    def __init__(self, profile: str) -> None:
+        super().__init__(f"profile {profile!r} has no earlier default version to go back to")
+        self.profile = profile
+
+
+class JobFinished(Conflict):
+    """The job has ended; it cannot be cancelled any more."""
+
+    code = "job_finished"
+
+    def __init__(self, job_id: UUID, status: str) -> None:
+        super().__init__(f"job {job_id} has already {status}")
+        self.job_id = job_id
+        self.status = status
+
+
+class IdempotencyConflict(Conflict):
+    """The same `Idempotency-Key` came with another request before."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"Idempotency-Key {key!r} was used before with a different request")
+        self.key = key
+
+
+class QuotaExceeded(ProfilesError):
+    """The tenant has as many jobs waiting or running as it may."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, used: int, limit: int, retry_after_s: int) -> None:
+        super().__init__(f"{used} jobs are waiting or running, the limit is {limit}")
+        self.used = used
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class InvalidSpec(ProfilesError, ValueError):
+    """A field is malformed or over its limit."""
+
+    code = "invalid_spec"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class Unauthenticated(ProfilesError):
+    """No key, an unknown one, or one that expired or was revoked."""
+
+    code = "unauthenticated"
+
+    def __init__(self, message: str = "the API key is missing or not valid") -> None:
+        super().__init__(message)
+
+
+class Forbidden(ProfilesError):
+    """The caller is known and may not do this."""
+
+    code = "forbidden"
+
+    def __init__(self, needs: str) -> None:
+        super().__init__(f"this needs the role {needs!r}")
+        self.needs = needs
+
+
+class LeaseLost(ProfilesError):
+    """Another attempt owns the job now, or it ended; this worker must stop writing."""
+
+    code = "lease_lost"
+
+    def __init__(self, job_id: UUID, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} no longer owns job {job_id}")
+        self.job_id = job_id
+        self.attempt = attempt
+
+
+class JobCancelled(ProfilesError):
+    """Somebody asked to cancel the job that this worker runs."""
+
+    code = "cancelled"
+
+    def __init__(self, job_id: UUID) -> None:
+        super().__init__(f"job {job_id} was cancelled")
+        self.job_id = job_id
+
+
+class DatabaseUnavailable(ProfilesError):
+    """Postgres cannot be reached, is not migrated, or gave up on a lock; trying again later can help."""
+
+    code = "database_unavailable"
+
+    def __init__(self, message: str = "the database cannot be reached", retry_after_s: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BrokerUnavailable(ProfilesError):
+    """The message broker cannot be reached or did not confirm."""
+
+    code = "broker_unavailable"
+
+    def __init__(self, message: str = "the message broker cannot be reached", retry_after_s: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

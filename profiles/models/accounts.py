@@ -1,0 +1,95 @@
+"""Tenants, their keys, and what is kept about what they did."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, state_column
+
+
+class Role(StrEnum):
+    """What a key may do: `member` uses profiles of its tenant, `admin` also manages tenants and keys."""
+
+    ADMIN = "admin"
+    MEMBER = "member"
+
+
+class Tenant(Base):
+    """A customer: owns profiles, keys, jobs and end users; sees nobody else's."""
+
+    __tablename__ = "tenants"
+    __table_args__ = (CheckConstraint("max_queued_jobs > 0", name="max_queued_jobs_positive"),)
+
+    id: Mapped[PublicId]
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    max_queued_jobs: Mapped[int | None]  #: None: the deployment's default
+    created_at: Mapped[CreatedAt]
+
+
+class ApiKey(Base):
+    """A bearer key; only the SHA-256 of its secret is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[PublicId]
+    tenant_id: Mapped[TenantId] = mapped_column(index=True)
+    name: Mapped[str] = mapped_column(String(100))
+    role: Mapped[Role] = mapped_column(state_column(Role, "role"))
+    prefix: Mapped[str] = mapped_column(String(16))  #: the secret's first characters, to recognise it by
+    secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  #: exact to about a minute
+    created_at: Mapped[CreatedAt]
+
+
+class AuditEntry(Base):
+    """One act that somebody may ask about later. Rows are never changed or removed (a trigger says so)."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index(None, "tenant_id", "id"),)
+
+    id: Mapped[SerialId]
+    tenant_id: Mapped[TenantId]
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))  #: None: the system itself
+    action: Mapped[str] = mapped_column(String(64))
+    subject: Mapped[str] = mapped_column(String(64))  #: kind of thing: profile, key, tenant, …
+    subject_id: Mapped[str] = mapped_column(String(200))
+    details: Mapped[dict[str, Any]]
+    created_at: Mapped[CreatedAt]
+
+
+class IdempotencyKey(Base):
+    """The answer given to a creating request, replayed when the same request comes again."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "created_at"),)
+
+    tenant_id: Mapped[TenantId] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    request_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
+    status_code: Mapped[int | None]
+    response: Mapped[dict[str, Any] | None]
+    created_at: Mapped[CreatedAt]
+
+
+class Usage(Base):
+    """Counters of one day; `profile_id` None counts requests to the bare base model."""
+
+    __tablename__ = "usage"
+    __table_args__ = (UniqueConstraint("tenant_id", "day", "profile_id", postgresql_nulls_not_distinct=True),)
+
+    id: Mapped[SerialId]
+    tenant_id: Mapped[TenantId]
+    day: Mapped[date]
+    profile_id: Mapped[UUID | None] = mapped_column(ForeignKey("profiles.id"), index=True)
+    requests: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    fit_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")

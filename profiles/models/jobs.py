@@ -1,0 +1,87 @@
+"""Jobs, what they report, and the messages that are still to be sent."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, state_column
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+#: A job in one of these never changes again.
+FINISHED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class Job(Base):
+    """One fit to be done. This row is the truth; a message of the broker is only a hint to look at it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="lease_iff_running"),
+        CheckConstraint(
+            "(status IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)",
+            name="finished_at_iff_finished",
+        ),
+        Index(None, "tenant_id", "id"),
+        Index("ix_jobs_open", "status", "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
+    )
+
+    id: Mapped[PublicId]
+    tenant_id: Mapped[TenantId]
+    profile_id: Mapped[UUID] = mapped_column(ForeignKey("profiles.id"), index=True)
+    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id"), unique=True)
+    status: Mapped[JobStatus] = mapped_column(state_column(JobStatus, "status"), default=JobStatus.QUEUED)
+    stage: Mapped[str | None] = mapped_column(String(32))
+    progress: Mapped[dict[str, Any]] = mapped_column(default=dict)  #: stage → {"done": …, "total": …}
+    attempt: Mapped[int] = mapped_column(default=0)  #: counts claims; fences every write of a worker
+    failures: Mapped[int] = mapped_column(default=0)  #: lost workers and retryable errors; bounded
+    worker: Mapped[str | None] = mapped_column(String(200))
+    lease_until: Mapped[datetime | None]
+    run_after: Mapped[datetime | None]  #: not before then, after a retryable error
+    cancel_requested_at: Mapped[datetime | None]
+    error_code: Mapped[str | None] = mapped_column(String(64))  #: of the last error, also while it is tried again
+    error_message: Mapped[str | None] = mapped_column(Text)
+    sent_at: Mapped[datetime | None]  #: when a message was last confirmed by the broker
+    sends: Mapped[int] = mapped_column(default=0)  #: since it was last queued; spaces out re-sending
+    event_at: Mapped[datetime | None]  #: of the last progress event; bounds their number
+    created_at: Mapped[CreatedAt]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class JobEvent(Base):
+    """Something that a job's watcher wants to know; ids ascend within a job."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index(None, "job_id", "id"),)
+
+    id: Mapped[SerialId]
+    tenant_id: Mapped[TenantId]
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(32))  #: queued, running, progress, retry, succeeded, failed, cancelled
+    payload: Mapped[dict[str, Any]]
+    created_at: Mapped[CreatedAt]
+
+
+class OutboxMessage(Base):
+    """A message that must reach the broker; the relay removes it once the broker confirmed."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[SerialId]
+    tenant_id: Mapped[TenantId]
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
+    created_at: Mapped[CreatedAt]

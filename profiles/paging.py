@@ -1,0 +1,68 @@
+"""Cursor pagination over one ordered, unique column."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from profiles.errors import InvalidSpec
+
+MAX_LIMIT = 200
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """Some rows of a list, and the cursor of the rest (None: this is the end)."""
+
+    rows: list[T]
+    next: str | None
+
+
+def fetch_page(
+    session: Session,
+    statement: Select[T],
+    column: InstrumentedAttribute[Any],
+    cursor: str | None,
+    limit: int,
+    *,
+    newest_first: bool = True,
+) -> Page[T]:
+    """One page of `statement`, ordered by `column` (a UUIDv7 or an integer, unique within the list).
+
+    A row added or removed meanwhile neither repeats nor hides another one, as it would with offsets.
+
+    Raises: InvalidSpec: the cursor is not one of ours, or `limit` is outside 1 to `MAX_LIMIT`.
+    """
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidSpec("limit", f"must be between 1 and {MAX_LIMIT}")
+    if cursor is not None:
+        last = _decode(cursor, column.type.python_type)
+        statement = statement.where(column < last if newest_first else column > last)
+    statement = statement.order_by(column.desc() if newest_first else column.asc()).limit(limit + 1)
+    rows = list(session.scalars(statement))
+    more = len(rows) > limit
+    rows = rows[:limit]
+    return Page(rows, _encode(getattr(rows[-1], column.key)) if more else None)
+
+
+def _encode(value: UUID | int) -> str:
+    return base64.urlsafe_b64encode(str(value).encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str, kind: type[Any]) -> Any:
+    try:
+        raw = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
+        value = kind(raw)
+    except (ValueError, binascii.Error) as error:
+        raise InvalidSpec("cursor", "is not a cursor of this list") from error
+    if isinstance(value, int) and not 0 <= value < 2**63:
+        raise InvalidSpec("cursor", "is not a cursor of this list")
+    return value

@@ -1,0 +1,157 @@
+"""Tenants, keys, audit, idempotency and usage."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from profiles.ids import new_id
+from profiles.models import ApiKey, AuditEntry, IdempotencyKey, Role, Tenant, Usage
+from profiles.paging import Page, fetch_page
+
+
+class Accounts:
+    """Queries on who may do what, and what they did."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add_tenant(self, name: str, max_queued_jobs: int | None) -> Tenant | None:
+        """The new tenant, or None when the name is taken (also by a transaction that has not committed yet)."""
+        values = {"id": new_id(), "name": name, "max_queued_jobs": max_queued_jobs}
+        statement = insert(Tenant).values(values).on_conflict_do_nothing(index_elements=["name"]).returning(Tenant)
+        return self._session.scalars(statement).one_or_none()
+
+    def tenant(self, tenant_id: UUID) -> Tenant | None:
+        return self._session.get(Tenant, tenant_id)
+
+    def tenant_by_name(self, name: str) -> Tenant | None:
+        return self._session.scalars(select(Tenant).where(Tenant.name == name)).one_or_none()
+
+    def tenants(self, cursor: str | None, limit: int) -> Page[Tenant]:
+        return fetch_page(self._session, select(Tenant), Tenant.id, cursor, limit)
+
+    def lock_tenant(self, tenant_id: UUID) -> Tenant:
+        """Holds others that count this tenant's jobs back until the transaction ends."""
+        # FOR NO KEY UPDATE, so that rows which merely refer to the tenant can still be written.
+        statement = select(Tenant).where(Tenant.id == tenant_id).with_for_update(key_share=True)
+        return self._session.scalars(statement).one()
+
+    def add_key(self, key: ApiKey) -> None:
+        self._session.add(key)
+        self._session.flush()
+
+    def key_by_digest(self, secret_sha256: bytes) -> ApiKey | None:
+        """The key if it is valid now; the clock is the database's."""
+        statement = select(ApiKey).where(
+            ApiKey.secret_sha256 == secret_sha256,
+            ApiKey.revoked_at.is_(None),
+            (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > func.now()),
+        )
+        return self._session.scalars(statement).one_or_none()
+
+    def touch_key(self, key_id: UUID) -> None:
+        """Notes the key's use, at most once a minute, so that requests do not queue up for the row."""
+        stale = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at < func.now() - timedelta(minutes=1))
+        free = select(ApiKey.id).where(ApiKey.id == key_id, stale).with_for_update(skip_locked=True)
+        statement = update(ApiKey).where(ApiKey.id == free.scalar_subquery()).values(last_used_at=func.now())
+        self._session.execute(statement, execution_options={"synchronize_session": False})
+
+    def key(self, tenant_id: UUID, key_id: UUID) -> ApiKey | None:
+        statement = select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.id == key_id)
+        return self._session.scalars(statement).one_or_none()
+
+    def keys(self, tenant_id: UUID, cursor: str | None, limit: int) -> Page[ApiKey]:
+        statement = select(ApiKey).where(ApiKey.tenant_id == tenant_id)
+        return fetch_page(self._session, statement, ApiKey.id, cursor, limit)
+
+    def other_admin_keys(self, tenant_id: UUID, key_id: UUID) -> int:
+        """How many admin keys of the tenant work beside this one."""
+        statement = select(func.count()).where(
+            ApiKey.tenant_id == tenant_id,
+            ApiKey.id != key_id,
+            ApiKey.role == Role.ADMIN,
+            ApiKey.revoked_at.is_(None),
+            (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > func.now()),
+        )
+        return self._session.scalars(statement).one()
+
+    def audit(
+        self, tenant_id: UUID, key_id: UUID | None, action: str, subject: str, subject_id: object, **details: Any
+    ) -> None:
+        """Appends to the audit log."""
+        entry = AuditEntry(
+            tenant_id=tenant_id,
+            key_id=key_id,
+            action=action,
+            subject=subject,
+            subject_id=str(subject_id),
+            details=details,
+        )
+        self._session.add(entry)
+        self._session.flush()
+
+    def audit_entries(self, tenant_id: UUID, cursor: str | None, limit: int) -> Page[AuditEntry]:
+        statement = select(AuditEntry).where(AuditEntry.tenant_id == tenant_id)
+        return fetch_page(self._session, statement, AuditEntry.id, cursor, limit)
+
+    def claim_idempotency_key(self, tenant_id: UUID, key: str, request_sha256: bytes) -> IdempotencyKey | None:
+        """None when the key is ours now, else the row that holds it; waits for a transaction that is using it."""
+        statement = (
+            insert(IdempotencyKey)
+            .values(tenant_id=tenant_id, key=key, request_sha256=request_sha256)
+            .on_conflict_do_nothing()
+            .returning(IdempotencyKey.key)
+        )
+        if self._session.scalars(statement).one_or_none() is not None:
+            return None
+        return self._session.get_one(IdempotencyKey, (tenant_id, key))
+
+    def store_response(self, tenant_id: UUID, key: str, status_code: int, response: dict[str, Any]) -> None:
+        statement = (
+            update(IdempotencyKey)
+            .where(IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.key == key)
+            .values(status_code=status_code, response=response)
+        )
+        self._session.execute(statement)
+
+    def forget_idempotency_keys(self, days: int) -> int:
+        """Removes old keys; returns how many."""
+        statement = (
+            delete(IdempotencyKey)
+            .where(IdempotencyKey.created_at < func.now() - timedelta(days=days))
+            .returning(IdempotencyKey.key)
+        )
+        return len(self._session.scalars(statement).all())
+
+    def count_usage(
+        self,
+        tenant_id: UUID,
+        profile_id: UUID | None,
+        requests: int,
+        prompt_tokens: int,
+        completion_tokens: int,
+        fit_tokens: int,
+    ) -> None:
+        """Adds to today's counters in one statement."""
+        add = insert(Usage).values(
+            tenant_id=tenant_id,
+            profile_id=profile_id,
+            day=func.current_date(),
+            requests=requests,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            fit_tokens=fit_tokens,
+        )
+        names = ("requests", "prompt_tokens", "completion_tokens", "fit_tokens")
+        sums = {name: getattr(Usage, name) + add.excluded[name] for name in names}
+        self._session.execute(add.on_conflict_do_update(index_elements=["tenant_id", "day", "profile_id"], set_=sums))
+
+    def usage(self, tenant_id: UUID, since: date) -> list[Usage]:
+        statement = select(Usage).where(Usage.tenant_id == tenant_id, Usage.day >= since).order_by(Usage.id)
+        return list(self._session.scalars(statement))

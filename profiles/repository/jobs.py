@@ -1,0 +1,230 @@
+"""Jobs, their events and the outbox. Every write of a worker is fenced by its attempt number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from profiles.models import Job, JobEvent, JobStatus, OutboxMessage, ProfileVersion, VersionState
+from profiles.paging import Page, fetch_page
+
+#: Postgres channel that wakes the relay.
+OUTBOX_CHANNEL = "alignez_outbox"
+
+#: Progress events of one stage come no faster than this.
+_EVENT_SPACING = timedelta(milliseconds=300)
+
+_OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+class Jobs:
+    """Queries on work to be done. Times are the database's own (clock_timestamp), so workers' clocks do not matter."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, job: Job) -> None:
+        """Stores a queued job, its first event and its outbox message."""
+        self._session.add(job)
+        self._session.flush()
+        self.add_event(job, "queued")
+        self.enqueue(job)
+
+    def enqueue(self, job: Job) -> None:
+        """Leaves a message for the relay unless one is waiting; sent only if this transaction commits."""
+        statement = insert(OutboxMessage).values(tenant_id=job.tenant_id, job_id=job.id)
+        self._session.execute(statement.on_conflict_do_nothing(index_elements=["job_id"]))
+        self._session.execute(select(func.pg_notify(OUTBOX_CHANNEL, "")))
+
+    def open_count(self, tenant_id: UUID) -> int:
+        """Jobs of the tenant that wait or run."""
+        statement = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, Job.status.in_(_OPEN))
+        return self._session.scalars(statement).one()
+
+    def job(self, tenant_id: UUID, job_id: UUID, *, lock: bool = False) -> Job | None:
+        statement = select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id)
+        if lock:
+            statement = statement.with_for_update().execution_options(populate_existing=True)
+        return self._session.scalars(statement).one_or_none()
+
+    def jobs(self, tenant_id: UUID, status: JobStatus | None, cursor: str | None, limit: int) -> Page[Job]:
+        statement = select(Job).where(Job.tenant_id == tenant_id)
+        if status is not None:
+            statement = statement.where(Job.status == status)
+        return fetch_page(self._session, statement, Job.id, cursor, limit)
+
+    def of_version(self, version_id: UUID) -> Job | None:
+        return self._session.scalars(select(Job).where(Job.version_id == version_id)).one_or_none()
+
+    def open_of_profile(self, profile_id: UUID) -> list[Job]:
+        """Jobs of the profile that wait or run, locked."""
+        statement = select(Job).where(Job.profile_id == profile_id, Job.status.in_(_OPEN)).order_by(Job.id)
+        return list(self._session.scalars(statement.with_for_update().execution_options(populate_existing=True)))
+
+    # A worker's side
+
+    def claim(self, job_id: UUID, worker: str, lease_s: float) -> Job | None:
+        """The job, now running under a new attempt number; None when it is not there to be taken."""
+        now = func.clock_timestamp()
+        statement = (
+            update(Job)
+            .where(
+                Job.id == job_id,
+                Job.status == JobStatus.QUEUED,
+                (Job.run_after.is_(None)) | (Job.run_after <= now),
+            )
+            .values(
+                status=JobStatus.RUNNING,
+                attempt=Job.attempt + 1,
+                worker=worker[:200],
+                lease_until=now + timedelta(seconds=lease_s),
+                started_at=func.coalesce(Job.started_at, now),
+                run_after=None,
+            )
+            .returning(Job)
+        )
+        return self._session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
+
+    def fenced(self, job_id: UUID, attempt: int) -> Job | None:
+        """The locked job if this attempt still owns it; nobody takes it before the transaction ends."""
+        statement = (
+            select(Job)
+            .where(Job.id == job_id, Job.attempt == attempt, Job.status == JobStatus.RUNNING)
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+        return self._session.scalars(statement).one_or_none()
+
+    def extend_lease(self, job_id: UUID, attempt: int, lease_s: float) -> bool | None:
+        """Whether a cancel was asked for; None when this attempt no longer owns the job."""
+        statement = (
+            update(Job)
+            .where(Job.id == job_id, Job.attempt == attempt, Job.status == JobStatus.RUNNING)
+            .values(lease_until=func.clock_timestamp() + timedelta(seconds=lease_s))
+            .returning(Job.cancel_requested_at.is_not(None))
+        )
+        return self._session.scalars(statement, execution_options={"synchronize_session": False}).one_or_none()
+
+    def set_progress(self, job: Job, stage: str, done: int, total: int) -> None:
+        """Notes a stage's progress; an event for a new stage, for the end of one, and now and then between."""
+        news = job.stage != stage or done >= total
+        job.stage = stage
+        job.progress = {**job.progress, stage: {"done": done, "total": total}}
+        self._session.flush()
+        now = func.clock_timestamp()
+        due: ColumnElement[bool] = Job.event_at.is_(None) | (Job.event_at <= now - _EVENT_SPACING)
+        statement = update(Job).where(Job.id == job.id).values(event_at=now).returning(Job.id)
+        if not news:
+            statement = statement.where(due)
+        if self._session.scalars(statement, execution_options={"synchronize_session": False}).one_or_none():
+            self.add_event(job, "progress")
+
+    def requeue(self, job: Job, delay_s: float = 0.0) -> None:
+        """Back to the queue, not to be claimed within `delay_s`; at once means a message at once."""
+        job.status = JobStatus.QUEUED
+        job.lease_until = None
+        job.worker = None
+        job.sends = 0
+        job.sent_at = None
+        job.run_after = func.clock_timestamp() + timedelta(seconds=delay_s) if delay_s else None
+        self._session.flush()
+        self.add_event(job, "queued")
+        if not delay_s:
+            self.enqueue(job)
+
+    def finish(self, job: Job, status: JobStatus, code: str | None = None, message: str | None = None) -> None:
+        """Ends the job for good; unless it succeeded, its version fails with it."""
+        job.status = status
+        job.lease_until = None
+        job.run_after = None
+        job.finished_at = func.clock_timestamp()
+        job.error_code = code
+        job.error_message = message
+        self._session.flush()
+        if status is not JobStatus.SUCCEEDED:
+            statement = (
+                update(ProfileVersion)
+                .where(ProfileVersion.id == job.version_id, ProfileVersion.state == VersionState.PENDING)
+                .values(state=VersionState.FAILED)
+            )
+            self._session.execute(statement, execution_options={"synchronize_session": "fetch"})
+        self._session.execute(delete(OutboxMessage).where(OutboxMessage.job_id == job.id))
+        self.add_event(job, status.value)
+
+    # Events
+
+    def add_event(self, job: Job, kind: str) -> None:
+        """Appends what a watcher sees of the job now."""
+        payload: dict[str, Any] = {
+            "status": job.status.value,
+            "stage": job.stage,
+            "progress": job.progress,
+            "attempt": job.attempt,
+        }
+        if job.error_code is not None:
+            payload["error"] = {"code": job.error_code, "message": job.error_message}
+        self._session.add(JobEvent(tenant_id=job.tenant_id, job_id=job.id, kind=kind, payload=payload))
+        self._session.flush()
+
+    def events(self, job_id: UUID, after_id: int, limit: int) -> list[JobEvent]:
+        """The job's events after one, oldest first."""
+        statement = (
+            select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after_id).order_by(JobEvent.id).limit(limit)
+        )
+        return list(self._session.scalars(statement))
+
+    # The relay's side
+
+    def take_messages(self, limit: int) -> list[OutboxMessage]:
+        """Messages to send, oldest first, locked; those that another relay has in hand are skipped."""
+        statement = select(OutboxMessage).order_by(OutboxMessage.id).limit(limit).with_for_update(skip_locked=True)
+        return list(self._session.scalars(statement))
+
+    def sent(self, messages: Mapping[int, UUID]) -> None:
+        """Removes confirmed messages (id → job) and notes on their jobs that they went out."""
+        self._session.execute(
+            delete(OutboxMessage).where(OutboxMessage.id.in_(list(messages))),
+            execution_options={"synchronize_session": False},
+        )
+        self._session.execute(
+            update(Job)
+            .where(Job.id.in_(list(messages.values())), Job.status == JobStatus.QUEUED)
+            .values(sent_at=func.clock_timestamp(), sends=Job.sends + 1),
+            execution_options={"synchronize_session": False},
+        )
+
+    def expired(self, limit: int) -> list[Job]:
+        """Running jobs whose lease ran out, locked."""
+        statement = (
+            select(Job)
+            .where(Job.status == JobStatus.RUNNING, Job.lease_until < func.clock_timestamp())
+            .order_by(Job.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .execution_options(populate_existing=True)
+        )
+        return list(self._session.scalars(statement))
+
+    def resend(self, after_s: float) -> int:
+        """New outbox messages for queued jobs that should have been claimed by now; returns how many.
+
+        The pause doubles with every send (up to 64 times `after_s`), so a long queue is not sent over and over.
+        """
+        statement = text(
+            """
+            INSERT INTO outbox (tenant_id, job_id)
+            SELECT tenant_id, id FROM jobs
+            WHERE status = 'queued' AND (run_after IS NULL OR run_after <= clock_timestamp())
+              AND (sent_at IS NULL
+                   OR sent_at < clock_timestamp() - make_interval(secs => :after * power(2, least(sends, 7) - 1)))
+            ON CONFLICT (job_id) DO NOTHING
+            RETURNING id
+            """
+        )
+        return len(self._session.scalars(statement, {"after": after_s}).all())

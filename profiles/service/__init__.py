@@ -1,0 +1,107 @@
+"""Use cases. Plain functions that take the unit of work first; they flush and never commit.
+
+Every function that acts for a caller takes `Caller` and sees that tenant's rows only.
+"""
+
+from profiles.service.aliases import (
+    DEFAULT_ALIAS,
+    AssignedProfile,
+    assign_user,
+    get_assignment,
+    list_aliases,
+    promote,
+    remove_alias,
+    remove_assignment,
+    roll_back,
+    set_alias,
+)
+from profiles.service.fits import FitRequest, archive_version, request_fit
+from profiles.service.idempotency import StoredResponse, begin_idempotent, finish_idempotent, request_digest
+from profiles.service.jobs import cancel_job, get_job, job_events, list_jobs
+from profiles.service.keys import (
+    Caller,
+    audit_entries,
+    authenticate,
+    create_key,
+    create_tenant,
+    ensure_tenant,
+    list_keys,
+    list_tenants,
+    revoke_key,
+)
+from profiles.service.lookup import (
+    ActiveProfile,
+    ResolvedVersion,
+    load_active,
+    nearest_representations,
+    pick_version,
+    resolve_active,
+    resolve_for_user,
+)
+from profiles.service.models import ModelFacts, list_base_models, register_base_model
+from profiles.service.profiles import (
+    StoredPair,
+    all_profiles,
+    delete_profile,
+    get_profile,
+    get_version,
+    list_pairs,
+    list_profiles,
+    list_versions,
+    update_profile,
+)
+from profiles.service.usage import record_usage, usage_since
+
+__all__ = [
+    "DEFAULT_ALIAS",
+    "ActiveProfile",
+    "AssignedProfile",
+    "Caller",
+    "FitRequest",
+    "ModelFacts",
+    "ResolvedVersion",
+    "StoredPair",
+    "StoredResponse",
+    "all_profiles",
+    "archive_version",
+    "assign_user",
+    "audit_entries",
+    "authenticate",
+    "begin_idempotent",
+    "cancel_job",
+    "create_key",
+    "create_tenant",
+    "delete_profile",
+    "ensure_tenant",
+    "finish_idempotent",
+    "get_assignment",
+    "get_job",
+    "get_profile",
+    "get_version",
+    "job_events",
+    "list_aliases",
+    "list_base_models",
+    "list_jobs",
+    "list_keys",
+    "list_pairs",
+    "list_profiles",
+    "list_tenants",
+    "list_versions",
+    "load_active",
+    "nearest_representations",
+    "pick_version",
+    "promote",
+    "record_usage",
+    "register_base_model",
+    "remove_alias",
+    "remove_assignment",
+    "request_digest",
+    "request_fit",
+    "resolve_active",
+    "resolve_for_user",
+    "revoke_key",
+    "roll_back",
+    "set_alias",
+    "update_profile",
+    "usage_since",
+]

@@ -1,0 +1,191 @@
+"""Which version is in use: aliases, promotion and rollback, and end users' assignments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, VersionNotReady
+from profiles.models import Assignment, Profile, ProfileVersion, VersionState
+from profiles.service.keys import Caller
+from profiles.service.profiles import get_profile, get_version
+from profiles.spec import check_end_user, check_name
+from profiles.uow import UnitOfWork
+
+DEFAULT_ALIAS = "default"
+MAX_TARGETS = 10
+
+
+@dataclass(frozen=True)
+class AssignedProfile:
+    """An end user's assignment with the names it means."""
+
+    assignment: Assignment
+    profile: Profile
+    version: int | None
+
+
+def list_aliases(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> dict[str, dict[int, float]]:
+    """Alias → version number → share of its traffic. Raises: NotFound."""
+    row = get_profile(uow, caller, profile)
+    return uow.repository.catalog.aliases([row.id])[row.id]
+
+
+def set_alias(
+    uow: UnitOfWork,
+    caller: Caller,
+    profile: UUID | str,
+    alias: str,
+    version: int | None = None,
+    weights: Mapping[int, float] | None = None,
+) -> dict[int, float]:
+    """Points an alias to one version, or spreads it over several by weight; returns number → share (sum 1).
+
+    Raises: NotFound: profile or version. VersionNotReady. InvalidSpec: not exactly one of the two, or bad weights.
+    """
+    check_name("alias", alias)
+    if (version is None) == (weights is None):
+        raise InvalidSpec("version", "give either version or weights")
+    shares = _shares({version: 1.0} if version is not None else weights or {})
+    row = get_profile(uow, caller, profile, lock=True)
+    _point(uow, caller, row, alias, shares)
+    uow.repository.accounts.audit(
+        caller.tenant_id, caller.key_id, "alias.set", "profile", row.id, alias=alias, targets=_text_keys(shares)
+    )
+    return shares
+
+
+def remove_alias(uow: UnitOfWork, caller: Caller, profile: UUID | str, alias: str) -> None:
+    """Raises: NotFound. InvalidSpec: `default` stays as long as the profile."""
+    if alias == DEFAULT_ALIAS:
+        raise InvalidSpec("alias", "the default alias cannot be removed")
+    row = get_profile(uow, caller, profile, lock=True)
+    if alias not in uow.repository.catalog.aliases([row.id])[row.id]:
+        raise NotFound("alias", f"{alias} of profile {row.name}")
+    uow.repository.catalog.set_alias(row, alias, {})
+    uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "alias.remove", "profile", row.id, alias=alias)
+
+
+def promote(uow: UnitOfWork, caller: Caller, profile: UUID | str, version: int) -> ProfileVersion:
+    """Makes a version the profile's default. Raises: NotFound, VersionNotReady."""
+    row = get_profile(uow, caller, profile, lock=True)
+    _point(uow, caller, row, DEFAULT_ALIAS, {version: 1.0})
+    uow.repository.accounts.audit(
+        caller.tenant_id, caller.key_id, "profile.promote", "profile", row.id, version=version
+    )
+    return get_version(uow, caller, row.id, version)
+
+
+def roll_back(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> dict[int, float]:
+    """Points `default` to what it pointed to before its latest change; returns number → share.
+
+    A second rollback goes one further back, not forward again. Targets that are no longer ready are skipped.
+
+    Raises: NotFound, NothingToRollBackTo.
+    """
+    row = get_profile(uow, caller, profile, lock=True)
+    catalog = uow.repository.catalog
+    moves = catalog.standing_moves(row.id, DEFAULT_ALIAS, 50)
+    for i, move in enumerate(moves[1:], 1):
+        shares = {int(number): float(weight) for number, weight in move.targets.items()}
+        ready = catalog.ready_numbers(row.id, list(shares))
+        if len(ready) == len(shares):
+            undone = moves[:i]
+            break
+    else:
+        raise NothingToRollBackTo(row.name)
+    for later in undone:
+        catalog.undo_move(later)
+    catalog.set_alias(row, DEFAULT_ALIAS, {ready[number]: weight for number, weight in shares.items()})
+    uow.repository.accounts.audit(
+        caller.tenant_id, caller.key_id, "profile.rollback", "profile", row.id,
+        before=moves[0].targets, after=_text_keys(shares),
+    )  # fmt: skip
+    return shares
+
+
+def point_default(uow: UnitOfWork, profile: Profile, version: ProfileVersion) -> None:
+    """Makes a version that has just become ready the default; the profile must be locked."""
+    uow.repository.catalog.set_alias(profile, DEFAULT_ALIAS, {version.id: 1.0})
+    uow.repository.catalog.add_move(profile, DEFAULT_ALIAS, {version.number: 1.0}, None)
+    uow.repository.accounts.audit(
+        profile.tenant_id, None, "profile.promote", "profile", profile.id, version=version.number
+    )
+
+
+def assign_user(
+    uow: UnitOfWork,
+    caller: Caller,
+    end_user: str,
+    profile: UUID | str,
+    *,
+    alias: str | None = None,
+    version: int | None = None,
+) -> AssignedProfile:
+    """Gives an end user a profile: by its default, another alias, or one version.
+
+    Raises: NotFound: profile, alias or version. VersionNotReady. InvalidSpec: both alias and version.
+    """
+    check_end_user(end_user)
+    if alias is not None and version is not None:
+        raise InvalidSpec("alias", "give either alias or version")
+    row = get_profile(uow, caller, profile, lock=True)  # so that a profile being deleted gets no new users
+    version_id = None
+    if version is not None:
+        _require_ready(uow, caller, row, [version])
+        version_id = get_version(uow, caller, row.id, version).id
+    if alias is not None and alias not in uow.repository.catalog.aliases([row.id])[row.id]:
+        raise NotFound("alias", f"{alias} of profile {row.name}")
+    return AssignedProfile(uow.repository.catalog.assign(row, end_user, alias, version_id), row, version)
+
+
+def get_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> AssignedProfile:
+    """Raises: NotFound: the end user has no profile."""
+    catalog = uow.repository.catalog
+    found = None if "\x00" in end_user else catalog.assignment(caller.tenant_id, end_user)
+    if found is None:
+        raise NotFound("profile of user", end_user.replace("\x00", ""))
+    row = get_profile(uow, caller, found.profile_id)
+    numbers = catalog.version_numbers([found.version_id]) if found.version_id else {}
+    return AssignedProfile(found, row, numbers[found.version_id] if found.version_id else None)
+
+
+def remove_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> None:
+    """Raises: NotFound: the end user has no profile."""
+    if "\x00" in end_user or not uow.repository.catalog.remove_assignment(caller.tenant_id, end_user):
+        raise NotFound("profile of user", end_user.replace("\x00", ""))
+
+
+def _point(uow: UnitOfWork, caller: Caller, row: Profile, alias: str, shares: Mapping[int, float]) -> None:
+    ready = _require_ready(uow, caller, row, list(shares))
+    uow.repository.catalog.set_alias(row, alias, {ready[number]: share for number, share in shares.items()})
+    uow.repository.catalog.add_move(row, alias, shares, caller.key_id)
+
+
+def _require_ready(uow: UnitOfWork, caller: Caller, row: Profile, numbers: list[int]) -> dict[int, UUID]:
+    """Number → id. Raises: NotFound, VersionNotReady."""
+    found = {}
+    for number in numbers:
+        version = get_version(uow, caller, row.id, number)
+        if version.state is not VersionState.READY:
+            job = uow.repository.jobs.of_version(version.id)
+            raise VersionNotReady(row.name, number, version.state.value, job.id if job else None)
+        found[number] = version.id
+    return found
+
+
+def _shares(weights: Mapping[int, float]) -> dict[int, float]:
+    """Weights scaled to sum 1."""
+    if not 1 <= len(weights) <= MAX_TARGETS:
+        raise InvalidSpec("weights", f"must name 1 to {MAX_TARGETS} versions")
+    for number, weight in weights.items():
+        if not math.isfinite(weight) or not 0 < weight <= 1e6:
+            raise InvalidSpec(f"weights.{number}", "must be above 0 and at most 1000000")
+    total = sum(weights.values())
+    return {number: weight / total for number, weight in sorted(weights.items())}
+
+
+def _text_keys(shares: Mapping[int, float]) -> dict[str, float]:
+    return {str(number): share for number, share in shares.items()}

@@ -1,0 +1,135 @@
+"""Asking for a fit: profile, version, job and message in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func
+
+from profiles.errors import Conflict, ModelConflict, NameTaken, NotFound, QuotaExceeded, VersionNotReady
+from profiles.models import BaseModelRow, Job, Profile, ProfileVersion, VersionState
+from profiles.service.keys import Caller
+from profiles.service.profiles import get_profile, get_version
+from profiles.spec import DESCRIPTION_LIMIT, check_layers, check_name, check_text, normal_spec
+from profiles.uow import UnitOfWork
+
+#: Seconds after which a caller over quota may try again: about one fit.
+_RETRY_AFTER_S = 15
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What `request_fit` made."""
+
+    profile: Profile
+    version: ProfileVersion
+    job: Job
+
+
+def request_fit(
+    uow: UnitOfWork,
+    caller: Caller,
+    spec: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    profile: UUID | str | None = None,
+    base_model: str | None = None,
+    promote: bool = False,
+    max_queued_jobs: int = 100,
+) -> FitRequest:
+    """A pending version with its queued job, of a new profile (`name`) or of an existing one (`profile`).
+
+    Args:
+        spec: persona, queries, pairs, fit, as `spec.normal_spec` takes them; the caller of this function has checked
+            `fit` with the core's `FitConfig`. For an existing profile, what is missing comes from its latest version.
+        base_model: by name; None: the one that a process loaded last. With none known, the worker's own decides.
+        promote: make the version the default when it is ready (a profile's first ready version always is).
+        max_queued_jobs: the deployment's limit for a tenant that has none of its own.
+    Raises: InvalidSpec, NameTaken, NotFound, ModelConflict, QuotaExceeded.
+    """
+    catalog = uow.repository.catalog
+    if profile is None:
+        check_name("name", name or "")
+        if description is not None:
+            check_text("description", description, DESCRIPTION_LIMIT)
+    parent: ProfileVersion | None = None
+    row: Profile | None = None
+    if profile is not None:
+        row = get_profile(uow, caller, profile, lock=True)
+        parent = catalog.latest_version(row.id)
+    model = _base_model(uow, row, base_model)
+    stored = normal_spec(spec, parent.spec if parent else None)
+    if model is not None:
+        check_layers(stored["fit"], model.n_layers, model.name)
+    _check_quota(uow, caller, max_queued_jobs)
+    model_id = model.id if model else None
+    if row is None:
+        row = catalog.add_profile(caller.tenant_id, name or "", description, model_id)
+        if row is None:
+            raise NameTaken("profile", name or "")
+        uow.repository.accounts.audit(
+            caller.tenant_id, caller.key_id, "profile.create", "profile", row.id, name=row.name
+        )
+    version = ProfileVersion(
+        tenant_id=caller.tenant_id,
+        profile_id=row.id,
+        state=VersionState.PENDING,
+        parent_id=parent.id if parent else None,
+        base_model_id=model_id,
+        spec=stored,
+        promote=promote,
+    )
+    catalog.add_version(version)
+    job = Job(tenant_id=caller.tenant_id, profile_id=row.id, version_id=version.id)
+    uow.repository.jobs.add(job)
+    for made in (row, version, job):
+        uow.session.refresh(made)
+    return FitRequest(row, version, job)
+
+
+def archive_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int) -> ProfileVersion:
+    """Takes a ready version out of use.
+
+    Raises: NotFound. VersionNotReady. Conflict: an alias still points to it.
+    """
+    row = get_profile(uow, caller, profile, lock=True)
+    version = get_version(uow, caller, row.id, number)
+    if version.state is not VersionState.READY:
+        job = uow.repository.jobs.of_version(version.id)
+        raise VersionNotReady(row.name, number, version.state.value, job.id if job else None)
+    for alias, targets in uow.repository.catalog.aliases([row.id])[row.id].items():
+        if number in targets:
+            raise Conflict(f"alias {alias!r} points to version {number}; move it first")
+    version.state = VersionState.ARCHIVED
+    version.archived_at = func.now()
+    uow.session.flush()
+    uow.session.refresh(version)
+    uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "version.archive", "profile", row.id, version=number)
+    return version
+
+
+def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> BaseModelRow | None:
+    """The model to fit on. Raises: NotFound: no process has loaded one of this name. ModelConflict."""
+    catalog = uow.repository.catalog
+    if profile is not None and profile.base_model_id is not None:
+        model = catalog.base_model(profile.base_model_id)
+        if model is not None and name is not None and name != model.name:
+            raise ModelConflict(model.name, name)
+        return model
+    model = catalog.base_model_by_name(name)
+    if model is None and name is not None:
+        raise NotFound("base model", name)
+    return model
+
+
+def _check_quota(uow: UnitOfWork, caller: Caller, default: int) -> None:
+    """Counts under the tenant's lock, so that requests at the same moment cannot all be the last one."""
+    tenant = uow.repository.accounts.lock_tenant(caller.tenant_id)
+    limit = tenant.max_queued_jobs or default
+    used = uow.repository.jobs.open_count(caller.tenant_id)
+    if used >= limit:
+        raise QuotaExceeded(used, limit, _RETRY_AFTER_S)

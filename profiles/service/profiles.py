@@ -1,0 +1,141 @@
+"""Profiles and versions: reading, renaming, deleting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import func
+
+from profiles.errors import InvalidSpec, NameTaken, NotFound
+from profiles.models import FitQueryRow, JobStatus, PreferencePairRow, Profile, ProfileVersion
+from profiles.paging import Page
+from profiles.service.keys import Caller
+from profiles.spec import DESCRIPTION_LIMIT, check_name, check_text, parse_id
+from profiles.uow import UnitOfWork
+
+
+@dataclass(frozen=True)
+class StoredPair:
+    """One fit query and what was said for it (None: not finished, or not made)."""
+
+    query: FitQueryRow
+    pair: PreferencePairRow | None
+
+
+def list_profiles(uow: UnitOfWork, caller: Caller, cursor: str | None = None, limit: int = 50) -> Page[Profile]:
+    """The caller's live profiles, newest first."""
+    return uow.repository.catalog.profiles(caller.tenant_id, cursor, limit)
+
+
+def all_profiles(uow: UnitOfWork, caller: Caller, cursor: str | None = None, limit: int = 50) -> Page[Profile]:
+    """Live profiles of all tenants, newest first. Raises: Forbidden: not an admin."""
+    caller.require_admin()
+    return uow.repository.catalog.profiles(None, cursor, limit)
+
+
+def get_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str, *, lock: bool = False) -> Profile:
+    """A live profile of the caller by id or name.
+
+    Args:
+        lock: hold others back that change its versions or aliases, until the transaction ends.
+    Raises: NotFound: also for a foreign or deleted one.
+    """
+    ref = profile if isinstance(profile, UUID) else parse_id(profile) or profile
+    if isinstance(ref, str) and "\x00" in ref:
+        raise NotFound("profile", "with a NUL byte")
+    row = uow.repository.catalog.profile(caller.tenant_id, ref, lock=lock)
+    if row is None:
+        raise NotFound("profile", profile)
+    return row
+
+
+def update_profile(
+    uow: UnitOfWork,
+    caller: Caller,
+    profile: UUID | str,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+) -> Profile:
+    """Renames or describes a profile; None leaves a field as it is, an empty description clears it.
+
+    Raises: NotFound, NameTaken, InvalidSpec.
+    """
+    row = get_profile(uow, caller, profile, lock=True)
+    changes = {}
+    if name is not None and name != row.name:
+        check_name("name", name)
+        # Names are given out under the tenant's lock, here and nowhere else but at creation (where an index decides).
+        uow.repository.accounts.lock_tenant(caller.tenant_id)
+        if uow.repository.catalog.profile(caller.tenant_id, name) is not None:
+            raise NameTaken("profile", name)
+        changes["name"] = [row.name, name]
+        row.name = name
+    if description is not None:
+        row.description = check_text("description", description, DESCRIPTION_LIMIT) if description else None
+    row.updated_at = func.now()
+    uow.session.flush()
+    uow.session.refresh(row)
+    if changes:
+        uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "profile.rename", "profile", row.id, **changes)
+    return row
+
+
+def delete_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> Profile:
+    """Archives a profile and its versions, cancels its jobs, takes it from all end users, and frees its name.
+
+    Raises: NotFound.
+    """
+    row = get_profile(uow, caller, profile, lock=True)
+    jobs = uow.repository.jobs
+    for job in jobs.open_of_profile(row.id):
+        if job.status is JobStatus.QUEUED:
+            jobs.finish(job, JobStatus.CANCELLED, "cancelled", "the profile was deleted")
+        else:
+            job.cancel_requested_at = func.clock_timestamp()
+    uow.session.flush()
+    uow.repository.catalog.archive_versions(row.id)
+    removed = uow.repository.catalog.remove_assignments_of(row.id)
+    row.archived_at = func.now()
+    row.updated_at = func.now()
+    uow.session.flush()
+    uow.session.refresh(row)
+    uow.repository.accounts.audit(
+        caller.tenant_id, caller.key_id, "profile.delete", "profile", row.id, name=row.name, assignments=removed
+    )
+    return row
+
+
+def list_versions(
+    uow: UnitOfWork, caller: Caller, profile: UUID | str, cursor: str | None = None, limit: int = 50
+) -> Page[ProfileVersion]:
+    """A profile's versions, highest number first. Raises: NotFound."""
+    row = get_profile(uow, caller, profile)
+    return uow.repository.catalog.versions(row.id, cursor, limit)
+
+
+def get_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int) -> ProfileVersion:
+    """Raises: NotFound: the profile or this number of it."""
+    row = get_profile(uow, caller, profile)
+    version = uow.repository.catalog.version(row.id, number) if 0 < number < 2**31 else None
+    if version is None:
+        raise NotFound("version", f"{number} of profile {row.name}")
+    return version
+
+
+def list_pairs(
+    uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int, cursor: str | None = None, limit: int = 50
+) -> Page[StoredPair]:
+    """A version's fit queries in their order, with their pairs. Raises: NotFound."""
+    version = get_version(uow, caller, profile, number)
+    page = uow.repository.fits.query_page(version.id, cursor, limit)
+    pairs = uow.repository.fits.pairs_of([query.id for query in page.rows])
+    return Page([StoredPair(query, pairs.get(query.id)) for query in page.rows], page.next)
+
+
+def parse_number(text: str) -> int:
+    """A version number from text. Raises: InvalidSpec."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not int(text):
+        raise InvalidSpec("version", f"{text[:20]!r} is not a version number")
+    return int(text)

@@ -1,0 +1,174 @@
+"""What a caller may ask for: limits, names, and the one normal form in which specs are stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from profiles.errors import InvalidSpec
+
+NAME_LIMIT = 64
+PHRASE_LIMIT = 300
+DESCRIPTION_LIMIT = 4_000
+QUERIES_LIMIT = 2_000
+TEXT_LIMIT = 8_000
+#: All texts of one spec together; keeps a single request's memory and row in bounds.
+TOTAL_LIMIT = 4_000_000
+USER_LIMIT = 200
+
+DEFAULT_NEIGHBORS = 10
+
+#: No "@", ":" and "#": they separate the parts of `base@profile:alias` and `base@profile#3`.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_SPEC_FIELDS = ("persona", "queries", "pairs", "fit")
+
+
+def check_name(field: str, name: str) -> str:
+    """A profile's or alias's name. Raises: InvalidSpec: empty, too long, or with other characters."""
+    if not isinstance(name, str) or not 1 <= len(name) <= NAME_LIMIT or not _NAME.match(name):
+        raise InvalidSpec(
+            field, f"must be 1 to {NAME_LIMIT} of A-Z, a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+        )
+    if parse_id(name) is not None:
+        raise InvalidSpec(field, "must not look like an id")
+    return name
+
+
+def check_end_user(end_user: str) -> str:
+    """An end user's id as the caller knows it. Raises: InvalidSpec: empty, too long, or with a NUL byte."""
+    return check_text("user", end_user, USER_LIMIT)
+
+
+def check_text(field: str, text: object, limit: int) -> str:
+    """Raises: InvalidSpec: not text, blank, over `limit` characters, or nothing that Postgres can store."""
+    if not isinstance(text, str):
+        raise InvalidSpec(field, "must be text")
+    if not text.strip():
+        raise InvalidSpec(field, "must not be empty")
+    if len(text) > limit:
+        raise InvalidSpec(field, f"has {len(text)} characters, the limit is {limit}")
+    if "\x00" in text:
+        raise InvalidSpec(field, "must not hold NUL bytes")
+    if not _is_unicode(text):
+        raise InvalidSpec(field, "is not valid Unicode (a lone surrogate)")
+    return text
+
+
+def parse_id(ref: str) -> UUID | None:
+    """The UUID that a path segment spells, or None when it is a name."""
+    try:
+        return UUID(ref)
+    except ValueError:
+        return None
+
+
+def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The spec as stored with a version: persona, queries, pairs, fit.
+
+    Args:
+        spec: any of the four fields; others are an error. `fit` is stored as given: the core checks and completes it.
+        parent: the spec of the version before; a field not given is taken from it, `fit` setting by setting.
+    Raises: InvalidSpec: names the field and its limit.
+    """
+    unknown = sorted(set(spec) - set(_SPEC_FIELDS))
+    if unknown:
+        raise InvalidSpec(unknown[0], "is not part of a spec")
+    given = {name: value for name, value in spec.items() if value is not None}
+    merged = {**(parent or {}), **given}
+    merged["fit"] = {**(parent or {}).get("fit", {}), **given.get("fit", {})}
+    persona = _persona(merged.get("persona"))
+    queries = [_query(i, query) for i, query in enumerate(_list("queries", merged.get("queries")))]
+    pairs = [_pair(i, pair) for i, pair in enumerate(_list("pairs", merged.get("pairs")))]
+    if len(queries) + len(pairs) > QUERIES_LIMIT:
+        raise InvalidSpec(
+            "queries" if queries else "pairs",
+            f"{len(queries)} queries and {len(pairs)} pairs, the limit is {QUERIES_LIMIT} in all",
+        )
+    if persona is None and not queries and not pairs:
+        raise InvalidSpec("persona", "a persona, queries or pairs are needed")
+    texts = [text for query in queries for text in query.values()] + [text for pair in pairs for text in pair.values()]
+    total = sum(len(text) for text in texts if text)
+    if total > TOTAL_LIMIT:
+        raise InvalidSpec("queries", f"hold {total} characters, the limit is {TOTAL_LIMIT} in all")
+    result = {"persona": persona, "queries": queries, "pairs": pairs, "fit": merged["fit"]}
+    _check_neighbors(result)
+    return result
+
+
+def check_layers(fit: Mapping[str, Any], n_layers: int, model: str) -> None:
+    """Raises: InvalidSpec: `fit.layers` names or asks for layers that the base model does not have."""
+    layers = fit.get("layers")
+    if isinstance(layers, int) and layers > n_layers:
+        raise InvalidSpec("fit.layers", f"{layers} layers are asked for, {model} has {n_layers}")
+    if isinstance(layers, Sequence) and not isinstance(layers, str):
+        outside = [layer for layer in layers if isinstance(layer, int) and layer >= n_layers]
+        if outside:
+            raise InvalidSpec("fit.layers", f"layer {outside[0]} does not exist, {model} has 0 to {n_layers - 1}")
+
+
+def _check_neighbors(spec: Mapping[str, Any]) -> None:
+    """K > N is known now when the caller gives the queries; with the query bank only the worker knows N."""
+    count = len(spec["queries"]) + len(spec["pairs"])
+    fit = spec["fit"]
+    neighbors, own = fit.get("neighbors", DEFAULT_NEIGHBORS), fit.get("own_queries", 0)
+    if count and isinstance(neighbors, int) and isinstance(own, int) and neighbors > count + own:
+        raise InvalidSpec(
+            "fit.neighbors",
+            f"neighbors={neighbors} is more than the {count + own} fit queries; "
+            "lower it, give more queries, or let the model add some with own_queries",
+        )
+
+
+def _persona(value: object) -> dict[str, str | None] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidSpec("persona", "must be an object")
+    unknown = sorted(set(value) - {"description", "preferred", "dispreferred"})
+    if unknown:
+        raise InvalidSpec(f"persona.{unknown[0]}", "is not part of a persona")
+    limits = {"description": DESCRIPTION_LIMIT, "preferred": PHRASE_LIMIT, "dispreferred": PHRASE_LIMIT}
+    return {name: _optional(f"persona.{name}", value.get(name), limit) for name, limit in limits.items()}
+
+
+def _query(i: int, value: object) -> dict[str, str | None]:
+    if isinstance(value, str):
+        value = {"text": value}
+    if not isinstance(value, Mapping):
+        raise InvalidSpec(f"queries.{i}", "must be text or an object")
+    return {
+        "text": check_text(f"queries.{i}.text", value.get("text"), TEXT_LIMIT),
+        "preferred": _optional(f"queries.{i}.preferred", value.get("preferred"), PHRASE_LIMIT),
+        "dispreferred": _optional(f"queries.{i}.dispreferred", value.get("dispreferred"), PHRASE_LIMIT),
+    }
+
+
+def _pair(i: int, value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise InvalidSpec(f"pairs.{i}", "must be an object")
+    names = ("query", "preferred", "dispreferred")
+    return {name: check_text(f"pairs.{i}.{name}", value.get(name), TEXT_LIMIT) for name in names}
+
+
+def _optional(field: str, text: object, limit: int) -> str | None:
+    return None if text is None else check_text(field, text, limit)
+
+
+def _list(field: str, value: object) -> Sequence[object]:
+    if value is None:
+        return []
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise InvalidSpec(field, "must be a list")
+    if len(value) > QUERIES_LIMIT:
+        raise InvalidSpec(field, f"has {len(value)} entries, the limit is {QUERIES_LIMIT}")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""Vectors to and from Postgres in binary, and the in-line sketch of an embedding.
+
+pgvector's text form of 150 vectors of 4096 numbers takes tens of milliseconds to print and parse; its binary form is
+the float32 numbers themselves behind a 4-byte header, so reading is a view and writing is one copy.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+from psycopg.adapt import Buffer, Dumper
+from psycopg.pq import Format
+from psycopg.rows import TupleRow
+from sqlalchemy.orm import Session
+
+from profiles.models.fits import SKETCH_SIZE
+
+Vector = npt.NDArray[np.float32]
+
+_REAL_ARRAY = 1021  # the oid of float4[]
+_REAL = 700
+
+
+class _Reals:
+    """A query parameter: (D,) float32, sent as float4[], which pgvector casts to vector."""
+
+    def __init__(self, vector: Vector) -> None:
+        self.vector = vector
+
+
+class _RealsDumper(Dumper):
+    format = Format.BINARY
+    oid = _REAL_ARRAY
+
+    def dump(self, obj: _Reals) -> Buffer | None:
+        values = np.empty(len(obj.vector), dtype=[("size", ">i4"), ("value", ">f4")])
+        values["size"] = 4
+        values["value"] = obj.vector
+        return struct.pack(">iiiii", 1, 0, _REAL, len(values), 1) + values.tobytes()
+
+
+def parameter(vector: Vector) -> Any:
+    """The vector as a parameter of a `binary_cursor` statement; write `%b::vector` in the SQL."""
+    return _Reals(np.ascontiguousarray(vector, dtype=np.float32))
+
+
+def binary_cursor(session: Session) -> psycopg.Cursor[TupleRow]:
+    """A psycopg cursor on the session's own connection and transaction; vector columns come as bytes."""
+    connection = session.connection().connection.driver_connection
+    if not isinstance(connection, psycopg.Connection):
+        raise TypeError("the database URL must use the psycopg driver: postgresql+psycopg://…")
+    cursor = connection.cursor(binary=True)
+    cursor.adapters.register_dumper(_Reals, _RealsDumper)
+    return cursor
+
+
+def encode(vector: Vector) -> bytes:
+    """(D,) numbers as pgvector's binary form. Raises: ValueError: not finite, or not one-dimensional."""
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise ValueError(f"not a finite vector: shape {vector.shape}")
+    return struct.pack(">HH", len(vector), 0) + vector.astype(">f4").tobytes()
+
+
+def decode(raw: bytes) -> Vector:
+    """(D,) float32 from pgvector's binary form."""
+    return np.frombuffer(raw, ">f4", offset=4).astype(np.float32)
+
+
+def decode_many(raw: Sequence[bytes]) -> Vector:
+    """(n, D) float32 from n vectors in binary form, all of one width."""
+    if not raw:
+        return np.empty((0, 0), np.float32)
+    # A view without the headers, then one copy into this machine's byte order.
+    return np.frombuffer(b"".join(raw), ">f4").reshape(len(raw), -1)[:, 1:].astype(np.float32)
+
+
+def pack(vector: Vector) -> bytes:
+    """(D,) numbers as a `bytea` column holds them: the float32 numbers, little-endian, nothing else.
+
+    For vectors that no SQL compares. Postgres hands a `bytea` out as it lies there, a `vector` number by number, which
+    for the 100 vectors of 4096 numbers of one lookup costs it 2 ms more (`bench/lookup.py`).
+
+    Raises: ValueError: not finite, or not one-dimensional.
+    """
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise ValueError(f"not a finite vector: shape {vector.shape}")
+    return vector.astype("<f4").tobytes()
+
+
+def unpack_many(raw: Sequence[bytes]) -> Vector:
+    """(n, D) float32 from n packed vectors, all of one width."""
+    return np.frombuffer(b"".join(raw), "<f4").astype(np.float32, copy=False).reshape(len(raw), -1)
+
+
+def copy_rows(
+    session: Session, table: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]
+) -> None:
+    """Writes rows by binary COPY, a hundred times faster than INSERT for vectors.
+
+    Args:
+        columns: (name, type) pairs; for a vector column the type is `bytea` and its values come from `encode`
+            (COPY takes the bytes as they are and the column's own input function reads them).
+    """
+    names = ", ".join(name for name, _ in columns)
+    with binary_cursor(session) as cursor, cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types([kind for _, kind in columns])
+        for row in rows:
+            copy.write_row(row)
+
+
+@functools.lru_cache(maxsize=4)
+def _projection(width: int) -> Vector:
+    """(width, SKETCH_SIZE) fixed Gaussian projection. It must never change: stored sketches were made with it."""
+    # RandomState, because numpy freezes its streams for ever; a Generator's may change between releases.
+    normal: Vector = np.random.RandomState(width).standard_normal((width, SKETCH_SIZE)).astype(np.float32)
+    return normal / np.float32(math.sqrt(SKETCH_SIZE))
+
+
+def sketch(embeddings: Vector) -> Vector:
+    """(n, min(D, SKETCH_SIZE)) short forms whose Euclidean distances estimate those of the embeddings.
+
+    Up to SKETCH_SIZE dimensions it is the embedding itself, so a search by sketch is exact. Above, a random
+    projection keeps each squared distance to within about √(2 / SKETCH_SIZE) ≈ 9 % (one standard deviation), whatever
+    the data (Johnson and Lindenstrauss, 1984), so candidates found by it are then ranked exactly.
+
+    Args:
+        embeddings: (n, D) float32, rows of unit length.
+    """
+    width = embeddings.shape[1]
+    return embeddings if width <= SKETCH_SIZE else np.asarray(embeddings @ _projection(width), np.float32)

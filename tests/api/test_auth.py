@@ -1,0 +1,106 @@
+"""Who may call."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import event
+
+from alignez_core.engines.fake_engine import FakeEngine
+from profiles.models import ApiKey
+from profiles.service import create_key, revoke_key
+from profiles.uow import SessionFactory, UnitOfWork
+from tests.api.conftest import Tenant
+
+OPEN = {"/health", "/ready"}
+
+
+def test_every_route_but_the_probes_needs_a_key(client: TestClient) -> None:
+    schema = client.app.openapi()  # type: ignore[attr-defined]
+    seen = 0
+    for path, operations in schema["paths"].items():
+        for method in operations:
+            if path in OPEN:
+                continue
+            url = path.replace("{", "").replace("}", "").replace("number", "1")
+            reply = client.request(method, url, json={} if method in ("post", "put", "patch") else None)
+            assert reply.status_code == 401, (method, path)
+            assert reply.headers["www-authenticate"] == "Bearer"
+            seen += 1
+    assert seen > 30
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "Bearer", "Bearer ", "Basic abc", "Bearer unknown", "Bearer az_" + "x" * 43, "Bearer " + "x" * 5000,
+     "Bearer \xfc\xfc"],
+)  # fmt: skip
+def test_what_is_no_valid_key_is_refused_the_same_way(client: TestClient, header: str) -> None:
+    reply = client.get("/v1/profiles", headers={"Authorization": header.encode("latin-1")})
+    assert reply.status_code == 401
+    assert reply.json()["error"]["code"] == "unauthenticated"
+
+
+def test_openai_paths_refuse_in_openais_envelope(client: TestClient) -> None:
+    error = client.post("/v1/chat/completions", json={"model": "fake", "messages": []}).json()["error"]
+    assert error["type"] == "authentication_error"
+    assert set(error) >= {"message", "type", "param", "code"}
+
+
+def test_the_scheme_is_case_insensitive(tenant: Tenant) -> None:
+    assert tenant.client.get("/v1/jobs", headers={"Authorization": f"bearer {tenant.secret}"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["tenants", "keys", "audit", "profiles"])
+def test_members_are_kept_out_of_administration(tenant: Tenant, admin: Tenant, path: str) -> None:
+    reply = tenant.get(f"/admin/{path}")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "forbidden")
+    assert admin.get(f"/admin/{path}").status_code == 200
+
+
+def test_an_expired_key_is_refused(tenant: Tenant) -> None:
+    with UnitOfWork.open(tenant.sessions) as uow:
+        row, secret = create_key(uow, tenant.caller.tenant_id, "member", "short")
+        uow.session.get_one(ApiKey, row.id).expires_at = datetime.now(UTC) - timedelta(seconds=1)
+    assert tenant.client.get("/v1/jobs", headers={"Authorization": f"Bearer {secret}"}).status_code == 401
+
+
+def test_a_key_revoked_here_stops_at_once(admin: Tenant) -> None:
+    made = admin.post("/admin/keys", json={"name": "brief"}).json()
+    header = {"Authorization": f"Bearer {made['secret']}"}
+    assert admin.client.get("/v1/jobs", headers=header).status_code == 200
+    assert admin.delete(f"/admin/keys/{made['id']}").json()["revoked_at"]
+    assert admin.client.get("/v1/jobs", headers=header).status_code == 401
+
+
+def test_a_key_revoked_elsewhere_stops_within_the_cache_time(tenant: Tenant, make_app: Any) -> None:
+    with TestClient(make_app(role="control", auth_cache_s=0.2)) as client:
+        assert client.get("/v1/jobs", headers=tenant.headers).status_code == 200
+        with UnitOfWork.open(tenant.sessions) as uow:
+            assert isinstance(tenant.caller.key_id, UUID)
+            revoke_key(uow, tenant.caller.tenant_id, tenant.caller.key_id)
+        time.sleep(0.25)
+        assert client.get("/v1/jobs", headers=tenant.headers).status_code == 401
+
+
+def test_generation_for_a_known_key_asks_the_database_nothing(
+    tenant: Tenant, sessions: SessionFactory, engine: FakeEngine
+) -> None:
+    assert tenant.chat().status_code == 200
+    statements: list[str] = []
+
+    def note(*args: Any) -> None:
+        statements.append(args[2])
+
+    bind = sessions.kw["bind"]
+    event.listen(bind, "before_cursor_execute", note)
+    try:
+        assert tenant.chat().status_code == 200
+    finally:
+        event.remove(bind, "before_cursor_execute", note)
+    assert statements == []

@@ -1,0 +1,203 @@
+"""Wrong input, row by row of the design's table: nothing is a 500, and every refusal names field and limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.fit_config import FitConfig
+from api.profiles.schemas import FitBody
+from tests.api.conftest import Tenant, serving
+
+PERSONA = {"preferred": "cheerful", "dispreferred": "gloomy"}
+
+
+def create(tenant: Tenant, **body: Any) -> Any:
+    return tenant.post("/v1/profiles", json={"name": "p", **body})
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "limit"),
+    [
+        ({}, "persona", ""),
+        ({"persona": {}}, "persona", ""),
+        ({"persona": {"preferred": ""}}, "persona.preferred", "1"),
+        ({"persona": {"preferred": "   "}}, "persona.preferred", "1"),
+        ({"persona": {"preferred": "x" * 201}}, "persona.preferred", "200"),
+        ({"persona": {"dispreferred": "x" * 201}}, "persona.dispreferred", "200"),
+        ({"persona": {"description": "x" * 2001}}, "persona.description", "2000"),
+        ({"persona": {"preferred": "a\x00b"}}, "persona.preferred", "NUL"),
+        ({"persona": {"preferred": 5}}, "persona.preferred", "string"),
+        ({"persona": {**PERSONA, "tone": "x"}}, "persona.tone", ""),
+        ({"queries": ["q"] * 2001}, "queries", "2000"),
+        ({"queries": ["ok", "x" * 8001]}, "queries.1", "8000"),
+        ({"queries": ["a\x00"]}, "queries.0", "NUL"),
+        ({"queries": [""]}, "queries.0", "1"),
+        ({"queries": [{"text": "x", "preferred": "y" * 201}]}, "queries.0", "200"),
+        ({"queries": "one"}, "queries", "list"),
+        ({"pairs": [{"query": "x", "preferred": "y"}]}, "pairs.0.dispreferred", "required"),
+        ({"pairs": [{"query": "x", "preferred": "y" * 16001, "dispreferred": "z"}]}, "pairs.0.preferred", "16000"),
+        ({"persona": PERSONA, "name": "a/b"}, "name", ""),
+        ({"persona": PERSONA, "name": "x" * 65}, "name", ""),
+        ({"persona": PERSONA, "name": "p@q"}, "name", ""),
+        ({"persona": PERSONA, "name": "01a20be1-5033-74a9-bc10-d9d9fc8d0a3a"}, "name", "id"),
+        ({"persona": PERSONA, "description": "x" * 2001}, "description", "2000"),
+        ({"persona": PERSONA, "fti": {}}, "fti", ""),
+    ],
+)
+def test_malformed_personas_and_queries(tenant: Tenant, body: dict[str, Any], field: str, limit: str) -> None:
+    reply = create(tenant, **body)
+    assert reply.status_code == 422
+    error = reply.json()["error"]
+    named = " ".join([str(error["details"].get("field", "")), error["message"], str(error["details"])])
+    assert field in named
+    assert limit in named
+    assert tenant.get("/v1/profiles").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("fit", "named"),
+    [
+        ({"method": "lora"}, ("fit.method", "transport")),
+        ({"neighbors": 0}, ("fit.neighbors", "1")),
+        ({"neighbors": 2001}, ("fit.neighbors", "2000")),
+        ({"layers": 5}, ("fit.layers", "4")),
+        ({"layers": [0, 4]}, ("fit.layers", "layer 4", "0 to 3")),
+        ({"layers": [1, 1]}, ("twice",)),
+        ({"layers": []}, ("fit.layers",)),
+        ({"layers": "most"}, ("fit.layers",)),
+        ({"layer_rule": "best"}, ("fit.layer_rule",)),
+        ({"representation": "mean"}, ("fit.representation",)),
+        ({"edit_rule": "x"}, ("fit.edit_rule",)),
+        ({"strength": 8.5}, ("fit.strength", "8")),
+        ({"strength": -1}, ("fit.strength", "0")),
+        ({"steps": 0}, ("fit.steps",)),
+        ({"responses": -1}, ("fit.responses",)),
+        ({"query_encoder": "../../etc"}, ("fit.query_encoder", "lm")),
+        ({"seed": -1}, ("fit.seed",)),
+        ({"seed": 2**63}, ("fit.seed",)),
+        ({"speed": 1}, ("fit.speed",)),
+    ],
+)
+def test_malformed_fit_settings(tenant: Tenant, fit: dict[str, Any], named: tuple[str, ...]) -> None:
+    reply = create(tenant, persona=PERSONA, fit=fit)
+    assert reply.status_code == 422
+    error = reply.json()["error"]
+    assert all(part in error["message"] + str(error["details"]) for part in named), error
+
+
+def test_more_neighbours_than_queries_names_both(tenant: Tenant) -> None:
+    reply = create(tenant, queries=["one", "two", "three"], fit={"neighbors": 4})
+    assert reply.status_code == 422
+    message = reply.json()["error"]["message"]
+    assert "neighbors=4" in message
+    assert "3 fit queries" in message
+
+
+def test_numbers_that_are_none_are_refused(tenant: Tenant) -> None:
+    for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+        body = f'{{"name": "p", "persona": {{"preferred": "x"}}, "fit": {{"strength": {number}}}}}'
+        reply = tenant.post("/v1/profiles", content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == 422
+
+
+def test_a_representation_must_go_with_the_method_also_when_one_of_them_is_inherited(tenant: Tenant) -> None:
+    reply = create(tenant, persona=PERSONA, fit={"representation": "response_mean"})
+    assert (reply.status_code, reply.json()["error"]["details"]["field"]) == (422, "fit.representation")
+    assert (
+        create(tenant, persona=PERSONA, fit={"representation": "response_mean", "method": "alignez"}).status_code == 202
+    )
+    reply = tenant.post("/v1/profiles/p/versions", json={"fit": {"method": "transport"}})
+    assert (reply.status_code, reply.json()["error"]["details"]["field"]) == (422, "fit.representation")
+
+
+def test_a_query_over_the_context_names_itself_and_the_context(tenant: Tenant) -> None:
+    reply = create(tenant, queries=["short", "word " * 600])
+    assert reply.status_code == 422
+    error = reply.json()["error"]
+    assert error["details"]["field"] == "queries.1.text"
+    assert "512" in error["message"]
+
+
+def test_a_wrong_base_model_names_both(tenant: Tenant, make_app: Any) -> None:
+    assert create(tenant, persona=PERSONA, base_model="none").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"name": ' + b"[" * 100_000, b'"x"', b'{"seed": ' + b"9" * 5000]
+)
+def test_what_is_no_json_object_is_refused(tenant: Tenant, body: bytes) -> None:
+    for path in ("/v1/profiles", "/v1/chat/completions", "/v1/compare"):
+        reply = tenant.post(path, content=body, headers={"content-type": "application/json"})
+        assert reply.status_code in (400, 422)
+        assert "Traceback" not in reply.text
+
+
+def test_lone_surrogates_are_refused_in_values_and_names(tenant: Tenant) -> None:
+    for body in (
+        '{"name": "p", "persona": {"preferred": "\\ud800"}}',
+        '{"name": "p", "persona": {"\\ud800": "x"}}',
+        '{"name": "\\ud800", "persona": {"preferred": "x"}}',
+    ):
+        reply = tenant.post("/v1/profiles", content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == 422
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_over_the_limit_is_refused_unread(tenant: Tenant, make_app: Any, declared: bool) -> None:
+    large = b'{"name": "' + b"x" * 70_000 + b'"}'
+    with TestClient(make_app(FakeEngine(), max_body_bytes=65_536)) as client:
+        for path in ("/v1/profiles", "/v1/chat/completions"):
+            content = large if declared else iter([large[:40_000], large[40_000:]])
+            reply = client.post(path, content=content, headers={**tenant.headers, "content-type": "application/json"})
+            assert reply.status_code == 413
+            assert reply.json()["error"]["details"]["limit_bytes"] == 65_536
+
+
+def test_a_body_over_the_limit_is_refused_over_a_socket(tenant: Tenant, make_app: Any) -> None:
+    with serving(make_app(FakeEngine(), max_body_bytes=65_536)) as (url, _), httpx.Client() as client:
+        reply = client.post(f"{url}/v1/profiles", content=b"x" * 100_000, headers=tenant.headers)
+        assert reply.status_code == 413
+        assert client.get(f"{url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/profiles/%00", "/v1/profiles/a%00b/versions", "/v1/users/%00/profile", "/v1/jobs/%00",
+        "/v1/profiles/p/versions/1%00", "/v1/profiles/" + "x" * 3000, "/v1/users/%0a/profile",
+        "/v1/models/%00", "/v1/profiles?cursor=%00", "/v1/jobs?limit=0", "/v1/jobs?limit=201", "/v1/jobs?limit=x",
+        "/v1/profiles/p/versions/-1", "/v1/profiles/p/versions/99999999999999999999",
+    ],
+)  # fmt: skip
+def test_odd_paths_and_parameters_are_refused(tenant: Tenant, path: str) -> None:
+    reply = tenant.get(path)
+    assert reply.status_code in (400, 404, 422)
+    assert reply.json()["error"]["message"]
+
+
+def test_unknown_paths_and_methods_have_our_envelope(tenant: Tenant) -> None:
+    assert tenant.get("/v1/nothing").json()["error"]["code"] == "not_found"
+    assert tenant.delete("/v1/profiles").json()["error"]["code"] == "method_not_allowed"
+    assert tenant.get("/v1/chat/completions").json()["error"]["type"] == "invalid_request_error"
+
+
+def test_the_fit_settings_of_the_api_are_the_cores_own() -> None:
+    """The API mirrors `FitConfig`, so that a process without torch can check a body; this keeps the two together."""
+    mine = set(FitBody.model_fields)
+    core = set(FitConfig.__dataclass_fields__)
+    assert mine <= core
+    assert core - mine == {"chunk_size"}  # the worker's business
+    extremes: list[dict[str, Any]] = [
+        {"neighbors": 2000}, {"neighbors": 1}, {"strength": 8}, {"strength": 0}, {"steps": None}, {"steps": "default"},
+        {"steps": 100_000}, {"layers": "all"}, {"layers": [0, 7]}, {"layers": 1}, {"responses": "all"},
+        {"responses": 2000}, {"seed": 2**53}, {"temperature": 2}, {"characteristics_tokens": 1024},
+        {"response_tokens": 4096}, {"own_queries": 256}, {"method": "alignez", "edit_rule": "orthogonal"},
+        {"layer_rule": "separation"}, {"representation": "response_mean", "method": "alignez"}, {"conditional": False},
+    ]  # fmt: skip
+    for settings in extremes:
+        FitConfig.from_dict(FitBody.model_validate(settings).given())

@@ -1,0 +1,368 @@
+"""`POST /v1/chat/completions`, whole answers and streams chunk by chunk."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from alignez_core.engines.base import GenerationRequest
+from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.errors import EngineClosed
+from tests.api.conftest import Tenant, serving
+
+BARE = {"profile": None, "version": None, "sha256": None, "neighbors": None, "edit_ratio": None}
+
+
+def chunks(text: str) -> list[dict[str, Any]]:
+    """The JSON of each event but the last, which must be [DONE]."""
+    blocks = text.strip().split("\n\n")
+    assert blocks[-1] == "data: [DONE]"
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-1]]
+
+
+def last_request(tenant: Tenant) -> GenerationRequest:
+    return tenant.engine.requests[-1]
+
+
+def test_a_whole_answer_is_openais_shape(tenant: Tenant) -> None:
+    before = int(time.time())
+    body = tenant.chat(seed=1).json()
+    assert body["id"].startswith("chatcmpl-")
+    assert body["object"] == "chat.completion"
+    assert before <= body["created"] <= time.time()
+    assert body["model"] == "fake"
+    assert body["alignez"] == BARE
+    (choice,) = body["choices"]
+    assert choice["message"]["role"] == "assistant"
+    assert choice["finish_reason"] == "stop"
+    usage = body["usage"]
+    assert usage["prompt_tokens"] == len(tenant.engine.tokenize("What is the sea?\nAnswer:"))
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_a_stream_says_the_same_as_the_whole_answer(tenant: Tenant) -> None:
+    whole = tenant.chat(seed=5).json()
+    reply = tenant.chat(seed=5, stream=True)
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert reply.headers["cache-control"] == "no-cache, no-transform"
+    events = chunks(reply.text)
+
+    assert {e["object"] for e in events} == {"chat.completion.chunk"}
+    assert len({e["id"] for e in events}) == 1
+    deltas = [e["choices"][0]["delta"] for e in events]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert deltas[-1] == {}
+    assert "".join(d.get("content", "") for d in deltas) == whole["choices"][0]["message"]["content"]
+    reasons = [e["choices"][0]["finish_reason"] for e in events]
+    assert reasons == [None] * (len(events) - 1) + ["stop"]
+    assert events[-1]["alignez"] == whole["alignez"]
+    assert all("usage" not in e for e in events)
+
+
+def test_usage_comes_in_a_chunk_of_its_own_when_asked_for(tenant: Tenant) -> None:
+    whole = tenant.chat(seed=5).json()
+    events = chunks(tenant.chat(seed=5, stream=True, stream_options={"include_usage": True}).text)
+    assert events[-1]["choices"] == []
+    assert events[-1]["usage"] == whole["usage"]
+    assert events[-1]["alignez"] == whole["alignez"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_differ_and_each_repeats_with_its_seed(tenant: Tenant, stream: bool) -> None:
+    def texts(**more: Any) -> list[str]:
+        reply = tenant.chat(seed=10, stream=stream, **more)
+        if not stream:
+            choices = sorted(reply.json()["choices"], key=lambda c: c["index"])
+            return [c["message"]["content"] for c in choices]
+        found: dict[int, str] = {}
+        for e in chunks(reply.text):
+            for c in e["choices"]:
+                found[c["index"]] = found.get(c["index"], "") + c["delta"].get("content", "")
+        return [found[i] for i in sorted(found)]
+
+    three = texts(n=3)
+    assert len(set(three)) == 3
+    assert texts(n=3) == three
+    assert texts() == three[:1]
+    assert tenant.chat(seed=12).json()["choices"][0]["message"]["content"] == three[2]
+
+
+def test_every_sampling_setting_reaches_the_engine(tenant: Tenant) -> None:
+    tenant.chat(
+        temperature=0.5, top_p=0.9, top_k=7, seed=3, stop=["END", "\n\n"], max_completion_tokens=9, ignore_eos=True
+    )
+    sent = last_request(tenant)
+    assert (sent.temperature, sent.top_p, sent.top_k, sent.seed, sent.max_tokens) == (0.5, 0.9, 7, 3, 9)
+    assert sent.stop == ("END", "\n\n")
+    assert sent.ignore_eos
+    tenant.chat(max_tokens=4, stop="X", top_k=-1, top_p=0, seed=-1)
+    sent = last_request(tenant)
+    assert (sent.max_tokens, sent.top_k, sent.logprobs, sent.edit) == (4, 0, None, None)
+    assert sent.stop[0] == "X"
+    assert 0 < sent.top_p < 0.001
+    assert sent.seed is not None
+    assert sent.seed >= 0
+
+
+def test_the_formats_own_stops_end_an_answer(tenant: Tenant) -> None:
+    tenant.chat()
+    assert last_request(tenant).stop == tenant.engine.prompt_format.stop
+
+
+def test_an_answer_without_a_length_takes_what_the_context_leaves(tenant: Tenant) -> None:
+    tenant.chat("word " * 500)
+    assert last_request(tenant).max_tokens == 512 - len(last_request(tenant).prompt)
+    tenant.chat("word")
+    assert last_request(tenant).max_tokens == 256
+
+
+def test_length_ends_an_answer_with_its_reason(tenant: Tenant) -> None:
+    body = tenant.chat(max_tokens=3).json()
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["usage"]["completion_tokens"] == 3
+
+
+def test_a_stop_string_ends_the_text_before_itself(tenant: Tenant) -> None:
+    whole = tenant.chat(seed=2).json()["choices"][0]["message"]["content"]
+    word = whole.split()[3]
+    cut = tenant.chat(seed=2, stop=[word]).json()["choices"][0]
+    assert cut["message"]["content"] == whole[: whole.index(word)]
+    assert cut["finish_reason"] == "stop"
+    streamed = chunks(tenant.chat(seed=2, stop=[word], stream=True).text)
+    assert "".join(e["choices"][0]["delta"].get("content", "") for e in streamed) == cut["message"]["content"]
+
+
+def test_log_probabilities_come_with_every_token_whole_and_streamed(tenant: Tenant) -> None:
+    whole = tenant.chat(seed=4, logprobs=True, top_logprobs=2, max_tokens=5).json()["choices"][0]["logprobs"]
+    assert len(whole["content"]) == 5
+    first = whole["content"][0]
+    assert set(first) == {"token", "logprob", "bytes", "top_logprobs"}
+    assert bytes(first["bytes"]).decode() == first["token"]
+    assert len(first["top_logprobs"]) == 2
+    streamed: list[Any] = []
+    for e in chunks(tenant.chat(seed=4, logprobs=True, top_logprobs=2, max_tokens=5, stream=True).text):
+        streamed += (e["choices"][0]["logprobs"] or {"content": []})["content"]
+    assert streamed == whole["content"]
+    assert tenant.chat(max_tokens=1).json()["choices"][0]["logprobs"] is None
+
+
+def test_a_conversation_is_rendered_as_the_model_expects_it(tenant: Tenant) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "More?"},
+    ]
+    tenant.post("/v1/chat/completions", json={"model": "fake", "messages": messages})
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "More?"},
+    ]
+    assert last_request(tenant).prompt == tenant.engine.tokenize(tenant.engine.prompt_format.render(turns))
+
+
+def test_fields_that_only_describe_are_passed_over(tenant: Tenant) -> None:
+    reply = tenant.chat(
+        metadata={"a": "b"}, store=True, service_tier="auto", presence_penalty=0, frequency_penalty=0.0, tools=[],
+        response_format={"type": "text"}, parallel_tool_calls=True, reasoning_effort="low", made_up=1,
+    )  # fmt: skip
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("functions", [{"name": "f"}]),
+        ("logit_bias", {"5": 1}),
+        ("presence_penalty", 0.5),
+        ("response_format", {"type": "json_object"}),
+        ("audio", {"voice": "x"}),
+        ("tool_choice", "required"),
+    ],
+)
+def test_fields_that_would_change_the_answer_are_refused_by_name(tenant: Tenant, field: str, value: object) -> None:
+    reply = tenant.chat(**{field: value})
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert (error["code"], error["param"], error["type"]) == ("unsupported_parameter", field, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 2.1), ("temperature", -1), ("temperature", "hot"), ("top_p", 1.1), ("n", 0), ("n", 9),
+        ("max_tokens", 0), ("top_logprobs", 21), ("seed", "x"), ("stop", [""]), ("stop", ["x"] * 17),
+        ("model", "a\x00b"), ("user", "x" * 201), ("messages", []), ("stream", "maybe"), ("top_logprobs", 2),
+        ("messages", [{"role": "user", "content": "a\x00b"}]), ("messages", [{"role": "tool", "content": "a"}]),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+        ("messages", [{"role": "user"}]), ("profile", {"name": "x", "strength": 9}), ("profile", {"nmae": "x"}),
+        ("profile", {"name": "p", "alias": "a", "version": 1}), ("profile", "p"),
+    ],
+)  # fmt: skip
+def test_malformed_requests_name_the_field_in_openais_envelope(tenant: Tenant, field: str, value: object) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], field: value}
+    reply = tenant.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert field in error["message"] or field in str(error["param"])
+
+
+def test_over_the_context_is_openais_error(tenant: Tenant) -> None:
+    for reply in (tenant.chat("word " * 600), tenant.chat("word", max_tokens=600), tenant.chat("word " * 512)):
+        assert reply.status_code == 400
+        error = reply.json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert error["details"]["context_length"] == 512
+        assert "512" in error["message"]
+
+
+def test_an_unknown_model_is_openais_error(tenant: Tenant) -> None:
+    reply = tenant.chat(model="gpt-9")
+    assert reply.status_code == 404
+    assert reply.json()["error"] | {"code": "model_not_found", "param": "model"} == reply.json()["error"]
+    assert tenant.chat(model="fakes@p").status_code == 404
+
+
+def test_the_base_model_needs_no_name(tenant: Tenant) -> None:
+    named = tenant.chat(seed=3).json()
+    body = {"messages": [{"role": "user", "content": "What is the sea?"}], "seed": 3}
+    nameless = tenant.post("/v1/chat/completions", json=body).json()
+    assert nameless["choices"] == named["choices"]
+    assert tenant.chat(seed=3, model="base").json()["choices"] == named["choices"]
+    assert tenant.chat(model="base@nobody").status_code == 404
+
+
+def test_a_full_queue_asks_to_come_back(make_app: Any, tenant: Tenant) -> None:
+    engine = FakeEngine(max_waiting=2, step_s=0.02)
+    with TestClient(make_app(engine)) as client:
+        body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "n": 3}
+        reply = client.post("/v1/chat/completions", json=body, headers=tenant.headers)
+        assert reply.status_code == 429
+        assert int(reply.headers["retry-after"]) >= 1
+        error = reply.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "engine_overloaded")
+        # The two that had started were stopped again.
+        wait_for(lambda: engine.running == 0, 1.0)
+        fewer = client.post("/v1/chat/completions", json={**body, "n": 1, "max_tokens": 1}, headers=tenant.headers)
+        assert fewer.status_code == 200
+
+
+@pytest.mark.parametrize(("error", "status"), [(EngineClosed("down"), 503), (RuntimeError("boom"), 500)])
+def test_an_engine_that_fails_is_a_status_before_the_first_byte_and_an_event_after_it(
+    make_app: Any, tenant: Tenant, error: Exception, status: int
+) -> None:
+    engine = FakeEngine(error=error, fail_after=3)
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
+    with TestClient(make_app(engine)) as client:
+        assert client.post("/v1/chat/completions", json=body, headers=tenant.headers).status_code == status
+        reply = client.post("/v1/chat/completions", json={**body, "stream": True}, headers=tenant.headers)
+        assert reply.status_code == 200
+        blocks = reply.text.strip().split("\n\n")
+        last = json.loads(blocks[-1].removeprefix("data: "))
+        assert last["error"]["type"] == "server_error"
+        assert last["error"]["request_id"] == reply.headers["x-request-id"]
+        assert "boom" not in reply.text
+        assert "[DONE]" not in reply.text
+
+
+@pytest.fixture
+def slow() -> FakeEngine:
+    return FakeEngine(step_s=0.01)
+
+
+@pytest.fixture
+def slow_url(make_app: Any, slow: FakeEngine) -> Iterator[str]:
+    with serving(make_app(slow)) as (url, _):
+        yield url
+
+
+def wait_for(condition: Any, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_a_client_that_goes_away_mid_stream_stops_its_rows(
+    slow: FakeEngine, slow_url: str, tenant: Tenant, choices: int
+) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "stream": True, "n": choices,
+            "ignore_eos": True, "max_tokens": 400}  # fmt: skip
+    with (
+        httpx.Client(timeout=20) as client,
+        client.stream("POST", f"{slow_url}/v1/chat/completions", json=body, headers=tenant.headers) as reply,
+    ):
+        next(reply.iter_lines())
+        assert slow.running == choices
+    wait_for(lambda: slow.running == 0, 1.0)
+    assert slow.cancelled == choices
+
+
+def test_a_client_that_goes_away_before_a_whole_answer_stops_its_row(
+    slow: FakeEngine, slow_url: str, tenant: Tenant
+) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "ignore_eos": True, "max_tokens": 400}
+
+    def ask() -> None:
+        with httpx.Client(timeout=0.3) as client, pytest.raises(httpx.ReadTimeout):
+            client.post(f"{slow_url}/v1/chat/completions", json=body, headers=tenant.headers)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_for(lambda: slow.running == 1)
+    thread.join()
+    wait_for(lambda: slow.running == 0, 1.0)
+    assert slow.cancelled == 1
+
+
+def test_many_streams_at_once_each_get_their_own_answer(slow_url: str, tenant: Tenant) -> None:
+    def ask(i: int, found: dict[int, str], stream: bool) -> None:
+        body = {"model": "fake", "messages": [{"role": "user", "content": f"query {i}"}], "temperature": 0,
+                "stream": stream}  # fmt: skip
+        with httpx.Client(timeout=30) as client:
+            reply = client.post(f"{slow_url}/v1/chat/completions", json=body, headers=tenant.headers)
+        if stream:
+            found[i] = "".join(e["choices"][0]["delta"].get("content", "") for e in chunks(reply.text))
+        else:
+            found[i] = reply.json()["choices"][0]["message"]["content"]
+
+    results = []
+    for stream in (True, False):
+        found: dict[int, str] = {}
+        threads = [threading.Thread(target=ask, args=(i, found, stream)) for i in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        results.append(found)
+    assert results[0] == results[1]
+    assert len(set(results[0].values())) == 24
+
+
+def test_generation_is_refused_clearly_where_no_model_is(make_app: Any, tenant: Tenant) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
+    with TestClient(make_app(role="control")) as client:
+        for path in ("/v1/chat/completions", "/v1/users/anna/chat/completions"):
+            reply = client.post(path, json=body, headers=tenant.headers)
+            assert reply.status_code == 404
+            assert reply.json()["error"]["code"] == "generation_not_served"
+        assert client.get("/v1/models", headers=tenant.headers).status_code == 404
+        assert client.get("/v1/jobs", headers=tenant.headers).status_code == 200
+
+
+def test_an_inference_process_serves_no_control_routes(make_app: Any, tenant: Tenant) -> None:
+    with TestClient(make_app(FakeEngine(), role="inference")) as client:
+        assert client.get("/v1/jobs", headers=tenant.headers).status_code == 404
+        assert client.get("/v1/models", headers=tenant.headers).status_code == 200

@@ -1,0 +1,184 @@
+"""Probes, request ids, and what happens when the database is away."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
+
+from alignez_core.engines.fake_engine import FakeEngine
+from cli.local_stack.postgres import PostgresServer
+from profiles import migrate
+from profiles.service import create_key, create_tenant
+from profiles.settings import DatabaseSettings
+from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
+from tests.api.conftest import Tenant, serving
+
+
+def test_alive_says_nothing_of_anything_else(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_ready_names_the_part_that_is_missing(client: TestClient) -> None:
+    reply = client.get("/ready")
+    assert reply.status_code == 503  # these tests have no broker
+    checks = reply.json()["checks"]
+    assert [name for name, check in checks.items() if not check["ok"]] == ["broker"]
+    assert set(checks) == {"database", "migrations", "broker", "model"}
+
+
+def test_ready_when_everything_is_there(
+    make_app: Any, engine: FakeEngine, postgres_url: str, redis_server: Any
+) -> None:
+    database = DatabaseSettings(database_url=postgres_url, broker_url=redis_server.url)
+    with TestClient(make_app(engine, database=database)) as client:
+        assert client.get("/ready").json()["status"] == "ready"
+
+
+def test_not_ready_behind_the_migrations(make_app: Any, sessions: SessionFactory) -> None:
+    with TestClient(make_app(role="inference", engine=FakeEngine())) as client:
+        assert client.get("/ready").status_code == 200
+        with sessions() as session:
+            kept = session.scalars(text("UPDATE alembic_version SET version_num = 'older' RETURNING 1")).all()
+            assert kept
+            session.commit()
+        try:
+            checks = client.get("/ready").json()["checks"]
+            assert checks["database"]["ok"]
+            assert not checks["migrations"]["ok"]
+            assert "alignez migrate" in checks["migrations"]["detail"]
+        finally:
+            with sessions() as session:
+                heads = migrate._heads()
+                session.execute(text("UPDATE alembic_version SET version_num = :head"), {"head": heads[0]})
+                session.commit()
+
+
+def test_every_answer_bears_a_request_id_and_takes_a_harmless_one_from_the_caller(client: TestClient) -> None:
+    assert re.fullmatch(r"req_[0-9a-f]{24}", client.get("/health").headers["x-request-id"])
+    given = client.get("/v1/jobs", headers={"x-request-id": "trace-1.2"})
+    assert given.headers["x-request-id"] == "trace-1.2"
+    assert given.json()["error"]["request_id"] == "trace-1.2"
+    odd = client.get("/health", headers={"x-request-id": "a b\tc"})
+    assert odd.headers["x-request-id"].startswith("req_")
+
+
+def test_an_unforeseen_error_is_a_500_that_gives_nothing_away(make_app: Any, tenant: Tenant) -> None:
+    engine = FakeEngine(error=RuntimeError("secret /etc/passwd"))
+    with TestClient(make_app(engine)) as client:
+        reply = client.post(
+            "/v1/chat/completions",
+            json={"model": "fake", "messages": [{"role": "user", "content": "x"}]},
+            headers=tenant.headers,
+        )
+        assert reply.status_code == 500
+        assert "secret" not in reply.text
+        assert "Traceback" not in reply.text
+        assert reply.json()["error"]["request_id"] == reply.headers["x-request-id"]
+
+
+def test_without_the_database_calls_get_503_and_the_process_recovers(tmp_path: Path) -> None:
+    server = PostgresServer(tmp_path)
+    server.start()
+    try:
+        migrate.upgrade(server.url)
+        database = DatabaseSettings(database_url=server.url, connect_timeout_s=2, pool_timeout_s=2)
+        sessions = make_session_factory(database)
+        with UnitOfWork.open(sessions) as uow:
+            secret = create_key(uow, create_tenant(uow, "t").id, "member", "k")[1]
+        header = {"Authorization": f"Bearer {secret}"}
+        from api.app import create_app
+        from api.settings import ApiSettings
+
+        app = create_app(ApiSettings(auth_cache_s=60), engine=FakeEngine(), session_factory=sessions, database=database)
+        chat = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
+        with TestClient(app) as client:
+            assert client.get("/v1/jobs", headers=header).status_code == 200
+            server.stop()
+            for reply in (
+                client.get("/v1/jobs", headers=header),
+                client.get("/v1/jobs", headers={"Authorization": "Bearer az_other"}),
+                client.post("/v1/chat/completions", json={**chat, "user": "anna"}, headers=header),
+            ):
+                assert reply.status_code == 503
+                assert int(reply.headers["retry-after"]) >= 1
+                assert "psycopg" not in reply.text
+            assert client.get("/health").status_code == 200
+            assert not client.get("/ready").json()["checks"]["database"]["ok"]
+            # The bare model needs no database once the key is known.
+            assert client.post("/v1/chat/completions", json=chat, headers=header).status_code == 200
+            server.start()
+            assert client.get("/v1/jobs", headers=header).status_code == 200
+        sessions.kw["bind"].dispose()
+    finally:
+        server.stop()
+
+
+def test_metrics_are_on_their_own_port_with_vllms_names(make_app: Any, tenant: Tenant) -> None:
+    app = make_app(FakeEngine(), metrics_port=0)
+    with TestClient(app) as client:
+        port = app.state.services.metrics_port
+        body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        assert client.post("/v1/chat/completions", json=body, headers=tenant.headers).status_code == 200
+        assert client.get("/metrics").status_code == 404
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["alignez:time_to_first_token_seconds_count", ()] == 1
+    assert samples["alignez:inter_token_latency_seconds_count", ()] == 1
+    assert samples["alignez:num_requests_running", ()] == 0
+    assert samples["alignez:num_requests_waiting", ()] == 0
+    assert samples["alignez:generation_tokens_total", ()] > 1
+    assert samples["alignez_edits_total", (("kind", "none"),)] == 1
+    route = (("method", "POST"), ("route", "/v1/chat/completions"), ("status", "200"))
+    assert samples["alignez_http_requests_total", route] == 1
+
+
+def test_logs_are_json_lines_with_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:
+    import logging
+
+    import structlog
+
+    from api.logs import configure_logs
+
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
+    configured = structlog.get_config()
+    try:
+        configure_logs("info", "json")
+        with structlog.contextvars.bound_contextvars(request_id="req_1"):
+            structlog.get_logger("api").info("request", status=200)
+            logging.getLogger("uvicorn.error").warning("odd %s", "thing")
+        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    finally:
+        root.handlers[:], level = before
+        root.setLevel(level)
+        structlog.configure(**configured)
+    assert [line["event"] for line in lines] == ["request", "odd thing"]
+    assert {line["request_id"] for line in lines} == {"req_1"}
+
+
+def test_a_drained_process_finishes_what_runs_and_takes_nothing_new(make_app: Any, tenant: Tenant) -> None:
+    app = make_app(FakeEngine(step_s=0.02))
+    body = {"model": "fake", "max_tokens": 20, "ignore_eos": True, "stream": True,
+            "messages": [{"role": "user", "content": "x"}]}  # fmt: skip
+    with (
+        serving(app) as (url, server),
+        httpx.Client(timeout=20) as client,
+        client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=tenant.headers) as reply,
+    ):
+        lines = reply.iter_lines()
+        next(lines)
+        server.handle_exit(15, None)
+        assert "data: [DONE]" in list(lines)
+    assert app.state.services.draining.is_set()

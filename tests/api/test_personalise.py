@@ -1,0 +1,251 @@
+"""Which profile an answer takes on, and that it is the edit that was fitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from alignez_core import neighbors
+from alignez_core.editing import EditPlan
+from alignez_core.embeddings import from_representation, query_embedding
+from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.fit import FittedProfile
+from alignez_core.request_edit import conditional_plan
+from tests.api.conftest import Tenant
+from tests.api.fitting import QUERIES
+from tests.api.test_chat import BARE, chunks
+
+GLOBAL = {"conditional": False}
+
+
+def edit(tenant: Tenant) -> EditPlan:
+    found = tenant.engine.requests[-1].edit
+    assert found is not None
+    return found
+
+
+def expected_plan(engine: FakeEngine, fitted: FittedProfile, query: str, **more: Any) -> EditPlan:
+    """The conditional plan computed in memory, without database or API."""
+    config = fitted.spec.config
+    chosen = neighbors.nearest(query_embedding(engine, [query])[0], fitted.embeddings, config.neighbors)
+    return conditional_plan(
+        config, fitted.layers, fitted.help[chosen], fitted.harm[chosen], fitted.plain[chosen], **more
+    )
+
+
+@pytest.mark.parametrize("method", ["transport", "alignez"])
+def test_a_conditional_profile_edits_with_the_querys_own_neighbours(tenant: Tenant, method: str) -> None:
+    fitted = tenant.ready("p", fit={"method": method})
+    query = "What is a good way to cook rice?"
+    body = tenant.chat(query, model="fake@p").json()
+
+    expected = expected_plan(tenant.engine, fitted, query)
+    plan = edit(tenant)
+    assert plan.layers == expected.layers
+    torch.testing.assert_close(plan.V, expected.V, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plan.U, expected.U, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plan.c, expected.c, atol=1e-5, rtol=1e-5)
+    assert plan.steps == expected.steps
+    applied = body["alignez"]
+    assert (applied["profile"], applied["version"], applied["sha256"]) == ("p", 1, fitted.sha256)
+    assert len(applied["neighbors"]) == 3
+    assert applied["edit_ratio"] > 0
+
+
+def test_the_reported_neighbours_are_the_nearest_fit_queries(tenant: Tenant) -> None:
+    fitted = tenant.ready("p", queries=QUERIES, fit={"neighbors": 3})
+    rows = tenant.get("/v1/profiles/p/versions/1/pairs").json()["data"]
+    text = {row["query_id"]: row["query"] for row in rows}
+    applied = tenant.chat(QUERIES[4], model="fake@p").json()["alignez"]
+
+    chosen = neighbors.nearest(query_embedding(tenant.engine, [QUERIES[4]])[0], fitted.embeddings, 3)
+    assert [text[i] for i in applied["neighbors"]] == [QUERIES[int(i)] for i in chosen]
+    assert text[applied["neighbors"][0]] == QUERIES[4]
+
+
+def test_the_edit_ratio_is_the_mean_relative_change_over_the_edited_layers(tenant: Tenant) -> None:
+    tenant.ready("p")
+    query = "Why is the sky blue?"
+    applied = tenant.chat(query, model="fake@p").json()["alignez"]
+    plan = edit(tenant)
+    x = tenant.engine.represent([tenant.engine.prompt_format.wrap(query)])[0]
+    ratios = [float((plan.apply(x[layer], layer) - x[layer]).norm() / x[layer].norm()) for layer in plan.layers]
+    assert applied["edit_ratio"] == pytest.approx(sum(ratios) / len(ratios), abs=1e-5)
+
+
+def test_a_global_profile_edits_with_its_own_directions(tenant: Tenant) -> None:
+    fitted = tenant.ready("p", fit=GLOBAL)
+    applied = tenant.chat(model="fake@p").json()["alignez"]
+    assert edit(tenant) == fitted.plan()
+    assert applied | {"neighbors": None, "edit_ratio": None, "sha256": fitted.sha256} == applied
+
+
+def test_streams_report_what_was_applied_in_their_last_chunk(tenant: Tenant) -> None:
+    fitted = tenant.ready("p")
+    events = chunks(tenant.chat(model="fake@p", stream=True).text)
+    assert events[-1]["alignez"]["sha256"] == fitted.sha256
+    assert all("alignez" not in e for e in events[:-1])
+
+
+def test_every_way_to_name_a_version_reaches_it(tenant: Tenant) -> None:
+    first, second = tenant.ready("p", fit=GLOBAL), tenant.next_version("p", fit={"strength": 0.5})
+    third = tenant.next_version("p", fit={"strength": 0.25})
+    tenant.put("/v1/profiles/p/aliases/beta", json={"version": 2})
+    identity = tenant.get("/v1/profiles/p").json()["id"]
+
+    ways: list[tuple[dict[str, Any], FittedProfile]] = [
+        ({"model": "fake@p"}, first),
+        ({"model": "fake@p:beta"}, second),
+        ({"model": "fake@p#3"}, third),
+        ({"model": f"fake@{identity}#2"}, second),
+        ({"profile": {"name": "p"}}, first),
+        ({"profile": {"name": "p", "alias": "beta"}}, second),
+        ({"profile": {"name": "p", "version": 3}}, third),
+        ({"model": "fake@p", "profile": {"name": "p", "version": 3}}, third),
+    ]
+    for fields, fitted in ways:
+        reply = tenant.chat(**fields)
+        assert reply.json()["alignez"]["sha256"] == fitted.sha256, fields
+        assert edit(tenant) == fitted.plan()
+
+
+def test_strength_is_a_dose_per_request(tenant: Tenant) -> None:
+    fitted = tenant.ready("p", fit=GLOBAL)
+    for strength in (0.25, 0.75, 0.25):
+        tenant.chat(profile={"name": "p", "strength": strength})
+        assert edit(tenant) == fitted.plan(strength)
+    tenant.chat(profile={"name": "p", "strength": 0})
+    assert edit(tenant).is_identity
+    query = "And now?"
+    conditional = tenant.ready("q")
+    tenant.chat(query, profile={"name": "q", "strength": 0.5})
+    torch.testing.assert_close(edit(tenant).V, expected_plan(tenant.engine, conditional, query, strength=0.5).V)
+
+
+def test_promotion_and_rollback_work_from_the_next_request_on(tenant: Tenant) -> None:
+    first, second = tenant.ready("p", fit=GLOBAL), tenant.next_version("p", fit={"strength": 0.5})
+    for path, body, fitted in (("promote", {"version": 2}, second), ("rollback", None, first)):
+        tenant.post(f"/v1/profiles/p/{path}", json=body)
+        assert tenant.chat(model="fake@p").json()["alignez"]["sha256"] == fitted.sha256
+
+
+def test_an_end_users_assignment_decides_when_nothing_is_named(tenant: Tenant) -> None:
+    first, second = tenant.ready("p", fit=GLOBAL), tenant.next_version("p", fit={"strength": 0.5})
+    other = tenant.ready("q", fit={**GLOBAL, "strength": 2})
+    tenant.put("/v1/users/anna/profile", json={"profile": "p"})
+    tenant.put("/v1/users/ben/profile", json={"profile": "p", "version": 2})
+
+    def applied(path: str, **more: Any) -> dict[str, Any]:
+        body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], **more}
+        return dict(tenant.post(path, json=body).json()["alignez"])
+
+    chat = "/v1/chat/completions"
+    assert applied(chat, user="anna")["sha256"] == first.sha256
+    assert applied(chat, user="ben")["sha256"] == second.sha256
+    assert applied(chat, user="carl") == BARE
+    assert applied(chat) == BARE
+    assert applied(chat, user="") == BARE
+    assert applied("/v1/users/anna/chat/completions")["sha256"] == first.sha256
+    assert applied("/v1/users/carl/chat/completions") == BARE
+    assert applied("/v1/users/ben/chat/completions", user="ben")["sha256"] == second.sha256
+    # What is named explicitly wins over the assignment.
+    assert applied("/v1/users/anna/chat/completions", model="fake@q")["sha256"] == other.sha256
+    tenant.delete("/v1/users/anna/profile")
+    assert applied(chat, user="anna") == BARE
+
+
+def test_a_canary_keeps_each_end_user_on_one_side(tenant: Tenant) -> None:
+    tenant.ready("p", fit=GLOBAL)
+    tenant.next_version("p", fit={"strength": 0.5})
+    tenant.put("/v1/profiles/p/aliases/default", json={"weights": {"1": 1, "2": 1}})
+
+    def version(user: str) -> int:
+        return int(tenant.chat(model="fake@p", user=user).json()["alignez"]["version"])
+
+    sides = {user: version(user) for user in (f"user {i}" for i in range(12))}
+    assert set(sides.values()) == {1, 2}
+    assert all(version(user) == side for user, side in sides.items())
+
+
+@pytest.mark.parametrize(
+    "model", ["fake@", "fake@p:", "fake@p#", "fake@p#0", "fake@p#x", "fake@p#99999999999", "fake@p:a b"]
+)
+def test_malformed_models_are_refused(tenant: Tenant, model: str) -> None:
+    reply = tenant.chat(model=model)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "invalid_model"
+
+
+def test_contradictions_are_refused(tenant: Tenant) -> None:
+    tenant.ready("p")
+    assert tenant.chat(model="fake@p", profile={"name": "q"}).json()["error"]["code"] == "conflicting_profile"
+    assert tenant.chat(model="fake@p#1", profile={"name": "p", "version": 1}).status_code == 400
+    reply = tenant.post(
+        "/v1/users/anna/chat/completions",
+        json={"model": "fake", "user": "ben", "messages": [{"role": "user", "content": "x"}]},
+    )
+    assert reply.json()["error"]["code"] == "conflicting_user"
+
+
+def test_unknown_and_foreign_profiles_are_not_found(tenant: Tenant, stranger: Tenant) -> None:
+    tenant.ready("p")
+    for caller, model in ((stranger, "fake@p"), (tenant, "fake@q"), (tenant, "fake@p#2"), (tenant, "fake@p:beta")):
+        reply = caller.chat(model=model)
+        assert reply.status_code == 404, model
+        assert reply.json()["error"] | {"code": "not_found", "param": "model"} == reply.json()["error"]
+
+
+def test_a_version_in_every_state_but_ready_is_a_conflict_that_names_state_and_job(tenant: Tenant) -> None:
+    job = tenant.pending("p")["job"]["id"]
+
+    def details() -> dict[str, Any]:
+        reply = tenant.chat(model="fake@p")
+        assert reply.status_code == 409
+        return dict(reply.json()["error"]["details"])
+
+    assert details()["state"] == "pending"
+    tenant.post(f"/v1/jobs/{job}/cancel")
+    assert details()["state"] == "failed"
+    assert details()["job"] == f"/v1/jobs/{job}"
+    tenant.ready("q")
+    tenant.next_version("q")
+    tenant.post("/v1/profiles/q/versions/2/archive")
+    assert tenant.chat(model="fake@q#2").json()["error"]["details"]["state"] == "archived"
+
+
+def test_a_profile_of_another_model_is_a_conflict(tenant: Tenant, make_app: Any) -> None:
+    tenant.ready("p")
+    with TestClient(make_app(FakeEngine(name="other"))) as client:
+        reply = client.post(
+            "/v1/chat/completions",
+            json={"model": "other@p", "messages": [{"role": "user", "content": "x"}]},
+            headers=tenant.headers,
+        )
+    assert reply.status_code == 409
+    error = reply.json()["error"]
+    assert error["code"] == "model_mismatch"
+    assert error["details"]["got"] == tenant.engine.info.fingerprint
+
+
+def test_a_text_completion_is_looked_up_by_its_prompt(tenant: Tenant) -> None:
+    fitted = tenant.ready("p")
+    ids = tenant.engine.tokenize("Once upon a time")
+    for prompt in ("Once upon a time", ids):
+        tenant.post("/v1/completions", json={"model": "fake@p", "prompt": prompt})
+        embedding = from_representation(tenant.engine.represent([ids]))[0]
+        chosen = neighbors.nearest(embedding, fitted.embeddings, 3)
+        expected = conditional_plan(
+            fitted.spec.config, fitted.layers, fitted.help[chosen], fitted.harm[chosen], fitted.plain[chosen]
+        )
+        torch.testing.assert_close(edit(tenant).c, expected.c, atol=1e-5, rtol=1e-5)
+
+
+def test_requests_of_different_profiles_do_not_mix(tenant: Tenant) -> None:
+    fits = {f"p{i}": tenant.ready(f"p{i}", fit={**GLOBAL, "strength": 0.1 * (i + 1)}) for i in range(4)}
+    for name, fitted in fits.items():
+        text = tenant.chat(model=f"fake@{name}").json()["choices"][0]["message"]["content"]
+        assert f"edit={fitted.plan().sha256}" in text
+    assert "plain" in tenant.chat().json()["choices"][0]["message"]["content"]

@@ -1,0 +1,55 @@
+"""`/v1/users/{user}/profile`."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+
+from tests.api.conftest import Tenant
+
+
+def test_an_end_user_gets_replaces_and_loses_a_profile(tenant: Tenant) -> None:
+    tenant.ready("one")
+    tenant.ready("two")
+    path = "/v1/users/anna/profile"
+
+    assert tenant.get(path).status_code == 404
+    assert tenant.put(path, json={"profile": "one"}).json()["profile"]["name"] == "one"
+    replaced = tenant.put(path, json={"profile": "two", "version": 1}).json()
+    assert replaced == tenant.get(path).json()
+    assert (replaced["user"], replaced["profile"]["name"], replaced["version"]) == ("anna", "two", 1)
+    assert tenant.delete(path).status_code == 204
+    assert tenant.delete(path).status_code == 404
+
+
+@pytest.mark.parametrize("user", ["anna@example.org", "Жанна", "a b", "user#1", "x" * 200])
+def test_user_ids_are_the_callers_own(tenant: Tenant, user: str) -> None:
+    tenant.ready("p")
+    path = f"/v1/users/{quote(user, safe='')}/profile"
+    assert tenant.put(path, json={"profile": "p"}).json()["user"] == user
+    assert tenant.get(path).json()["user"] == user
+
+
+def test_assignments_belong_to_their_tenant(tenant: Tenant, stranger: Tenant) -> None:
+    tenant.ready("p")
+    tenant.put("/v1/users/anna/profile", json={"profile": "p"})
+    assert stranger.get("/v1/users/anna/profile").status_code == 404
+    assert stranger.delete("/v1/users/anna/profile").status_code == 404
+    assert stranger.put("/v1/users/anna/profile", json={"profile": "p"}).status_code == 404
+
+
+def test_unknown_targets_and_contradictions_are_refused(tenant: Tenant) -> None:
+    tenant.ready("p")
+    path = "/v1/users/anna/profile"
+    assert tenant.put(path, json={"profile": "none"}).status_code == 404
+    assert tenant.put(path, json={"profile": "p", "alias": "none"}).status_code == 404
+    assert tenant.put(path, json={"profile": "p", "version": 9}).status_code == 404
+    assert tenant.put(path, json={"profile": "p", "version": 1, "alias": "default"}).status_code == 422
+    assert tenant.put(f"/v1/users/{'x' * 201}/profile", json={"profile": "p"}).status_code == 422
+
+
+def test_a_version_that_is_not_ready_cannot_be_assigned(tenant: Tenant) -> None:
+    tenant.pending("p")
+    reply = tenant.put("/v1/users/anna/profile", json={"profile": "p", "version": 1})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "version_not_ready")

@@ -1,0 +1,118 @@
+"""A row gives what it gives alone, whoever shares its batch; a row without an edit keeps every bit."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alignez_core.editing import EditPlan
+from alignez_core.engines.base import GenerationRequest
+from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
+from alignez_core.engines.runner import SlotRunner
+from alignez_core.engines.transformers_engine import TransformersEngine
+from tests.core.engines.tiny_models import CONTEXT, N_LAYERS, plan, prompts, tiny_engine, tiny_model
+
+METHODS = (
+    {"kind": "alignez"},
+    {"kind": "transport", "steps": 1},
+    {"kind": "transport", "steps": 3},
+    {"kind": "additive"},
+    {"kind": "alignez", "positions": "all"},
+)
+
+
+def requests_with_profiles(edited: int, plain: int, tokens: int = 10) -> list[GenerationRequest]:
+    """Ragged requests, greedy, `edited` of them with plans of their own and of all methods, mixed with plain ones."""
+    made: list[GenerationRequest] = []
+    plans: list[EditPlan | None] = [plan(seed=i, **METHODS[i % len(METHODS)]) for i in range(edited)] + [None] * plain
+    order = torch.randperm(len(plans), generator=torch.Generator().manual_seed(1)).tolist()
+    for i, prompt in zip(order, prompts(len(plans), seed=11), strict=True):
+        made.append(GenerationRequest(prompt, tokens + i % 7, 0, ignore_eos=True, edit=plans[i]))
+    assert len({p.sha256 for p in plans if p is not None}) == edited
+    return made
+
+
+def alone(engine: TransformersEngine, requests: list[GenerationRequest]) -> list[tuple[int, ...]]:
+    return [engine.generate([request])[0].token_ids for request in requests]
+
+
+def tokens(engine: TransformersEngine, requests: list[GenerationRequest]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for completion in engine.generate(requests)]
+
+
+def test_32_profiles_and_16_plain_requests_give_their_own_tokens(engine: TransformersEngine) -> None:
+    requests = requests_with_profiles(32, 16)
+    expected = alone(engine, requests)
+    assert tokens(engine, requests) == expected
+    bare = tokens(engine, [replace(request, edit=None) for request in requests])
+    changed = [a != b for a, b in zip(expected, bare, strict=True)]
+    assert changed == [request.edit is not None for request in requests]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo"])
+def test_64_profiles_in_one_batch_give_their_own_tokens(kind: str) -> None:
+    with tiny_engine(kind) as engine:
+        requests = requests_with_profiles(64, 0, tokens=30)
+        assert tokens(engine, requests) == alone(engine, requests)
+
+
+def test_concurrent_streams_that_join_midway_give_their_own_tokens(engine: TransformersEngine) -> None:
+    requests = requests_with_profiles(16, 8, tokens=20)
+    expected = alone(engine, requests)
+    got: dict[int, tuple[int, ...]] = {}
+    started = threading.Barrier(6)
+
+    def reader(worker: int) -> None:
+        started.wait()
+        for i in range(worker, len(requests), 6):
+            got[i] = tuple(token for chunk in engine.stream(requests[i]) for token in chunk.token_ids)
+
+    threads = [threading.Thread(target=reader, args=(worker,)) for worker in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[i] for i in range(len(requests))] == expected
+
+
+def logits_of(requests: list[GenerationRequest], fed: torch.Tensor) -> list[torch.Tensor]:
+    """Logits of a prefill and of each decode step of one batch that is fed the same tokens whatever it would say."""
+    model = tiny_model("llama")
+    runner = SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path("llama")), len(requests), CONTEXT)
+    out = [runner.prefill([list(r.prompt) for r in requests], [r.edit for r in requests])]
+    return out + [runner.decode(step.tolist()) for step in fed]
+
+
+def test_plain_rows_and_strength_zero_keep_every_bit_beside_edited_rows() -> None:
+    requests = requests_with_profiles(32, 16)
+    zero = next(i for i, request in enumerate(requests) if request.edit is not None)
+    requests[zero] = replace(requests[zero], edit=plan("alignez", 99, strength=0.0))
+    fed = torch.randint(3, 259, (6, len(requests)), generator=torch.Generator().manual_seed(2))
+    bare = logits_of([replace(request, edit=None) for request in requests], fed)
+    mixed = logits_of(requests, fed)
+    for row, request in enumerate(requests):
+        same = [torch.equal(a[row], b[row]) for a, b in zip(bare, mixed, strict=True)]
+        if request.edit is None or row == zero:
+            assert all(same)
+        else:
+            assert not any(same)
+
+
+def test_a_seeded_request_samples_the_same_tokens_alone_and_in_company(engine: TransformersEngine) -> None:
+    requests = [
+        replace(request, temperature=0.5 + i % 3, top_k=(0, 9, 0)[i % 3], top_p=(1.0, 1.0, 0.8)[i % 3], seed=i // 2)
+        for i, request in enumerate(requests_with_profiles(12, 12))
+    ]
+    assert tokens(engine, requests) == alone(engine, requests)
+    greedy = tokens(engine, [replace(request, temperature=0.0) for request in requests])
+    assert all(a != b for a, b in zip(tokens(engine, requests), greedy, strict=True))
+
+
+def test_the_same_prompt_with_different_seeds_gives_different_tokens(engine: TransformersEngine) -> None:
+    request = GenerationRequest(prompts(1)[0], 8, 1.5, ignore_eos=True)
+    assert len(set(tokens(engine, [replace(request, seed=seed) for seed in range(16)]))) == 16
+    assert len(set(tokens(engine, [request] * 16))) == 16

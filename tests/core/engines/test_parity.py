@@ -1,0 +1,87 @@
+"""The engine gives the tokens and logits of Hugging Face `generate` with plain forward hooks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignez_core.editing import EditPlan
+from alignez_core.engines.base import GenerationRequest
+from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
+from alignez_core.engines.runner import SlotRunner
+from alignez_core.engines.transformers_engine import TransformersEngine
+from tests.core.engines import tiny_models
+from tests.core.engines.tiny_models import (
+    ARCHITECTURES,
+    CONTEXT,
+    N_LAYERS,
+    plan,
+    reference_generate,
+    tiny_engine,
+    tiny_model,
+)
+
+NEW_TOKENS = 10
+EDITS: list[EditPlan | None] = [
+    None,
+    plan("alignez", 1),
+    plan("alignez", 2, rule="simultaneous"),
+    plan("transport", 3, steps=1),
+    plan("transport", 4, steps=3),
+    plan("additive", 5),
+    plan("alignez", 6, positions="all"),
+    plan("additive", 7, steps=2, positions="all"),
+]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_ragged_rows_with_edits_of_every_method_agree_with_hugging_face(kind: str) -> None:
+    """Prompts of up to 30 tokens and sliding windows of 8, so windows count where the architecture has them."""
+    prompts = tiny_models.prompts(len(EDITS), seed=3, longest=30)
+    model = tiny_model(kind)
+    expected = [reference_generate(model, p, e, NEW_TOKENS) for p, e in zip(prompts, EDITS, strict=True)]
+    with tiny_engine(kind) as engine:
+        edited = [
+            GenerationRequest(p, NEW_TOKENS, 0, ignore_eos=True, edit=e) for p, e in zip(prompts, EDITS, strict=True)
+        ]
+        plain = [replace(request, edit=None) for request in edited]
+        got, bare = ([c.token_ids for c in engine.generate(requests)] for requests in (edited, plain))
+    assert [list(tokens) for tokens in got] == [tokens for tokens, _ in expected]
+    changed = sum(a != b for a, b in zip(got, bare, strict=True))
+    assert changed == len(EDITS) - 1, "an edit that changes no token proves nothing"
+
+    runner = SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path(kind)), len(EDITS), CONTEXT)
+    logits = runner.prefill(prompts, EDITS)
+    for step in range(NEW_TOKENS):
+        for row, (_, reference) in enumerate(expected):
+            scale = float(reference[step].abs().max())
+            torch.testing.assert_close(logits[row], reference[step], atol=2e-5 * scale, rtol=1e-4)
+        logits = runner.decode([tokens[step] for tokens, _ in expected])
+
+
+def test_the_real_chat_model_gives_the_tokens_of_hugging_face(repository_root: Path) -> None:
+    directory = repository_root.parent / "shared" / "models" / "neo3m-chat"
+    if not directory.is_dir():
+        pytest.skip("the local test model neo3m-chat is not beside the repository")
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    generator = torch.Generator().manual_seed(0)
+    edits = [None]
+    for seed in range(3):
+        rows = torch.randn(2, model.config.hidden_size, generator=generator)
+        edits += [
+            EditPlan.alignez([2 + seed, 6], rows, rows.flip(0), 3.0),
+            EditPlan.transport([2 + seed, 6], rows, torch.tensor([12.0, -12.0]), steps=1 + seed),
+        ]
+    with TransformersEngine.load(directory) as engine:
+        text = engine.prompt_format.wrap("What did you do on the weekend?")
+        prompt = engine.tokenize(text)
+        requests = [GenerationRequest(text, 24, temperature=0, ignore_eos=True, edit=edit) for edit in edits]
+        got = [list(completion.token_ids) for completion in engine.generate(requests)]
+    expected = [reference_generate(model, prompt, edit, 24)[0] for edit in edits]
+    assert got == expected
+    assert all(tokens != expected[0] for tokens in expected[1:])

@@ -1,0 +1,169 @@
+"""The one-machine stack with the shipped model, from outside: personalised answers, kills, restarts, endings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from openai import OpenAI
+
+from alignez_core.nano import query_bank
+from alignez_core.nano.style import style_of
+from tests.e2e.conftest import Up, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROLES = {"api", "worker", "relay", "postgres", "broker"}
+QUESTION = [{"role": "user", "content": "How do I start hiking?"}]
+
+
+def test_run_json_names_the_url_the_key_and_every_process(stack: Up) -> None:
+    run = stack.run
+    assert run["url"].startswith("http://127.0.0.1:")
+    assert Path(run["admin_key_file"]).stat().st_mode & 0o077 == 0
+    assert set(run["pids"]) >= ROLES
+    assert all(psutil.pid_exists(pid) for pid in run["pids"].values())
+
+
+def test_a_persona_becomes_a_personalised_answer_for_an_end_user(stack: Up) -> None:
+    job = stack.finished(stack.create("cheerful"))
+    assert job["status"] == "succeeded"
+    with stack.client() as client:
+        events = client.get(f"/v1/jobs/{job['id']}/events").text
+        assert events.count("event: succeeded") == 1
+        version = client.get("/v1/profiles/cheerful/versions/1").json()
+        assert version["quality"] == "good"
+        assert client.put("/v1/users/ada/profile", json={"profile": "cheerful"}).status_code == 200
+    plain = OpenAI(base_url=f"{stack.run['url']}/v1", api_key=stack.key)
+    ada = OpenAI(base_url=f"{stack.run['url']}/v1/users/ada", api_key=stack.key)
+    styles = []
+    for seed in range(8):
+        answer = ada.chat.completions.create(model="persona-nano", messages=QUESTION, seed=seed, temperature=0.8)
+        assert answer.model_extra is not None
+        assert answer.model_extra["alignez"]["sha256"] == version["sha256"]
+        assert len(answer.model_extra["alignez"]["neighbors"]) == 10
+        styles.append(style_of(answer.choices[0].message.content or ""))
+    assert styles.count("cheerful") >= 6
+    bare = plain.chat.completions.create(model="persona-nano", messages=QUESTION, seed=1, temperature=0)
+    assert style_of(bare.choices[0].message.content or "") != "cheerful"
+    streamed = ada.chat.completions.create(
+        model="persona-nano", messages=QUESTION, seed=3, temperature=0.8, stream=True
+    )
+    whole = ada.chat.completions.create(model="persona-nano", messages=QUESTION, seed=3, temperature=0.8)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices)
+    assert text == whole.choices[0].message.content
+
+
+def test_a_persona_that_the_model_cannot_express_is_weak_and_says_why(stack: Up) -> None:
+    job_id = stack.create("zorbly", persona={"preferred": "zorbly", "dispreferred": "quaxic"})
+    assert stack.finished(job_id)["status"] == "succeeded"
+    with stack.client() as client:
+        version = client.get("/v1/profiles/zorbly/versions/1").json()
+    assert version["quality"] == "weak"
+    assert any("hardly expresses" in reason for reason in version["quality_reasons"])
+
+
+def test_a_second_stack_on_the_same_data_is_refused_in_one_line(stack: Up) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "cli.main", "up", "--port", "0", "--data-dir", str(stack.data_dir)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "Traceback" not in second.stdout + second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
+
+
+def test_a_fit_survives_the_death_of_every_part(tmp_path: Path) -> None:
+    up = Up(tmp_path / "data").start()
+    try:
+        queries = [{"text": f"{text} ({i})"} for i in range(4) for text in query_bank()]
+        job_id = up.create("survivor", queries=queries, fit={"responses": "all"})
+        wait_for(lambda: up.job(job_id)["progress"].get("characteristics", {}).get("done", 0) > 0, 60, "a chunk")
+        for victim in ("worker", "relay", "postgres", "broker"):
+            before = up.run["pids"][victim]
+            os.kill(before, signal.SIGKILL)
+            if victim == "broker":
+                for file in (up.data_dir / "broker").rglob("*.aof*"):
+                    shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+            wait_for(lambda: up.run["pids"][victim] not in (None, before), 60, f"a new {victim}")  # noqa: B023
+        job = up.finished(job_id, 240)
+        assert job["status"] == "succeeded", job
+        stored = up.queries("survivor")
+        assert sorted(stored) == sorted(query["text"] for query in queries)
+    finally:
+        up.stop()
+
+
+def test_profile_and_key_survive_a_restart_and_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    up = Up(tmp_path / "data").start()
+    key = up.key
+    assert up.finished(up.create("kept"))["status"] == "succeeded"
+    family = up.family()
+    assert up.stop() == 0
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    assert not up.run_file.exists()
+    again = Up(tmp_path / "data").start()
+    try:
+        assert again.key == key
+        with again.client() as client:
+            body = {"model": "persona-nano@kept", "messages": QUESTION, "seed": 1}
+            assert client.post("/v1/chat/completions", json=body).json()["alignez"]["version"] == 1
+        family = again.family()
+        again.process.kill()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive, [p.cmdline() for p in alive]
+    finally:
+        again.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as somebody else")
+def test_it_runs_as_a_normal_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    nobody = 65534
+    probe = subprocess.run(
+        [sys.executable, "-c", "import cli.main"], user=nobody, capture_output=True, check=False, cwd="/"
+    )
+    if probe.returncode:
+        pytest.skip("this environment is not readable for other users")
+    home = tmp_path_factory.mktemp("home")
+    for folder in (home, home.parent, home.parent.parent):
+        folder.chmod(0o755)
+    os.chown(home, nobody, -1)
+    up = Up(home / "data", user=nobody).start()
+    try:
+        assert all(psutil.Process(pid).uids().real == nobody for pid in up.run["pids"].values())
+    finally:
+        up.stop()
+
+
+def test_the_demo_shows_the_effect_and_leaves_nothing_running(tmp_path: Path) -> None:
+    out = tmp_path / "demo.json"
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "demo", "--queries", "20", "--json", str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    printed, _ = demo.communicate(timeout=400)
+    assert demo.returncode == 0, printed
+    figures = json.loads(out.read_text())
+    assert set(figures) >= {"persona", "base", "personalised", "alignez", "seconds", "quality"}
+    assert figures["personalised"]["preferred"] > figures["base"]["preferred"] + 0.4
+    assert not [p for p in psutil.process_iter() if _session(p) == demo.pid]
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,295 @@
+"""Which version a request gets: promotion, rollback, shared aliases, assignments; and the record of who moved what."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+
+from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, VersionNotReady
+from profiles.models import Profile
+from profiles.service import (
+    Caller,
+    archive_version,
+    assign_user,
+    audit_entries,
+    delete_profile,
+    get_assignment,
+    list_aliases,
+    pick_version,
+    promote,
+    remove_alias,
+    remove_assignment,
+    resolve_active,
+    resolve_for_user,
+    roll_back,
+    set_alias,
+)
+from profiles.uow import UnitOfWork
+from tests.factories import Factory
+
+USERS = [f"user-{i}" for i in range(2000)]
+
+
+@pytest.fixture
+def caller(make: Factory) -> Caller:
+    return make.caller()
+
+
+@pytest.fixture
+def profile(make: Factory, caller: Caller) -> Profile:
+    """With versions 1, 2 and 3 ready; 1 is the default."""
+    first = make.ready(caller)
+    for _ in range(2):
+        make.ready(caller, profile=first.profile.id)
+    return first.profile
+
+
+def default_of(uow: UnitOfWork, caller: Caller, profile: Profile) -> dict[int, float]:
+    return list_aliases(uow, caller, profile.id)["default"]
+
+
+class TestPromote:
+    def test_moves_the_default(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        assert promote(uow, caller, profile.id, 2).number == 2
+        assert default_of(uow, caller, profile) == {2: 1.0}
+        assert pick_version(uow, caller, profile.name).number == 2
+
+    def test_a_version_that_is_not_ready_is_refused_with_its_job(
+        self, uow: UnitOfWork, make: Factory, caller: Caller, profile: Profile
+    ) -> None:
+        pending = make.fit(caller, profile=profile.id)
+        with pytest.raises(VersionNotReady) as caught:
+            promote(uow, caller, profile.id, pending.version.number)
+        assert (caught.value.state, caught.value.job_id) == ("pending", pending.job.id)
+        assert default_of(uow, caller, profile) == {1: 1.0}
+
+    @pytest.mark.parametrize("number", [0, -1, 4, 2**31, 2**70])
+    def test_a_number_that_does_not_exist_is_not_found(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile, number: int
+    ) -> None:
+        with pytest.raises(NotFound):
+            promote(uow, caller, profile.id, number)
+
+
+class TestRollBack:
+    def test_goes_back_to_the_version_before(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        promote(uow, caller, profile.id, 3)
+        assert roll_back(uow, caller, profile.id) == {1: 1.0}
+        assert default_of(uow, caller, profile) == {1: 1.0}
+
+    def test_a_second_one_goes_further_back_and_not_forward_again(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        for number in (2, 3, 2):
+            promote(uow, caller, profile.id, number)
+        assert [roll_back(uow, caller, profile.id) for _ in range(3)] == [{3: 1.0}, {2: 1.0}, {1: 1.0}]
+        with pytest.raises(NothingToRollBackTo):
+            roll_back(uow, caller, profile.id)
+
+    def test_after_a_rollback_a_promotion_can_be_rolled_back(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        promote(uow, caller, profile.id, 2)
+        roll_back(uow, caller, profile.id)
+        promote(uow, caller, profile.id, 3)
+        assert roll_back(uow, caller, profile.id) == {1: 1.0}
+
+    def test_promoting_what_is_the_default_already_is_no_step_to_undo(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        for _ in range(3):  # a client that tries again
+            promote(uow, caller, profile.id, 2)
+        assert roll_back(uow, caller, profile.id) == {1: 1.0}
+
+    def test_undoes_a_canary(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        set_alias(uow, caller, profile.id, "default", weights={1: 0.9, 2: 0.1})
+        promote(uow, caller, profile.id, 2)
+        assert roll_back(uow, caller, profile.id) == {1: 0.9, 2: 0.1}
+        assert roll_back(uow, caller, profile.id) == {1: 1.0}
+
+    def test_leaves_out_versions_that_were_archived(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        promote(uow, caller, profile.id, 2)
+        promote(uow, caller, profile.id, 3)
+        archive_version(uow, caller, profile.id, 2)
+        assert roll_back(uow, caller, profile.id) == {1: 1.0}
+
+    def test_needs_something_to_go_back_to(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        with pytest.raises(NothingToRollBackTo):
+            roll_back(uow, caller, profile.id)
+
+    def test_other_aliases_have_no_part_in_it(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        promote(uow, caller, profile.id, 2)
+        set_alias(uow, caller, profile.id, "beta", version=3)
+        assert roll_back(uow, caller, profile.id) == {1: 1.0}
+        assert list_aliases(uow, caller, profile.id)["beta"] == {3: 1.0}
+
+
+class TestWeights:
+    def shares(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> dict[str, int]:
+        """End user → version number."""
+        return {user: pick_version(uow, caller, profile.id, alias="canary", end_user=user).number for user in USERS}
+
+    def test_each_user_sticks_to_a_version_and_all_together_follow_the_weights(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        weights = {1: 0.7, 2: 0.2, 3: 0.1}
+        assert set_alias(uow, caller, profile.id, "canary", weights=weights) == pytest.approx(weights)
+        first = self.shares(uow, caller, profile)
+        again = {u: pick_version(uow, caller, profile.id, alias="canary", end_user=u).number for u in USERS[:200]}
+        assert again == {user: first[user] for user in again}
+        counts = Counter(first.values())
+        for number, weight in weights.items():
+            sigma = math.sqrt(len(USERS) * weight * (1 - weight))
+            assert abs(counts[number] - weight * len(USERS)) < 5 * sigma
+
+    def test_raising_a_canary_moves_users_one_way_only(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        set_alias(uow, caller, profile.id, "canary", weights={1: 95, 2: 5})
+        before = self.shares(uow, caller, profile)
+        set_alias(uow, caller, profile.id, "canary", weights={1: 70, 2: 30})
+        after = self.shares(uow, caller, profile)
+        moved = Counter((before[user], after[user]) for user in USERS if before[user] != after[user])
+        assert set(moved) == {(1, 2)}
+
+    def test_weights_are_shares_whatever_their_sum(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        assert set_alias(uow, caller, profile.id, "canary", weights={2: 1, 1: 3}) == {1: 0.75, 2: 0.25}
+
+    def test_a_request_without_a_user_is_drawn(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        set_alias(uow, caller, profile.id, "canary", weights={1: 1, 2: 1})
+        drawn = Counter(pick_version(uow, caller, profile.id, alias="canary").number for _ in range(64))
+        assert set(drawn) == {1, 2}  # 2^-63 that this fails by chance
+
+    @pytest.mark.parametrize(
+        "weights",
+        [{}, {1: 0.0}, {1: -0.1, 2: 1.1}, {1: math.nan}, {1: math.inf}, {1: 1e7}, dict.fromkeys(range(1, 12), 1.0)],
+        ids=["none", "zero", "negative", "nan", "infinite", "huge", "eleven"],
+    )
+    def test_bad_weights_are_refused_by_name(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile, weights: dict[int, float]
+    ) -> None:
+        with pytest.raises(InvalidSpec) as caught:
+            set_alias(uow, caller, profile.id, "canary", weights=weights)
+        assert caught.value.field.startswith("weights")
+
+    def test_a_version_or_weights_and_not_both(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        for both in ({}, {"version": 1, "weights": {1: 1.0}}):
+            with pytest.raises(InvalidSpec, match="either version or weights"):
+                set_alias(uow, caller, profile.id, "canary", **both)  # type: ignore[arg-type]
+
+    def test_a_target_that_is_not_ready_changes_nothing(
+        self, uow: UnitOfWork, make: Factory, caller: Caller, profile: Profile
+    ) -> None:
+        make.fit(caller, profile=profile.id)
+        with pytest.raises(VersionNotReady):
+            set_alias(uow, caller, profile.id, "default", weights={1: 1, 4: 1})
+        with pytest.raises(NotFound):
+            set_alias(uow, caller, profile.id, "default", weights={1: 1, 5: 1})
+        assert default_of(uow, caller, profile) == {1: 1.0}
+
+    @pytest.mark.parametrize("name", ["", "with space", "a:b", "a@b", "a#b", "x" * 65, "nul\x00", "-dash"])
+    def test_bad_names_are_refused(self, uow: UnitOfWork, caller: Caller, profile: Profile, name: str) -> None:
+        with pytest.raises(InvalidSpec):
+            set_alias(uow, caller, profile.id, name, version=1)
+
+
+class TestRemoveAlias:
+    def test_removes_an_alias_once(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        set_alias(uow, caller, profile.id, "beta", version=2)
+        remove_alias(uow, caller, profile.id, "beta")
+        assert "beta" not in list_aliases(uow, caller, profile.id)
+        with pytest.raises(NotFound):
+            remove_alias(uow, caller, profile.id, "beta")
+        with pytest.raises(NotFound):
+            pick_version(uow, caller, profile.id, alias="beta")
+
+    def test_the_default_stays(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        with pytest.raises(InvalidSpec):
+            remove_alias(uow, caller, profile.id, "default")
+
+    def test_a_version_in_use_cannot_be_archived(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        set_alias(uow, caller, profile.id, "beta", version=2)
+        with pytest.raises(Exception, match="'beta' points to version 2"):
+            archive_version(uow, caller, profile.id, 2)
+        remove_alias(uow, caller, profile.id, "beta")
+        archive_version(uow, caller, profile.id, 2)
+        with pytest.raises(VersionNotReady, match="archived"):
+            pick_version(uow, caller, profile.id, version=2)
+
+
+class TestAssignments:
+    def test_a_user_gets_the_profiles_default(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        assign_user(uow, caller, "ann", profile.name)
+        promote(uow, caller, profile.id, 2)
+        found = resolve_for_user(uow, caller, "ann")
+        assert found is not None
+        assert (found.profile_id, found.number, found.alias) == (profile.id, 2, "default")
+
+    def test_or_a_version_or_an_alias(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        set_alias(uow, caller, profile.id, "beta", version=3)
+        assign_user(uow, caller, "ann", profile.id, version=2)
+        assign_user(uow, caller, "bob", profile.id, alias="beta")
+        ann, bob = (resolve_for_user(uow, caller, user) for user in ("ann", "bob"))
+        assert ann is not None
+        assert bob is not None
+        assert (ann.number, bob.number) == (2, 3)
+        assert get_assignment(uow, caller, "ann").version == 2
+
+    def test_the_last_assignment_holds_until_it_is_removed(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        assign_user(uow, caller, "ann", profile.id, version=2)
+        assign_user(uow, caller, "ann", profile.id)
+        assert get_assignment(uow, caller, "ann").version is None
+        remove_assignment(uow, caller, "ann")
+        assert resolve_for_user(uow, caller, "ann") is None
+        with pytest.raises(NotFound):
+            remove_assignment(uow, caller, "ann")
+
+    def test_bad_assignments_are_refused(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+        with pytest.raises(InvalidSpec):
+            assign_user(uow, caller, "ann", profile.id, alias="default", version=1)
+        for wrong in ({"alias": "unknown"}, {"version": 9}):
+            with pytest.raises(NotFound):
+                assign_user(uow, caller, "ann", profile.id, **wrong)  # type: ignore[arg-type]
+        for user in ("", " ", "x" * 201, "nul\x00"):
+            with pytest.raises(InvalidSpec):
+                assign_user(uow, caller, user, profile.id)
+
+    def test_deleting_the_profile_takes_it_from_its_users(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        assign_user(uow, caller, "ann", profile.id)
+        delete_profile(uow, caller, profile.id)
+        assert resolve_for_user(uow, caller, "ann") is None
+        with pytest.raises(NotFound):
+            resolve_active(uow, caller, profile.name)
+
+
+def test_a_profile_without_ready_version_says_why(uow: UnitOfWork, make: Factory, caller: Caller) -> None:
+    request = make.fit(caller)
+    with pytest.raises(VersionNotReady) as caught:
+        pick_version(uow, caller, request.profile.id)
+    assert (caught.value.state, caught.value.number, caught.value.job_id) == ("pending", 1, request.job.id)
+
+
+def test_every_move_is_audited_with_its_key(uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
+    promote(uow, caller, profile.id, 2)
+    set_alias(uow, caller, profile.id, "canary", weights={1: 3, 2: 1})
+    remove_alias(uow, caller, profile.id, "canary")
+    roll_back(uow, caller, profile.id)
+    archive_version(uow, caller, profile.id, 2)
+    delete_profile(uow, caller, profile.id)
+    entries = [e for e in audit_entries(uow, caller.tenant_id).rows if e.subject_id == str(profile.id)]
+    own = [(entry.action, entry.details) for entry in reversed(entries) if entry.key_id == caller.key_id]
+    assert own == [
+        ("profile.create", {"name": profile.name}),
+        ("profile.promote", {"version": 2}),
+        ("alias.set", {"alias": "canary", "targets": {"1": 0.75, "2": 0.25}}),
+        ("alias.remove", {"alias": "canary"}),
+        ("profile.rollback", {"before": {"2": 1.0}, "after": {"1": 1.0}}),
+        ("version.archive", {"version": 2}),
+        ("profile.delete", {"name": profile.name, "assignments": 0}),
+    ]
+    by_the_system = [entry.details for entry in entries if entry.key_id is None]
+    assert by_the_system == [{"version": 1}]  # the first ready version became the default

@@ -1,0 +1,161 @@
+"""The migrated schema is the models' schema, and the database itself keeps ready versions as they are."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from alembic import command
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from cli.local_stack.postgres import PostgresServer
+from profiles import migrate
+from profiles.errors import DatabaseUnavailable
+from profiles.models import Base, VersionState
+from profiles.service import archive_version, authenticate
+from profiles.uow import UnitOfWork, make_session_factory
+from tests.factories import Factory
+
+
+@pytest.fixture
+def empty_url(postgres: PostgresServer) -> Iterator[str]:
+    """URL of a new database on the session's server, without any table."""
+    name = f"empty_{uuid.uuid4().hex[:8]}"
+    admin = postgres.url.replace("+psycopg", "")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield f"{postgres.url.rsplit('/', 1)[0]}/{name}"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def tables(url: str) -> set[str]:
+    engine = create_engine(url)
+    try:
+        return set(inspect(engine).get_table_names()) - {"alembic_version"}
+    finally:
+        engine.dispose()
+
+
+def head_reached(url: str) -> bool:
+    sessions = make_session_factory(url)
+    try:
+        with sessions() as session:
+            return migrate.at_head(session)
+    finally:
+        sessions.kw["bind"].dispose()
+
+
+def test_models_and_migrated_schema_are_the_same(postgres_url: str) -> None:
+    engine = create_engine(postgres_url)
+    with engine.connect() as connection:
+        command.check(migrate.alembic_config(connection))  # raises when autogenerate would add something
+    engine.dispose()
+
+
+def test_an_empty_database_is_not_at_head_and_a_migrated_one_is(empty_url: str) -> None:
+    assert not head_reached(empty_url)
+    migrate.upgrade(empty_url)
+    assert head_reached(empty_url)
+    assert tables(empty_url) == set(Base.metadata.tables)
+
+
+def test_upgrading_twice_changes_nothing(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    before = tables(empty_url)
+    migrate.upgrade(empty_url)
+    assert tables(empty_url) == before
+    assert head_reached(empty_url)
+
+
+def test_downgrade_removes_all_and_upgrade_brings_it_back(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    engine = create_engine(empty_url)
+    with engine.connect() as connection:
+        command.downgrade(migrate.alembic_config(connection), "base")
+    engine.dispose()
+    assert tables(empty_url) == set()
+    migrate.upgrade(empty_url)
+    assert tables(empty_url) == set(Base.metadata.tables)
+
+
+def test_a_database_that_is_not_migrated_says_so(empty_url: str) -> None:
+    sessions = make_session_factory(empty_url)
+    with pytest.raises(DatabaseUnavailable, match="alignez migrate"), UnitOfWork.open(sessions) as uow:
+        authenticate(uow, "az_anything")
+    sessions.kw["bind"].dispose()
+
+
+def refused(session: Session, statement: str, **values: object) -> None:
+    """The database itself refuses the statement, and says why."""
+    with pytest.raises(IntegrityError, match=r"immutable|never changed"), session.begin_nested():
+        assert session.execute(text(statement), values).rowcount  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "spec = '{}'",
+        "fit_config = '{}'",
+        "sha256 = repeat('0', 64)",
+        "number = 99",
+        "layers = '{0}'",
+        "embedding_layer = 0",
+        """diagnostics = '{"other": 1}'""",
+        "quality = 'weak'",
+        "quality_reasons = '[1]'",
+        "ready_at = ready_at + interval '1 second'",
+        "promote = NOT promote",
+        "state = 'pending'",
+        "state = 'failed'",
+        "state = 'archived', sha256 = repeat('0', 64)",
+    ],
+)
+def test_a_ready_version_cannot_be_changed(uow: UnitOfWork, make: Factory, change: str) -> None:
+    version = make.ready(make.caller()).version
+    refused(uow.session, f"UPDATE profile_versions SET {change} WHERE id = :id", id=version.id)
+
+
+def test_a_ready_version_cannot_be_deleted(uow: UnitOfWork, make: Factory) -> None:
+    version = make.ready(make.caller()).version
+    refused(uow.session, "DELETE FROM profile_versions WHERE id = :id", id=version.id)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE fit_queries SET text = 'other' WHERE version_id = :id",
+        "UPDATE preference_pairs SET help_response = 'other' WHERE version_id = :id",
+        "UPDATE pair_representations SET help = harm WHERE version_id = :id",
+        "UPDATE directions SET tau = tau + 1 WHERE version_id = :id",
+        "DELETE FROM pair_representations WHERE version_id = :id",
+        "DELETE FROM fit_queries WHERE version_id = :id",
+        "INSERT INTO fit_queries (id, tenant_id, version_id, position, text, source)"
+        " SELECT gen_random_uuid(), tenant_id, version_id, 999, 'more', 'given' FROM fit_queries"
+        " WHERE version_id = :id LIMIT 1",
+    ],
+)
+def test_the_content_of_a_ready_version_cannot_be_changed(uow: UnitOfWork, make: Factory, statement: str) -> None:
+    version = make.ready(make.caller()).version
+    refused(uow.session, statement, id=version.id)
+
+
+def test_a_ready_version_can_be_archived_and_never_comes_back(uow: UnitOfWork, make: Factory) -> None:
+    caller = make.caller()
+    first = make.ready(caller)
+    make.ready(caller, profile=first.profile.id)
+    archived = archive_version(uow, caller, first.profile.id, 2)
+    assert archived.state is VersionState.ARCHIVED
+    assert archived.archived_at is not None
+    refused(uow.session, "UPDATE profile_versions SET state = 'ready' WHERE id = :id", id=archived.id)
+    refused(uow.session, "UPDATE fit_queries SET text = 'other' WHERE version_id = :id", id=archived.id)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE audit_log SET action = 'other'", "DELETE FROM audit_log"])
+def test_the_audit_log_is_append_only(uow: UnitOfWork, make: Factory, statement: str) -> None:
+    make.caller()
+    refused(uow.session, statement)

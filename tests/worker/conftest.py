@@ -1,0 +1,76 @@
+"""A fake engine, and the parts of a fit job around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.query_bank import default_queries
+from profiles.service import Caller, FitRequest, ModelFacts
+from profiles.uow import SessionFactory, UnitOfWork
+from tests.factories import Factory
+from worker.engine import LoadedEngine
+from worker.fit import FitOptions, FitRunner
+
+OPTIONS = FitOptions(
+    worker="test", lease_s=30.0, time_limit_s=600.0, max_failures=3, database_patience_s=5.0, store_rows=5
+)
+
+
+def loaded(engine: FakeEngine | None = None, bank: tuple[str, ...] | None = None) -> LoadedEngine:
+    """A fake engine as the worker holds one."""
+    engine = engine or FakeEngine()
+    info = engine.info
+    facts = ModelFacts(
+        name=info.name,
+        source="fake:",
+        fingerprint=info.fingerprint,
+        n_layers=info.n_layers,
+        hidden_size=info.hidden_size,
+        context_length=info.context_length,
+        prompt_format=info.prompt_format,
+    )
+    return LoadedEngine(engine, facts, bank or default_queries()[:16])
+
+
+@dataclasses.dataclass
+class Bench:
+    """Asks for fits and runs them, each step in its own transaction."""
+
+    sessions: SessionFactory
+    caller: Caller
+
+    def request(self, **options: Any) -> FitRequest:
+        """A queued job."""
+        with UnitOfWork.open(self.sessions) as uow:
+            return Factory(uow).fit(self.caller, **options)
+
+    def runner(self, engine: LoadedEngine | None = None, **changes: Any) -> FitRunner:
+        """A worker's runner."""
+        stopping: Callable[[], bool] = changes.pop("stopping", lambda: False)
+        return FitRunner(self.sessions, engine or loaded(), dataclasses.replace(OPTIONS, **changes), stopping)
+
+    def open(self) -> Any:
+        return UnitOfWork.open(self.sessions)
+
+
+@pytest.fixture
+def bench(committed: SessionFactory) -> Bench:
+    """Really commits, for a fit uses several connections."""
+    with UnitOfWork.open(committed) as uow:
+        caller = Factory(uow).caller()
+    return Bench(committed, caller)
+
+
+def texts_of(bench: Bench, version_id: UUID) -> dict[int, tuple[str | None, ...]]:
+    """Position → characteristics and responses of a version's pairs."""
+    with UnitOfWork.open(bench.sessions) as uow:
+        return {
+            position: (p.help_characteristics, p.harm_characteristics, p.help_response, p.harm_response)
+            for position, p in uow.repository.fits.pairs(version_id)
+        }

@@ -1,0 +1,117 @@
+"""Real worker and relay processes for fault tests: started, killed with SIGKILL, watched through the database."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from profiles.errors import DatabaseUnavailable
+from profiles.models import Job
+from profiles.uow import SessionFactory, UnitOfWork
+
+_ROOT = Path(__file__).parents[2]
+
+T = TypeVar("T")
+
+WORKER = "worker"
+RELAY = "worker.relay"
+
+
+@dataclass
+class Processes:
+    """Starts `python -m …` on one database and broker; `close` kills what is left, children first."""
+
+    database_url: str
+    broker_url: str
+    queue: str
+    logs: Path
+    step_s: float = 0.02
+    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, module: str, *, model: str | None = None) -> subprocess.Popen[bytes]:
+        """A worker or relay with short pauses."""
+        log = self.logs / f"{module}-{len(self._started)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=_ROOT,
+                start_new_session=True,
+                env=os.environ
+                | {
+                    "ALIGNEZ_DATABASE_URL": self.database_url,
+                    "ALIGNEZ_BROKER_URL": self.broker_url,
+                    "ALIGNEZ_WORKER_MODEL": model or f"fake:?step_s={self.step_s}",
+                    "ALIGNEZ_WORKER_QUEUE": self.queue,
+                    "ALIGNEZ_WORKER_LEASE_S": "2",
+                    "ALIGNEZ_WORKER_RELAY_SWEEP_S": "0.3",
+                    "ALIGNEZ_WORKER_RELAY_RESEND_S": "2",
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONWARNINGS": "ignore",
+                },
+            )
+        self._started.append(process)
+        return process
+
+    def log(self) -> str:
+        """Everything the processes have written."""
+        return "\n".join(f"== {path.name}\n{path.read_text()}" for path in sorted(self.logs.glob("*.log")))
+
+    def close(self) -> None:
+        for process in self._started:
+            kill_tree(process)
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 of a process and all its children, the children last, so that nobody restarts or reports them."""
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            try:
+                child.kill()
+            except psutil.NoSuchProcess:
+                continue
+    process.wait(10)
+
+
+def model_process(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    """The child that holds the model."""
+    (child,) = psutil.Process(worker.pid).children()
+    return child
+
+
+def terminate(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> int:
+    """SIGTERM to the one process, as Kubernetes sends it; returns the exit status."""
+    process.send_signal(signal.SIGTERM)
+    return process.wait(timeout_s)
+
+
+def wait_for(look: Callable[[], T | None], timeout_s: float = 60.0, what: str = "it") -> T:
+    """The first result that is not None or False; a database that is away is waited for."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            found = look()
+        except DatabaseUnavailable:
+            found = None
+        if found:
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"{what} did not happen in {timeout_s:g} s")
+
+
+def job_of(sessions: SessionFactory, job: Job) -> Job:
+    """The job as it is now."""
+    with UnitOfWork.open(sessions) as uow:
+        return uow.session.get_one(Job, job.id)

@@ -1,0 +1,95 @@
+"""What one prefork child holds: the engine, its database pool, and the news that the parent shuts down."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from profiles.errors import DatabaseUnavailable
+from profiles.service import register_base_model
+from profiles.settings import DatabaseSettings
+from profiles.uow import UnitOfWork, make_session_factory
+from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from worker.fit import FitRunner
+
+_log = logging.getLogger(__name__)
+
+
+class Child:
+    """Made in the parent before the fork; `start` and `fit` run in the child.
+
+    The parent never imports torch, so no thread pool and no CUDA context is ever forked.
+    """
+
+    def __init__(self, settings: WorkerSettings, database: DatabaseSettings) -> None:
+        self._settings = settings
+        self._database = database
+        context = multiprocessing.get_context("fork")  # shared with the child by inheritance
+        self._stopping = context.Event()
+        self._unusable = context.Event()
+        self._runner: FitRunner | None = None
+
+    @property
+    def unusable(self) -> bool:
+        """Whether the child could not load its model."""
+        return self._unusable.is_set()
+
+    def stop(self) -> None:
+        """In the parent: running fits hand their jobs back at the next batch."""
+        self._stopping.set()
+
+    def start(self) -> None:
+        """In the child: loads the model; one that cannot be loaded ends the whole worker with one line."""
+        # Ctrl-C reaches the whole process group; the parent decides when its children end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._runner = self._make_runner()
+        except Exception as error:  # whatever it is, a worker without a model must not take jobs
+            if not _is_ours(error):
+                _log.exception("the model could not be loaded")
+            print(f"alignez worker: {error}", file=sys.stderr, flush=True)
+            self._unusable.set()
+            os.kill(os.getppid(), signal.SIGTERM)
+
+    def fit(self, job_id: UUID) -> None:
+        """In the child: does a job. Without a model it leaves the job queued, for the sweep to send again."""
+        if self._runner is not None:
+            self._runner.run(job_id)
+
+    def _make_runner(self) -> FitRunner:
+        from worker.engine import load_engine
+        from worker.fit import FitOptions, FitRunner
+
+        settings = self._settings
+        loaded = load_engine(settings)
+        sessions = make_session_factory(self._database)
+        try:
+            with UnitOfWork.open(sessions) as uow:
+                register_base_model(uow, loaded.facts)
+        except DatabaseUnavailable as error:
+            _log.warning("the base model is registered with the first job: %s", error)
+        options = FitOptions(
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            lease_s=settings.lease_s,
+            # Below Celery's hard limit, which kills: this one still says why.
+            time_limit_s=settings.job_time_limit_s * 0.98,
+            max_failures=settings.max_failures,
+            database_patience_s=settings.database_patience_s,
+            store_rows=settings.store_rows,
+        )
+        return FitRunner(sessions, loaded, options, self._stopping.is_set)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Errors that were written for a person and need no stack trace."""
+    from alignez_core.errors import AlignezError
+
+    return isinstance(error, AlignezError)

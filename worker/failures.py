@@ -1,0 +1,58 @@
+"""What a job's owner is told when its fit ends in an error, and whether it is worth trying again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory
+from profiles.errors import BrokerUnavailable, DatabaseUnavailable, ProfilesError
+
+
+class RetryableError(Exception):
+    """Something passing: the job goes back to the queue, a bounded number of times.
+
+    Args: code: stored with the job. message: for its owner.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class HandBack(Exception):
+    """The worker shuts down between two batches; the job goes back to the queue at once."""
+
+
+class TimeLimitExceeded(Exception):
+    """The fit took longer than the worker's limit."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the fit took longer than {limit_s:g} s (ALIGNEZ_WORKER_JOB_TIME_LIMIT_S)")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a job ends: a code a person can act on, a short message, and whether it is tried again."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The failure that an exception of a fit means; one that nobody foresaw is `internal_error` without details."""
+    if isinstance(error, RetryableError):
+        return Failure(error.code, str(error), True)
+    if isinstance(error, OutOfMemory | MemoryError):
+        # Finished chunks are kept, so the next attempt has less to do; and a neighbour's peak passes.
+        advice = "give the worker more memory, or fit fewer queries or a smaller chunk_size"
+        return Failure("out_of_memory", f"{error or 'out of memory'}; {advice}", True)
+    if isinstance(error, EngineClosed | EngineOverloaded):
+        return Failure(error.code, str(error), True)
+    if isinstance(error, DatabaseUnavailable | BrokerUnavailable):
+        return Failure(error.code, "the database was away for too long", True)
+    if isinstance(error, TimeLimitExceeded):
+        return Failure("time_limit_exceeded", str(error), False)
+    if isinstance(error, AlignezError | ProfilesError):
+        return Failure(error.code, str(error), False)
+    return Failure("internal_error", "the fit failed unexpectedly; the worker's log has the reason", False)

@@ -1,0 +1,59 @@
+"""Keeps a claimed job ours while a fit runs, and carries news from the database to the fit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import TracebackType
+
+from profiles import jobs
+from profiles.errors import DatabaseUnavailable, JobCancelled, LeaseLost, ProfilesError
+from profiles.uow import SessionFactory, UnitOfWork
+
+_log = logging.getLogger(__name__)
+
+#: Heartbeats per lease: two may be missed.
+_BEATS = 3
+
+
+class HeldLease:
+    """A thread that extends the lease for the length of a `with` block.
+
+    While the database is away it keeps trying: nobody else can take the job either.
+    """
+
+    def __init__(self, sessions: SessionFactory, claim: jobs.Claim, lease_s: float) -> None:
+        self._sessions = sessions
+        self._claim = claim
+        self._lease_s = lease_s
+        self._ended = threading.Event()
+        self._news: ProfilesError | None = None
+        self._thread = threading.Thread(target=self._run, name=f"lease-{claim.job_id}", daemon=True)
+
+    def __enter__(self) -> HeldLease:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raises: LeaseLost, JobCancelled: what the last heartbeat learned."""
+        if self._news is not None:
+            raise self._news
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._lease_s / _BEATS):
+            try:
+                with UnitOfWork.open(self._sessions) as uow:
+                    cancelled = jobs.heartbeat(uow, self._claim, self._lease_s)
+                if cancelled:
+                    self._news = JobCancelled(self._claim.job_id)
+            except LeaseLost as error:
+                self._news = error
+                return
+            except DatabaseUnavailable as error:
+                _log.warning("no heartbeat for job %s: %s", self._claim.job_id, error)

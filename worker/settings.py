@@ -1,0 +1,56 @@
+"""Settings of the worker and relay processes, read once at their start (prefix `ALIGNEZ_WORKER_`).
+
+Database and broker are shared with the API and live in `profiles/settings.py` (prefix `ALIGNEZ_`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from profiles.celery_queue import FIT_QUEUE
+from profiles.jobs import MAX_FAILURES
+
+
+class WorkerSettings(BaseSettings):
+    """How one worker (one process with a model, under one Celery parent) and the relay run."""
+
+    model_config = SettingsConfigDict(env_prefix="ALIGNEZ_WORKER_", extra="ignore", populate_by_name=True)
+
+    #: Model directory or hub id; None is the shipped persona-nano. `ALIGNEZ_MODEL` names it for all processes.
+    #: `fake:` (with `?step_s=0.01&n_layers=4`) is the model-free engine, for tests of everything around an engine.
+    model: str | None = Field(None, validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL", "ALIGNEZ_MODEL", "model"))
+    #: The name that profiles know the base model by; None takes the engine's.
+    model_name: str | None = Field(
+        None, validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL_NAME", "ALIGNEZ_MODEL_NAME", "model_name")
+    )
+    model_revision: str | None = Field(
+        None,
+        validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL_REVISION", "ALIGNEZ_MODEL_REVISION", "model_revision"),
+    )
+    device: str = "cpu"
+    dtype: str = "float32"
+    #: CPU threads of the model; None leaves torch's choice.
+    threads: int | None = Field(None, ge=1)
+    max_batch: int = Field(64, ge=1, le=4096)
+
+    queue: str = FIT_QUEUE
+    #: Seconds that a job stays this worker's without a heartbeat; after a kill -9 it waits that long at most.
+    lease_s: float = Field(20.0, gt=0.2)
+    #: Longest fit; the broker's redelivery time is set above it.
+    job_time_limit_s: int = Field(6 * 3600, ge=10)
+    #: Retryable errors and lost workers that a job survives.
+    max_failures: int = Field(MAX_FAILURES, ge=1)
+    #: How long a running fit waits for a database that went away.
+    database_patience_s: float = Field(120.0, ge=0)
+    #: Queries whose representations are stored in one transaction.
+    store_rows: int = Field(64, ge=1)
+
+    relay_poll_s: float = Field(1.0, gt=0)
+    relay_sweep_s: float = Field(2.0, gt=0)
+    #: How long a queued job waits before its message is sent again; doubles with each send.
+    relay_resend_s: float = Field(20.0, gt=0)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
