@@ -159,9 +159,13 @@ def remove_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> None:
 
 
 def _point(uow: UnitOfWork, caller: Caller, row: Profile, alias: str, shares: Mapping[int, float]) -> None:
+    """Points an alias and remembers the move; to where it points already is no move, so none to undo later."""
     ready = _require_ready(uow, caller, row, list(shares))
-    uow.repository.catalog.set_alias(row, alias, {ready[number]: share for number, share in shares.items()})
-    uow.repository.catalog.add_move(row, alias, shares, caller.key_id)
+    catalog = uow.repository.catalog
+    catalog.set_alias(row, alias, {ready[number]: share for number, share in shares.items()})
+    latest = catalog.standing_moves(row.id, alias, 1)
+    if not latest or latest[0].targets != _text_keys(shares):
+        catalog.add_move(row, alias, shares, caller.key_id)
 
 
 def _require_ready(uow: UnitOfWork, caller: Caller, row: Profile, numbers: list[int]) -> dict[int, UUID]:

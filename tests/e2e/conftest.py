@@ -35,20 +35,17 @@ class Up:
     """One `alignez up` and what a client needs of it."""
 
     data_dir: Path
-    user: int | None = None
+    prefix: tuple[str, ...] = ()  # what the command runs under, such as `setpriv`
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> Up:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ALIGNEZ_")}
         environment |= {"OMP_NUM_THREADS": "1", "HOME": str(self.data_dir.parent)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "up", "--port", "0", "--data-dir", str(self.data_dir)],
-            cwd=_ROOT,
-            env=environment,
-            user=self.user,
-            stdout=(self.data_dir.parent / f"up-{self.data_dir.name}.log").open("ab"),
-            stderr=subprocess.STDOUT,
-        )
+        command = [sys.executable, "-m", "cli.main", "up", "--port", "0", "--data-dir", str(self.data_dir)]
+        with (self.data_dir.parent / f"up-{self.data_dir.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.prefix, *command], cwd=_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
         wait_for(lambda: self.process.poll() is not None or self.run_file.exists(), READY_S, "run.json")
         assert self.process.poll() is None, self.output()
         return self

@@ -178,7 +178,8 @@ def queries_embedding(uow: Any, request: FitRequest) -> Any:
 
 class TestCrash:
     @pytest.fixture(scope="class")
-    def uninterrupted(self, real_sessions: SessionFactory) -> Uninterrupted:
+    @classmethod
+    def uninterrupted(cls, real_sessions: SessionFactory) -> Uninterrupted:
         """A fit that nothing disturbs."""
         with UnitOfWork.open(real_sessions) as uow:
             bench = Bench(real_sessions, Factory(uow).caller())
