@@ -5,8 +5,10 @@ process is the client, which speaks HTTP/1.1 over plain asyncio streams, so that
 "Bare" is the same engine in the same process without HTTP. Both are measured in turn, `ROUNDS` times, and ratios are of
 neighbours in time, because a shared machine's speed drifts.
 
-Throughput: 64 answers of `TOKENS` tokens at once, tokens per second from the first request to the last token, against
-`engine.generate` of the same 64 rows. Time to first token: one request after another on a kept-alive connection, from
+Throughput: `STREAMS` clients at once, each with `ANSWERS` requests of `TOKENS` tokens one after another; tokens per
+second from the first request to the last token. "Bare" is as many loops over `engine.stream` of the same rows in one
+event loop, so both sides have the same staggered arrivals and the ratio is what HTTP, JSON, accounting and the client's
+share of the machine cost. Time to first token: one request after another on a kept-alive connection, from
 writing the request to the event with the first text, against `engine.stream` of the same row, prompt rendered and
 tokenised in both. A sample-conditional profile's share is its query embedding (a forward pass) and two short
 transactions.
@@ -14,6 +16,7 @@ transactions.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import statistics
 import subprocess
@@ -44,6 +47,7 @@ from worker.engine import LoadedEngine
 from worker.fit import FitOptions, FitRunner
 
 STREAMS = 64
+ANSWERS = 4
 TOKENS = 96
 ROUNDS = 7
 FIRST_TOKENS = 60
@@ -70,8 +74,8 @@ def run() -> Report:
 def _measure(engine: TransformersEngine, client: _Client) -> Report:
     report = Report(
         "service",
-        f"{engine.info.name}, {STREAMS} streams of {TOKENS} tokens, {ROUNDS} rounds; time to first token p50 of "
-        f"{FIRST_TOKENS} requests a round",
+        f"{engine.info.name}, {STREAMS} streams of {ANSWERS} answers of {TOKENS} tokens, {ROUNDS} rounds; "
+        f"time to first token p50 of {FIRST_TOKENS} requests a round",
     )
     queries = nano.held_out_queries()[:STREAMS]
     models = {"base model": "", "global profile": "@global", "conditional profile": "@conditional"}
@@ -119,10 +123,22 @@ def _rows(engine: TransformersEngine, queries: Sequence[str], max_tokens: int) -
 
 
 def _bare_throughput(engine: TransformersEngine, queries: Sequence[str]) -> float:
-    """Tokens per second of `generate`."""
+    """Tokens per second of one loop over `stream` per query."""
+    rows = _rows(engine, queries, TOKENS)
+
+    async def repeat(row: GenerationRequest) -> int:
+        tokens = 0
+        for _ in range(ANSWERS):
+            async for chunk in engine.stream(row):
+                tokens += len(chunk.token_ids)
+        return tokens
+
+    async def together() -> int:
+        return sum(await asyncio.gather(*(repeat(row) for row in rows)))
+
     started = time.perf_counter()
-    answers = engine.generate(_rows(engine, queries, TOKENS))
-    return sum(len(answer.token_ids) for answer in answers) / (time.perf_counter() - started)
+    tokens = asyncio.run(together())
+    return tokens / (time.perf_counter() - started)
 
 
 def _bare_first_tokens(engine: TransformersEngine, queries: Sequence[str]) -> list[float]:
@@ -187,7 +203,7 @@ class _Client:
     def __init__(self, port: int, key: str, model: str) -> None:
         self._model = model
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.service_client", str(port), key],
+            [sys.executable, "-m", "bench.service_client", str(port), key, str(ANSWERS)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -201,7 +217,7 @@ class _Client:
     def throughput(self, queries: Sequence[str], suffix: str) -> float:
         """Tokens per second of all answers at once."""
         seconds: float = self._ask("throughput", queries, suffix, TOKENS)
-        return len(queries) * TOKENS / seconds
+        return len(queries) * ANSWERS * TOKENS / seconds
 
     def first_tokens(self, queries: Sequence[str], suffix: str) -> list[float]:
         """Seconds to the first text of each query, one after another."""

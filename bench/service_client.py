@@ -1,4 +1,4 @@
-"""The client of `bench.service`, a process of its own: `python -m bench.service_client PORT KEY`.
+"""The client of `bench.service`, a process of its own: `python -m bench.service_client PORT KEY ANSWERS`.
 
 HTTP/1.1 by hand on asyncio streams: a client library would spend more on 64 streams than the server does.
 """
@@ -14,7 +14,7 @@ from typing import Any
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def main(port: int, key: str) -> None:
+async def main(port: int, key: str, answers: int) -> None:
     """Answers tasks from stdin until it ends."""
     loop = asyncio.get_running_loop()
     pool: list[Connection] = []
@@ -26,7 +26,7 @@ async def main(port: int, key: str) -> None:
             pool.append(await asyncio.open_connection("127.0.0.1", port))
         if task == "throughput":
             started = time.perf_counter()
-            await asyncio.gather(*(_exchange(pool[i], request) for i, request in enumerate(requests)))
+            await asyncio.gather(*(_repeat(pool[i], request, answers) for i, request in enumerate(requests)))
             result: Any = time.perf_counter() - started
         else:
             result = [await _exchange(pool[0], request) for request in requests]
@@ -41,6 +41,11 @@ def _encode(key: str, body: dict[str, Any]) -> bytes:
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content
+
+
+async def _repeat(connection: Connection, request: bytes, times: int) -> None:
+    for _ in range(times):
+        await _exchange(connection, request)
 
 
 async def _exchange(connection: Connection, request: bytes) -> float:
@@ -65,4 +70,4 @@ async def _exchange(connection: Connection, request: bytes) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
