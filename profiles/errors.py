@@ -76,6 +76,18 @@ class ModelConflict(Conflict):
         self.got = got
 
 
+class BaseModelNotServed(Conflict):
+    """A new profile is asked for on a base model that no process of this deployment has loaded."""
+
+    code = "model_mismatch"  # to a client the same as `ModelConflict`: the model served is not the one asked for
+
+    def __init__(self, expected: str | None, got: str) -> None:
+        served = "none has been loaded here yet" if expected is None else f"the served one is {expected!r}"
+        super().__init__(f"there is no base model {got!r} here; {served}")
+        self.expected = expected
+        self.got = got
+
+
 class NothingToRollBackTo(Conflict):
     """The alias has had only one usable target."""
 

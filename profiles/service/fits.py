@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import func
 
-from profiles.errors import Conflict, ModelConflict, NameTaken, NotFound, QuotaExceeded, VersionNotReady
+from profiles.errors import BaseModelNotServed, Conflict, ModelConflict, NameTaken, QuotaExceeded, VersionNotReady
 from profiles.models import BaseModelRow, Job, Profile, ProfileVersion, VersionState
 from profiles.service.keys import Caller
 from profiles.service.profiles import get_profile, get_version
@@ -49,7 +49,7 @@ def request_fit(
         base_model: by name; None: the one that a process loaded last. With none known, the worker's own decides.
         promote: make the version the default when it is ready (a profile's first ready version always is).
         max_queued_jobs: the deployment's limit for a tenant that has none of its own.
-    Raises: InvalidSpec, NameTaken, NotFound, ModelConflict, QuotaExceeded.
+    Raises: InvalidSpec, NameTaken, NotFound, BaseModelNotServed, ModelConflict, QuotaExceeded.
     """
     catalog = uow.repository.catalog
     if profile is None:
@@ -113,7 +113,7 @@ def archive_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number
 
 
 def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> BaseModelRow | None:
-    """The model to fit on. Raises: NotFound: no process has loaded one of this name. ModelConflict."""
+    """The model to fit on. Raises: BaseModelNotServed: no process has loaded one of this name. ModelConflict."""
     catalog = uow.repository.catalog
     if profile is not None and profile.base_model_id is not None:
         model = catalog.base_model(profile.base_model_id)
@@ -122,7 +122,8 @@ def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> B
         return model
     model = catalog.base_model_by_name(name)
     if model is None and name is not None:
-        raise NotFound("base model", name)
+        served = catalog.base_model_by_name(None)
+        raise BaseModelNotServed(served.name if served else None, name)
     return model
 
 

@@ -123,8 +123,13 @@ def test_a_query_over_the_context_names_itself_and_the_context(tenant: Tenant) -
     assert "512" in error["message"]
 
 
-def test_a_wrong_base_model_names_both(tenant: Tenant, make_app: Any) -> None:
-    assert create(tenant, persona=PERSONA, base_model="none").status_code == 404
+def test_a_wrong_base_model_names_both(tenant: Tenant) -> None:
+    reply = create(tenant, persona=PERSONA, base_model="none")
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (409, "model_mismatch")
+    assert error["details"] == {"expected": "fake", "got": "none"}
+    assert "'fake'" in error["message"]
+    assert "'none'" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,8 @@ def test_over_the_quota_of_jobs_a_caller_is_told_when_to_come_back(tenant: Tenan
     assert tenant.get("/v1/profiles/one-more").status_code == 404
 
 
-def test_an_unknown_base_model_is_not_found(tenant: Tenant) -> None:
+def test_an_unknown_base_model_is_a_conflict_and_makes_nothing(tenant: Tenant) -> None:
     reply = tenant.post("/v1/profiles", json={"name": "x", "persona": PERSONA, "base_model": "gpt-9"})
-    assert reply.status_code == 404
+    assert reply.status_code == 409
     assert "gpt-9" in reply.json()["error"]["message"]
+    assert tenant.get("/v1/profiles/x").status_code == 404
