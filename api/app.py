@@ -131,15 +131,17 @@ async def _start_model(services: Services, engine: Engine | None, on_fatal: Call
     if not services.settings.serves_generation and engine is None:
         return
     from alignez_core.errors import AlignezError
-    from api.loading import assemble, load_engine, register
+    from alignez_core.query_bank import default_queries
+    from api.loading import assemble, load_engine, load_query_bank, register
 
     try:
+        bank = default_queries() if engine is not None else load_query_bank(services.settings)
         loaded = engine if engine is not None else await run_in_threadpool(load_engine, services.settings)
     except (AlignezError, OSError) as error:
         services.model_error = f"the model could not be loaded: {error}"
         on_fatal(f"{services.model_error}. Set ALIGNEZ_MODEL to a model directory or Hugging Face id.")
         return
-    services.model = assemble(services, loaded)
+    services.model = assemble(services, loaded, bank)
     services.metrics.engine_ready.set(1)
     log.info("model_loaded", model=services.model.name, fingerprint=loaded.info.fingerprint)
     while not services.registered:

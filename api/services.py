@@ -29,6 +29,8 @@ class Model:
     name: str
     served: Served
     personaliser: Personaliser
+    #: What a worker with this model fits a persona on that brings no queries.
+    query_bank: tuple[str, ...]
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 
 from api.errors import ApiError
 from api.services import Services
+from profiles.spec import check_neighbors
 
 
 def check_spec(services: Services, spec: Mapping[str, Any]) -> None:
@@ -14,6 +15,7 @@ def check_spec(services: Services, spec: Mapping[str, Any]) -> None:
 
     Raises: ApiError: 422 naming the field: a representation that the method cannot use, an encoder that
         this deployment does not offer, or a text over the model's context, where this process holds the model.
+        InvalidSpec: K is more than the query bank and the model's own queries, likewise.
     """
     fit = spec["fit"]
     representation = fit.get("representation", "prompt")
@@ -34,6 +36,8 @@ def check_spec(services: Services, spec: Mapping[str, Any]) -> None:
             f"fit.query_encoder: {encoder!r} is not one of {', '.join(offered)}",
             param="fit.query_encoder",
         )
+    if services.model is not None:
+        check_neighbors(spec, len(services.model.query_bank))
     _check_lengths(services, spec)
 
 

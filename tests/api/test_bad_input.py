@@ -10,7 +10,9 @@ from fastapi.testclient import TestClient
 
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.fit_config import FitConfig
+from alignez_core.query_bank import default_queries
 from api.profiles.schemas import FitBody
+from profiles.spec import OWN_QUERIES
 from tests.api.conftest import Tenant, serving
 
 PERSONA = {"preferred": "cheerful", "dispreferred": "gloomy"}
@@ -96,6 +98,25 @@ def test_more_neighbours_than_queries_names_both(tenant: Tenant) -> None:
     message = reply.json()["error"]["message"]
     assert "neighbors=4" in message
     assert "3 fit queries" in message
+
+
+def test_more_neighbours_than_the_query_bank_holds_names_both(tenant: Tenant) -> None:
+    bank = len(default_queries())
+    reply = create(tenant, persona=PERSONA, fit={"neighbors": 2000})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["details"]["field"]) == (422, "fit.neighbors")
+    assert "neighbors=2000" in error["message"]
+    assert f"{bank + OWN_QUERIES} fit queries" in error["message"]
+    assert create(tenant, persona=PERSONA, fit={"neighbors": bank + 1, "own_queries": 0}).status_code == 422
+    assert create(tenant, persona=PERSONA, fit={"neighbors": bank + OWN_QUERIES}).status_code == 202
+    # A later version that goes back to the bank is measured by it too.
+    assert tenant.post("/v1/profiles/p/versions", json={"fit": {"own_queries": 0}}).status_code == 422
+
+
+def test_a_process_without_the_model_leaves_the_bank_to_the_worker(tenant: Tenant, make_app: Any) -> None:
+    with TestClient(make_app(role="control")) as client:
+        body = {"name": "p", "persona": PERSONA, "fit": {"neighbors": 2000}}
+        assert client.post("/v1/profiles", json=body, headers=tenant.headers).status_code == 202
 
 
 def test_numbers_that_are_none_are_refused(tenant: Tenant) -> None:
