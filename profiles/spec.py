@@ -10,10 +10,12 @@ from uuid import UUID
 from profiles.errors import InvalidSpec
 
 NAME_LIMIT = 64
-PHRASE_LIMIT = 300
-DESCRIPTION_LIMIT = 4_000
+PHRASE_LIMIT = 200
+DESCRIPTION_LIMIT = 2_000
 QUERIES_LIMIT = 2_000
 TEXT_LIMIT = 8_000
+#: One side of a ground-truth pair.
+ANSWER_LIMIT = 16_000
 #: All texts of one spec together; keeps a single request's memory and row in bounds.
 TOTAL_LIMIT = 4_000_000
 USER_LIMIT = 200
@@ -171,8 +173,8 @@ def _query(i: int, value: object) -> dict[str, str | None]:
 def _pair(i: int, value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise InvalidSpec(f"pairs.{i}", "must be an object")
-    names = ("query", "preferred", "dispreferred")
-    return {name: check_text(f"pairs.{i}.{name}", value.get(name), TEXT_LIMIT) for name in names}
+    limits = {"query": TEXT_LIMIT, "preferred": ANSWER_LIMIT, "dispreferred": ANSWER_LIMIT}
+    return {name: check_text(f"pairs.{i}.{name}", value.get(name), limit) for name, limit in limits.items()}
 
 
 def _optional(field: str, text: object, limit: int) -> str | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.errors import ApiError
 from api.fields import MAX_BIGINT, MAX_ID, MAX_INTEGER, Text
-from profiles.spec import NAME_LIMIT
+from profiles.spec import NAME_LIMIT, USER_LIMIT
 
 MAX_STOPS = 16
 MAX_MESSAGES = 2000
@@ -94,9 +94,9 @@ class SamplingFields(BaseModel):
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[Text, Field(max_length=200, description="an end user; the answer takes their assigned profile")] | (
-        None
-    ) = None
+    user: Annotated[
+        Text, Field(max_length=USER_LIMIT, description="an end user; the answer takes their assigned profile")
+    ] | (None) = None
     ignore_eos: bool | None = None
 
     @model_validator(mode="before")

@@ -9,10 +9,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from api.fields import MAX_QUERIES, AnswerText, Body, Description, Name, Phrase, QueryText, ShortText
+from api.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText
 from api.jobs.schemas import JobRead
 from api.versions.schemas import VersionSummary
 from profiles.models import Profile
+from profiles.spec import QUERIES_LIMIT
 
 _EXAMPLE: dict[str, Any] = {
     "name": "cheerful",
@@ -62,7 +63,7 @@ class FitBody(Body):
 
     method: Literal["transport", "alignez"] | None = None
     conditional: bool | None = Field(None, description="directions per request from the nearest fit queries")
-    neighbors: Annotated[int, Field(ge=1, le=MAX_QUERIES)] | None = Field(
+    neighbors: Annotated[int, Field(ge=1, le=QUERIES_LIMIT)] | None = Field(
         None, description="K, at most the number of queries; 10, or all of fewer"
     )
     layers: (
@@ -78,7 +79,7 @@ class FitBody(Body):
     steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["default"] | None = Field(
         "default", description="edited positions from the last prompt token on; null: no end"
     )
-    responses: Annotated[int, Field(ge=0, le=MAX_QUERIES)] | Literal["all"] | None = None
+    responses: Annotated[int, Field(ge=0, le=QUERIES_LIMIT)] | Literal["all"] | None = None
     query_encoder: ShortText | None = None
     seed: Annotated[int, Field(ge=0, le=2**53)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -97,8 +98,8 @@ class FitBody(Body):
         return self.model_dump(exclude_unset=True)
 
 
-Queries = Annotated[list[QueryText | QueryBody], Field(max_length=MAX_QUERIES)]
-Pairs = Annotated[list[PairBody], Field(max_length=MAX_QUERIES)]
+Queries = Annotated[list[QueryText | QueryBody], Field(max_length=QUERIES_LIMIT)]
+Pairs = Annotated[list[PairBody], Field(max_length=QUERIES_LIMIT)]
 
 
 class SpecBody(Body):

@@ -61,6 +61,21 @@ def test_malformed_personas_and_queries(tenant: Tenant, body: dict[str, Any], fi
     assert tenant.get("/v1/profiles").json()["data"] == []
 
 
+def test_what_is_just_within_every_limit_is_accepted(tenant: Tenant, make_app: Any) -> None:
+    """The bodies' limits are the service's own: nothing passes the one and is refused by the other."""
+    phrases = {"preferred": "x" * 200, "dispreferred": "y" * 200}
+    body = {
+        "name": "n" * 64,
+        "description": "d" * 2000,
+        "persona": {"description": "d" * 2000, **phrases},
+        "queries": [{"text": "q" * 8000, **phrases}],
+        "pairs": [{"query": "q" * 8000, "preferred": "x" * 16_000, "dispreferred": "y" * 16_000}],
+    }
+    with TestClient(make_app(role="control")) as client:  # with the model at hand its context would be the limit
+        reply = client.post("/v1/profiles", json=body, headers=tenant.headers)
+    assert reply.status_code == 202, reply.text
+
+
 @pytest.mark.parametrize(
     ("fit", "named"),
     [
