@@ -46,7 +46,7 @@ def load_query_bank(settings: ApiSettings) -> tuple[str, ...]:
 def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) -> Model:
     """The engine with what serves requests on it."""
     settings = services.settings
-    served = Served(engine, services.metrics, services.pace, settings.default_max_tokens)
+    served = Served(engine, services.metrics, services.pace, services.usage, settings.default_max_tokens)
     personaliser = Personaliser(engine, services.sessions, services.metrics, settings.plan_cache_size)
     return Model(engine, settings.model_name or engine.info.name, served, personaliser, query_bank)
 

@@ -11,6 +11,7 @@ from api.chat.streams import Pace
 from api.errors import ApiError
 from api.metrics import Metrics
 from api.settings import ApiSettings
+from api.usage import UsageMeter
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory
 
@@ -43,6 +44,7 @@ class Services:
     metrics: Metrics
     auth: Authenticator
     pace: Pace
+    usage: UsageMeter
     model: Model | None = None
     #: Why the model could not be loaded, for `/ready`.
     model_error: str | None = None

@@ -23,17 +23,6 @@ class NotFound(ProfilesError):
         self.ref = str(ref)
 
 
-class Gone(ProfilesError):
-    """It existed and was removed."""
-
-    code = "gone"
-
-    def __init__(self, kind: str, ref: object) -> None:
-        super().__init__(f"{kind} {ref} was removed")
-        self.kind = kind
-        self.ref = str(ref)
-
-
 class Conflict(ProfilesError):
     """The request is well formed and contradicts the present state."""
 

@@ -73,6 +73,7 @@ class Personalisation:
     kind: str = "none"
     plan: EditPlan | None = None
     profile: str | None = None
+    profile_id: UUID | None = None
     version: int | None = None
     sha256: str | None = None
     neighbors: tuple[str, ...] | None = None
@@ -182,6 +183,7 @@ class Personaliser:
             "global",
             self._global(picked.version_id, loaded, strength),
             picked.profile_name,
+            picked.profile_id,
             picked.number,
             picked.sha256,
         )
@@ -210,6 +212,7 @@ class Personaliser:
             "conditional",
             plan,
             picked.profile_name,
+            picked.profile_id,
             picked.number,
             picked.sha256,
             tuple(str(i) for i in near.query_ids),

@@ -51,5 +51,6 @@ async def _answer(
     prompt = await render_chat(model.engine, body)
     personal = await personal_of(model.personaliser, caller, selection, Query(body.query or ""))
     requests = rows(model.served, body, prompt, body.answer_tokens, body.alternatives, personal, chat=True)
-    generation = Generation(model.served, CHAT, body.model, requests, [personal] * len(requests), request.state.started)
+    whose = [personal] * len(requests)
+    generation = Generation(model.served, CHAT, body.model, requests, whose, caller.tenant_id, request.state.started)
     return await generation.respond(request, stream=bool(body.stream), include_usage=body.include_usage)

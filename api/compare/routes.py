@@ -60,7 +60,7 @@ async def compare(
         for personal in whose
         for row in rows(model.served, chat, prompt, body.max_tokens, None, personal, chat=True)
     ]
-    generation = Generation(model.served, CHAT, model.name, requests, whose, request.state.started)
+    generation = Generation(model.served, CHAT, model.name, requests, whose, caller.tenant_id, request.state.started)
     generation.start()
     if body.stream:
         request_id = request.state.request_id

@@ -76,6 +76,13 @@ async def _answer(
         requests += made
         whose += [whom] * len(made)
     generation = Generation(
-        model.served, TEXT, body.model, requests, whose, request.state.started, prompts=len(prompts)
+        model.served,
+        TEXT,
+        body.model,
+        requests,
+        whose,
+        caller.tenant_id,
+        request.state.started,
+        prompts=len(prompts),
     )
     return await generation.respond(request, stream=bool(body.stream), include_usage=body.include_usage)

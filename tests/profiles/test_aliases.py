@@ -21,7 +21,6 @@ from profiles.service import (
     promote,
     remove_alias,
     remove_assignment,
-    resolve_active,
     resolve_for_user,
     roll_back,
     set_alias,
@@ -263,7 +262,7 @@ class TestAssignments:
         delete_profile(uow, caller, profile.id)
         assert resolve_for_user(uow, caller, "ann") is None
         with pytest.raises(NotFound):
-            resolve_active(uow, caller, profile.name)
+            pick_version(uow, caller, profile.name)
 
 
 def test_a_profile_without_ready_version_says_why(uow: UnitOfWork, make: Factory, caller: Caller) -> None:
