@@ -157,7 +157,7 @@ def add_tenant(
     """Then create a key for it."""
 
     def make() -> TenantRead:
-        return TenantRead.of(create_tenant(uow, body.name, body.max_queued_jobs))
+        return TenantRead.of(create_tenant(uow, body.name, body.max_queued_jobs, by=caller))
 
     return once(uow, caller, idempotency_key, request, body, 201, make)
 
