@@ -65,6 +65,17 @@ class ModelConflict(Conflict):
         self.got = got
 
 
+class StillAssigned(Conflict):
+    """End users have what is to be taken away; their requests would fail."""
+
+    code = "still_assigned"
+
+    def __init__(self, what: str, end_users: int) -> None:
+        users = "1 end user" if end_users == 1 else f"{end_users} end users"
+        super().__init__(f"{what} is assigned to {users}; give them another profile, alias or version first")
+        self.end_users = end_users
+
+
 class BaseModelNotServed(Conflict):
     """A new profile is asked for on a base model that no process of this deployment has loaded."""
 

@@ -98,7 +98,7 @@ def pairs(
 
 @router.post("/{number}/archive", summary="Archive a version")
 def archive(profile: ProfilePath, number: NumberPath, caller: CallerDep, uow: UowDep) -> VersionRead:
-    """Takes a ready version out of use; 409 while an alias points to it."""
+    """Takes a ready version out of use; 409 while an alias points to it or end users are assigned to it."""
     return _in_full(uow, archive_version(uow, caller, profile, number))
 
 

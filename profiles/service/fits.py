@@ -9,7 +9,15 @@ from uuid import UUID
 
 from sqlalchemy import func
 
-from profiles.errors import BaseModelNotServed, Conflict, ModelConflict, NameTaken, QuotaExceeded, VersionNotReady
+from profiles.errors import (
+    BaseModelNotServed,
+    Conflict,
+    ModelConflict,
+    NameTaken,
+    QuotaExceeded,
+    StillAssigned,
+    VersionNotReady,
+)
 from profiles.models import BaseModelRow, Job, Profile, ProfileVersion, VersionState
 from profiles.service.keys import Caller
 from profiles.service.profiles import get_profile, get_version
@@ -94,7 +102,7 @@ def request_fit(
 def archive_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int) -> ProfileVersion:
     """Takes a ready version out of use.
 
-    Raises: NotFound. VersionNotReady. Conflict: an alias still points to it.
+    Raises: NotFound. VersionNotReady. Conflict: an alias still points to it. StillAssigned: end users have it.
     """
     row = get_profile(uow, caller, profile, lock=True)
     version = get_version(uow, caller, row.id, number)
@@ -104,6 +112,9 @@ def archive_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number
     for alias, targets in uow.repository.catalog.aliases([row.id])[row.id].items():
         if number in targets:
             raise Conflict(f"alias {alias!r} points to version {number}; move it first")
+    users = uow.repository.catalog.assigned_users(row.id, version_id=version.id)
+    if users:
+        raise StillAssigned(f"version {number}", users)
     version.state = VersionState.ARCHIVED
     version.archived_at = func.now()
     uow.session.flush()

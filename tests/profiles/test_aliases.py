@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, VersionNotReady
+from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAssigned, VersionNotReady
 from profiles.models import Profile
 from profiles.service import (
     Caller,
@@ -254,6 +254,34 @@ class TestAssignments:
         for user in ("", " ", "x" * 201, "nul\x00"):
             with pytest.raises(InvalidSpec):
                 assign_user(uow, caller, user, profile.id)
+
+    def test_an_alias_that_users_have_cannot_be_removed(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        set_alias(uow, caller, profile.id, "beta", version=2)
+        set_alias(uow, caller, profile.id, "gamma", version=2)
+        for user in ("ann", "bob"):
+            assign_user(uow, caller, user, profile.id, alias="beta")
+        with pytest.raises(StillAssigned, match="'beta' is assigned to 2 end users") as caught:
+            remove_alias(uow, caller, profile.id, "beta")
+        assert caught.value.end_users == 2
+        remove_alias(uow, caller, profile.id, "gamma")
+        assign_user(uow, caller, "ann", profile.id)
+        remove_assignment(uow, caller, "bob")
+        remove_alias(uow, caller, profile.id, "beta")
+
+    def test_a_version_that_users_have_cannot_be_archived(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        assign_user(uow, caller, "ann", profile.id, version=2)
+        with pytest.raises(StillAssigned, match="version 2 is assigned to 1 end user;"):
+            archive_version(uow, caller, profile.id, 2)
+        found = resolve_for_user(uow, caller, "ann")
+        assert found is not None
+        assert found.number == 2
+        archive_version(uow, caller, profile.id, 3)
+        assign_user(uow, caller, "ann", profile.id, version=1)
+        archive_version(uow, caller, profile.id, 2)
 
     def test_deleting_the_profile_takes_it_from_its_users(
         self, uow: UnitOfWork, caller: Caller, profile: Profile
