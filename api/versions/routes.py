@@ -60,8 +60,8 @@ def create(
             profile=profile,
             promote=body.promote,
             max_queued_jobs=services.database.max_queued_jobs,
+            check=lambda spec: check_spec(services, spec),
         )
-        check_spec(services, made.version.spec)
         return accepted(uow, made)
 
     return once(uow, caller, idempotency_key, request, body, 202, make, location=job_location)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -48,6 +48,7 @@ def request_fit(
     base_model: str | None = None,
     promote: bool = False,
     max_queued_jobs: int = 100,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitRequest:
     """A pending version with its queued job, of a new profile (`name`) or of an existing one (`profile`).
 
@@ -57,6 +58,8 @@ def request_fit(
         base_model: by name; None: the one that a process loaded last. With none known, the worker's own decides.
         promote: make the version the default when it is ready (a profile's first ready version always is).
         max_queued_jobs: the deployment's limit for a tenant that has none of its own.
+        check: further rules on the complete spec; raises what it likes. It may take its time (a tokenizer): it runs
+            before the tenant's lock is taken.
     Raises: InvalidSpec, NameTaken, NotFound, BaseModelNotServed, ModelConflict, QuotaExceeded.
     """
     catalog = uow.repository.catalog
@@ -73,6 +76,8 @@ def request_fit(
     stored = normal_spec(spec, parent.spec if parent else None)
     if model is not None:
         check_layers(stored["fit"], model.n_layers, model.name)
+    if check is not None:
+        check(stored)
     _check_quota(uow, caller, max_queued_jobs)
     model_id = model.id if model else None
     if row is None:

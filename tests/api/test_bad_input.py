@@ -7,12 +7,14 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.fit_config import FitConfig
 from alignez_core.query_bank import default_queries
 from api.profiles.schemas import FitBody
 from profiles.spec import OWN_QUERIES
+from profiles.uow import SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant, serving
 
 PERSONA = {"preferred": "cheerful", "dispreferred": "gloomy"}
@@ -157,6 +159,62 @@ def test_a_query_over_the_context_names_itself_and_the_context(tenant: Tenant) -
     error = reply.json()["error"]
     assert error["details"]["field"] == "queries.1.text"
     assert "512" in error["message"]
+
+
+WORDS = "word " * 300  # 300 tokens of the fake engine, whose context has 512
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"persona": {**PERSONA, "description": "a " * 480}}, "persona.description"),
+        ({"persona": {**PERSONA, "description": "a " * 480}, "queries": ["short"]}, "persona.description"),
+        ({"persona": {**PERSONA, "description": "a " * 240}, "queries": ["short", WORDS]}, "queries.1.text"),
+        ({"persona": {**PERSONA, "description": WORDS}, "queries": ["short", "a " * 240]}, "persona.description"),
+        ({"persona": PERSONA, "queries": ["short", "word " * 470]}, "queries.1.text"),
+        ({"persona": PERSONA, "queries": [WORDS], "fit": {"characteristics_tokens": 220}}, "queries.0.text"),
+        (
+            {"persona": {**PERSONA, "description": WORDS},
+             "pairs": [{"query": "short", "preferred": "a " * 240, "dispreferred": "no"}]},
+            "persona.description",
+        ),
+        (
+            {"persona": PERSONA, "pairs": [{"query": "short", "preferred": "yes", "dispreferred": "no " * 520}]},
+            "pairs.0.dispreferred",
+        ),
+    ],
+)  # fmt: skip
+def test_a_prompt_of_the_fit_over_the_context_names_the_text_to_blame(
+    tenant: Tenant, body: dict[str, Any], field: str
+) -> None:
+    reply = create(tenant, **body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["details"]["field"]) == (422, "context_length_exceeded", field)
+    assert "512" in error["message"]
+
+
+def test_a_prompt_of_the_fit_within_the_context_is_accepted(tenant: Tenant) -> None:
+    persona = {**PERSONA, "description": "a " * 100}
+    pairs = [{"query": "short", "preferred": WORDS, "dispreferred": "no"}]
+    # A query with phrases of its own leaves the description out.
+    own = {"text": "word " * 420, "preferred": "formal", "dispreferred": "slang"}
+    assert create(tenant, persona=persona, queries=[WORDS, own], pairs=pairs).status_code == 202
+
+
+def test_texts_are_measured_before_the_tenants_lock_is_taken(
+    tenant: Tenant, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free: list[bool] = []
+
+    def measuring(*_: object) -> None:
+        with UnitOfWork.open(sessions) as uow:
+            lock = text("SELECT id FROM tenants WHERE id = :id FOR UPDATE SKIP LOCKED")
+            free.append(uow.session.execute(lock, {"id": tenant.caller.tenant_id}).first() is not None)
+
+    monkeypatch.setattr("api.profiles.checks._check_lengths", measuring)
+    assert create(tenant, persona=PERSONA).status_code == 202
+    assert tenant.post("/v1/profiles/p/versions", json={}).status_code == 202
+    assert free == [True, True]
 
 
 def test_a_wrong_base_model_names_both(tenant: Tenant) -> None:
