@@ -65,6 +65,9 @@ class ApiSettings(BaseSettings):
     auth_cache_size: int = Field(10_000, ge=1)
     plan_cache_size: int = Field(1024, ge=1)
 
+    #: Counted usage goes to the database this often; a process that is killed loses at most so much of it.
+    usage_flush_s: float = Field(5.0, gt=0)
+
     job_poll_s: float = Field(0.3, gt=0)
     heartbeat_s: float = Field(15.0, gt=0)
     #: Time that running requests get to finish at shutdown.

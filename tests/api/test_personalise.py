@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -171,12 +172,28 @@ def test_a_canary_keeps_each_end_user_on_one_side(tenant: Tenant) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["fake@", "fake@p:", "fake@p#", "fake@p#0", "fake@p#x", "fake@p#99999999999", "fake@p:a b"]
-)
+    "model",
+    ["fake@", "fake@p:", "fake@p#", "fake@p#0", "fake@p#x", "fake@p#99999999999", "fake@p:a b",
+     f"fake@p:{'x' * 65}", f"fake@{'x' * 201}", f"fake@{'x' * 250}:beta", f"fake@{'x' * 250}#3"],
+)  # fmt: skip
 def test_malformed_models_are_refused(tenant: Tenant, model: str) -> None:
-    reply = tenant.chat(model=model)
-    assert reply.status_code == 400
-    assert reply.json()["error"]["code"] == "invalid_model"
+    for reply in (tenant.chat(model=model), tenant.get(f"/v1/models/{quote(model, safe='')}")):
+        assert reply.status_code == 400
+        assert reply.json()["error"]["code"] == "invalid_model"
+
+
+def test_an_alias_ends_where_its_name_ends(tenant: Tenant) -> None:
+    assert tenant.chat(model="fake@p:beta\n").json()["error"]["code"] == "invalid_model"
+
+
+def test_an_alias_may_be_as_long_as_aliases_are(tenant: Tenant) -> None:
+    fitted = tenant.ready("p", fit=GLOBAL)
+    alias = "x" * 64
+    assert tenant.put(f"/v1/profiles/p/aliases/{alias}", json={"version": 1}).status_code == 200
+    for fields in ({"model": f"fake@p:{alias}"}, {"profile": {"name": "p", "alias": alias}}):
+        assert tenant.chat(**fields).json()["alignez"]["sha256"] == fitted.sha256
+    assert tenant.get(f"/v1/models/fake@p:{alias}").json()["id"] == f"fake@p:{alias}"
+    assert tenant.chat(profile={"name": "p", "alias": "x" * 65}).status_code == 400
 
 
 def test_contradictions_are_refused(tenant: Tenant) -> None:
