@@ -53,7 +53,7 @@ class Scheduler:
 
     Args:
         runner: the model; only this thread touches it.
-        max_waiting: requests that may wait beside those that a free slot awaits; bounded submissions beyond are refused.
+        max_waiting: requests that may wait when every slot is taken; a bounded submission beyond is refused.
         prefill_tokens: tokens, padding included, of one batch of joining requests; it bounds how long running
             streams pause for newcomers. One longer prompt still joins, alone.
     """
