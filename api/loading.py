@@ -30,6 +30,8 @@ def load_engine(settings: ApiSettings) -> Engine:
         revision=settings.model_revision,
         max_slots=settings.max_running,
         max_waiting=settings.max_waiting,
+        mlp_path=settings.mlp_path,
+        prompt_format=settings.prompt_format,
         threads=settings.threads,
         name=settings.model_name,
     )

@@ -60,6 +60,8 @@ def _make(settings: WorkerSettings) -> tuple[Engine, str, str | None]:
         dtype=settings.dtype,
         revision=settings.model_revision,
         max_slots=settings.max_batch,
+        mlp_path=settings.mlp_path,
+        prompt_format=settings.prompt_format,
         threads=settings.threads,
     )
     return engine, path if settings.model else "persona-nano (shipped)", path

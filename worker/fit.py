@@ -202,8 +202,6 @@ class _Fit:
 
     def _fitted_version(self, fitted: FittedProfile) -> jobs.FittedVersion:
         config = fitted.spec.config
-        kept = {pair.index for pair in fitted.pairs}
-        count = self._do(lambda uow: len(jobs.load_queries(uow, self._claim)))
         transport = config.method == "transport"
         return jobs.FittedVersion(
             config=config.to_dict(),
@@ -220,8 +218,8 @@ class _Fit:
             quality_reasons=fitted.quality_reasons,
             sha256=fitted.sha256,
             embedding_layer=middle_layer(self._loaded.facts.n_layers) if config.query_encoder == LM_ENCODER else None,
-            tokens=int(fitted.diagnostics.get("tokens_generated", 0)),
-            dropped={index: "an empty response" for index in range(count) if index not in kept},
+            tokens=int(fitted.diagnostics["last_attempt"]["tokens_generated"]),
+            dropped=fitted.dropped,
         )
 
     def _check(self) -> None:

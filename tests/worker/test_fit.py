@@ -460,6 +460,27 @@ class TestQueries:
         texts = texts_of(bench, request.version.id)
         assert [texts[i][2:] for i in range(N)] == [(p["preferred"], p["dispreferred"]) for p in pairs]
 
+    def test_every_given_pair_keeps_its_answers_beyond_the_sample_of_responses(self, bench: Bench) -> None:
+        pairs = [
+            {"query": f"What is {i}?", "preferred": f"Gladly, {i}!", "dispreferred": f"No, {i}."} for i in range(40)
+        ]
+        request = bench.request(spec={"pairs": pairs, "fit": {"neighbors": 3}})
+        assert bench.runner().run(request.job.id) == "succeeded"
+        texts = texts_of(bench, request.version.id)
+        assert [texts[i][2:] for i in range(40)] == [(p["preferred"], p["dispreferred"]) for p in pairs]
+
+    def test_a_pair_that_the_context_does_not_hold_is_dropped_with_its_reason(self, bench: Bench) -> None:
+        pairs = [
+            {"query": f"What is {i}?", "preferred": f"Gladly, {i}!", "dispreferred": f"No, {i}."} for i in range(9)
+        ]
+        pairs[4]["preferred"] = "on and " * 300
+        request = bench.request(spec={"pairs": pairs, "fit": {"neighbors": 3}})
+        assert bench.runner().run(request.job.id) == "succeeded"
+        with bench.open() as uow:
+            dropped = {at: pair.dropped for at, pair in uow.repository.fits.pairs(request.version.id) if pair.dropped}
+        assert list(dropped) == [4]
+        assert "the context holds 512" in str(dropped[4])
+
     def test_a_query_with_phrases_of_its_own_is_asked_with_them(self, bench: Bench) -> None:
         queries = [*QUERIES[1:], {"text": "A letter to my bank", "preferred": "formal", "dispreferred": "chatty"}]
         request = bench.request(spec={**SPEC, "queries": queries})
