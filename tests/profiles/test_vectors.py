@@ -62,11 +62,17 @@ def test_no_vectors_at_all_decode_to_none() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 6, 512, 4096])
-def test_the_packed_form_round_trips(width: int) -> None:
-    given = rows(5, width)
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e30])
+def test_the_packed_form_keeps_eleven_bits_whatever_the_size(width: int, size: float) -> None:
+    given = rows(5, width) * np.float32(size)
     raw = [vectors.pack(row) for row in given]
-    assert {len(one) for one in raw} == {4 * width}
-    assert vectors.unpack_many(raw).tobytes() == given.tobytes()
+    assert {len(one) for one in raw} == {4 + 2 * width}
+    error = np.abs(vectors.unpack_many(raw) - given) / np.abs(given).max(1, keepdims=True)
+    assert error.max() <= 2.0**-11
+
+
+def test_a_packed_zero_is_zero() -> None:
+    assert not vectors.unpack_many([vectors.pack(np.zeros(4, np.float32))]).any()
 
 
 @pytest.mark.parametrize("store", [vectors.encode, vectors.pack])
