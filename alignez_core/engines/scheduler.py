@@ -22,6 +22,7 @@ from alignez_core.engines.rows import Row, alternatives
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.sampling import BatchSampler
 from alignez_core.engines.streams import StreamWriter, deliver
+from alignez_core.engines.waiting import WaitingRows
 from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,9 @@ class Scheduler:
 
     Args:
         runner: the model; only this thread touches it.
-        max_waiting: requests that may wait when every slot is taken; a bounded submission beyond is refused.
+        max_waiting: requests that may wait when every slot is taken; a bounded submission beyond is refused. Full, the
+            queue still takes one request of a group that has none waiting, or one caller could shut all others out;
+            0 is no queue at all.
         prefill_tokens: tokens, padding included, of one batch of joining requests; it bounds how long running
             streams pause for newcomers. One longer prompt still joins, alone.
     """
@@ -66,7 +69,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._prefill_tokens = prefill_tokens
         self._changed = threading.Condition()
-        self._waiting: deque[Row] = deque()
+        self._waiting = WaitingRows()
         self._work: deque[Callable[[], None]] = deque()
         self._closed = False
         self._rows: list[Row] = []
@@ -81,10 +84,9 @@ class Scheduler:
         """Queues rows, in order. Raises: EngineOverloaded: bounded and the queue is full. EngineClosed."""
         with self._changed:
             self._require_open()
-            free = self._runner.max_slots - self._taken
-            if bounded and len(self._waiting) >= self._max_waiting + free:
+            if bounded and not self._has_room(rows[0].request.group):
                 raise EngineOverloaded(len(self._waiting), self._max_waiting)
-            self._waiting.extend(rows)
+            self._waiting.add(rows)
             self._changed.notify()
 
     def between_steps(self, work: Callable[[], T]) -> Future[T]:
@@ -123,6 +125,12 @@ class Scheduler:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def _has_room(self, group: str | None) -> bool:
+        free = self._runner.max_slots - self._taken
+        if len(self._waiting) < self._max_waiting + free:
+            return True
+        return self._max_waiting > 0 and self._waiting.waiting_of(group) == 0
+
     def _require_open(self) -> None:
         if self._closed:
             raise EngineClosed("the engine is closed")
@@ -155,20 +163,23 @@ class Scheduler:
 
     def _drop_cancelled(self) -> None:
         with self._changed:
-            if any(row.sink.cancelled for row in self._waiting):
-                self._waiting = deque(row for row in self._waiting if not row.sink.cancelled)
+            self._waiting.drop_cancelled()
         self._leave([i for i, row in enumerate(self._rows) if row.sink.cancelled])
 
     def _next_batch(self) -> list[Row]:
-        """The requests to let in now, first come first served."""
+        """The requests to let in now, as `WaitingRows` has their turns."""
         batch: list[Row] = []
         longest = 0
         with self._changed:
-            while self._waiting and self._runner.rows + len(batch) < self._runner.max_slots:
-                longest = max(longest, len(self._waiting[0].prompt))
+            while self._runner.rows + len(batch) < self._runner.max_slots:
+                row = self._waiting.first()
+                if row is None:
+                    break
+                longest = max(longest, len(row.prompt))
                 if batch and longest * (len(batch) + 1) > self._prefill_tokens:
                     break
-                batch.append(self._waiting.popleft())
+                self._waiting.remove(row)
+                batch.append(row)
             self._taken += len(batch)
         return batch
 
@@ -233,8 +244,7 @@ class Scheduler:
 
     def _end(self) -> None:
         with self._changed:
-            rows = [*self._rows, *self._waiting]
-            self._waiting.clear()
+            rows = [*self._rows, *self._waiting.clear()]
             work, self._work = list(self._work), deque()
         self._rows = []
         for row in rows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -148,7 +148,7 @@ class Generation:
 
     Args:
         personal: per row, whose behaviour it takes on (one object for all, except in comparisons).
-        tenant_id: on whose account the tokens go.
+        tenant_id: on whose account the tokens go, and with whom the rows take turns in the engine's queue.
         columns: per row, further constant fields of its choice.
         prompts: how many prompts the rows continue, in groups of equal length.
     """
@@ -166,6 +166,7 @@ class Generation:
     def __post_init__(self) -> None:
         self.id = f"{self.shape.id_prefix}{secrets.token_hex(12)}"
         self.created = int(time.time())
+        self.rows = [replace(row, group=str(self.tenant_id)) for row in self.rows]
         self.answers = [Answer(len(row.prompt)) for row in self.rows]
         self.timing = Timing(self.served.metrics, self.started)
         self.streams: list[TokenStream] = []

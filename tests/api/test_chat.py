@@ -366,3 +366,12 @@ def test_an_inference_process_serves_no_control_routes(make_app: Any, tenant: Te
     with TestClient(make_app(FakeEngine(), role="inference")) as client:
         assert client.get("/v1/jobs", headers=tenant.headers).status_code == 404
         assert client.get("/v1/models", headers=tenant.headers).status_code == 200
+
+
+def test_every_row_says_on_whose_behalf_it_runs(tenant: Tenant, stranger: Tenant, engine: FakeEngine) -> None:
+    for whose in (tenant, stranger):
+        before = len(engine.requests)
+        assert whose.chat(n=2, max_tokens=1).status_code == 200
+        assert whose.post("/v1/completions", json={"model": "fake", "prompt": "a", "max_tokens": 1}).status_code == 200
+        assert {row.group for row in engine.requests[before:]} == {str(whose.caller.tenant_id)}
+        assert len(engine.requests) == before + 3

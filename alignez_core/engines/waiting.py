@@ -1,0 +1,72 @@
+"""The requests that wait for a place: whose turn it is, so that nobody's many requests hold up another's few."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from alignez_core.engines.rows import Row
+
+
+@dataclass
+class _Line:
+    """The requests of one group, first come first served."""
+
+    rows: deque[Row] = field(default_factory=deque)
+
+
+class WaitingRows:
+    """Groups take turns, one request each; within a group the first to come is the first to go.
+
+    Not thread-safe: the scheduler holds its lock.
+    """
+
+    def __init__(self) -> None:
+        # In the order of their turns: a group that was served, or is new, goes to the end.
+        self._lines: dict[str | None, _Line] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def waiting_of(self, group: str | None) -> int:
+        """How many requests of one group wait."""
+        line = self._lines.get(group)
+        return 0 if line is None else len(line.rows)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Puts each row at the end of its group's line."""
+        for row in rows:
+            self._lines.setdefault(row.request.group, _Line()).rows.append(row)
+            self._count += 1
+
+    def first(self) -> Row | None:
+        """The row whose turn it is, or None when none waits."""
+        for line in self._lines.values():
+            return line.rows[0]
+        return None
+
+    def remove(self, row: Row) -> None:
+        """Takes out the row that `first` has named; its group's next turn comes after everybody else's."""
+        group = row.request.group
+        line = self._lines.pop(group)
+        line.rows.popleft()
+        if line.rows:
+            self._lines[group] = line
+        self._count -= 1
+
+    def drop_cancelled(self) -> None:
+        """Forgets the rows that nobody waits for any more."""
+        for group, line in list(self._lines.items()):
+            if any(row.sink.cancelled for row in line.rows):
+                line.rows = deque(row for row in line.rows if not row.sink.cancelled)
+                if not line.rows:
+                    del self._lines[group]
+        self._count = sum(len(line.rows) for line in self._lines.values())
+
+    def clear(self) -> list[Row]:
+        """Empties every line; returns what waited there."""
+        rows = [row for line in self._lines.values() for row in line.rows]
+        self._lines, self._count = {}, 0
+        return rows
