@@ -165,7 +165,7 @@ class Engine(Protocol):
         """Completes all requests, in their order; they share batches with whatever else is running.
 
         Raises: ContextTooLong: prompt + max_tokens exceed the context. ModelMismatch: an edit for another model.
-            OutOfMemory, EngineClosed.
+            RequestTooLarge: more than the engine may ever hold. OutOfMemory, EngineClosed.
         """
         ...
 

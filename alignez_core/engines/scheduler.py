@@ -23,7 +23,7 @@ from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.sampling import BatchSampler
 from alignez_core.engines.streams import StreamWriter, deliver
 from alignez_core.engines.waiting import WaitingRows
-from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory
+from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory, RequestTooLarge
 
 _log = logging.getLogger(__name__)
 
@@ -59,15 +59,23 @@ class Scheduler:
             0 is no queue at all.
         prefill_tokens: tokens, padding included, of one batch of joining requests; it bounds how long running
             streams pause for newcomers. One longer prompt still joins, alone.
+        max_cache_tokens: what the rows in slots may come to hold together, prompts and all that they may generate; a
+            request beyond waits. None: the slots are the only limit.
     """
 
     def __init__(
-        self, runner: SlotRunner, device: torch.device, max_waiting: int = 1024, prefill_tokens: int = 4096
+        self,
+        runner: SlotRunner,
+        device: torch.device,
+        max_waiting: int = 1024,
+        prefill_tokens: int = 4096,
+        max_cache_tokens: int | None = None,
     ) -> None:
         self._runner = runner
         self._device = device
         self._max_waiting = max_waiting
         self._prefill_tokens = prefill_tokens
+        self._max_cache_tokens = max_cache_tokens
         self._changed = threading.Condition()
         self._waiting = WaitingRows()
         self._work: deque[Callable[[], None]] = deque()
@@ -81,7 +89,15 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, rows: Sequence[Row], *, bounded: bool) -> None:
-        """Queues rows, in order. Raises: EngineOverloaded: bounded and the queue is full. EngineClosed."""
+        """Queues rows, in order.
+
+        Raises: EngineOverloaded: bounded and the queue is full. RequestTooLarge: a row alone is over
+            `max_cache_tokens`. EngineClosed.
+        """
+        limit = self._max_cache_tokens
+        for row in rows:
+            if limit is not None and row.cache_tokens > limit:
+                raise RequestTooLarge(len(row.prompt), row.request.max_tokens, limit)
         with self._changed:
             self._require_open()
             if bounded and not self._has_room(rows[0].request.group):
@@ -170,9 +186,10 @@ class Scheduler:
         """The requests to let in now, as `WaitingRows` has their turns."""
         batch: list[Row] = []
         longest = 0
+        room = self._free_tokens()
         with self._changed:
             while self._runner.rows + len(batch) < self._runner.max_slots:
-                row = self._waiting.first()
+                row = self._waiting.first(room)
                 if row is None:
                     break
                 longest = max(longest, len(row.prompt))
@@ -180,8 +197,14 @@ class Scheduler:
                     break
                 self._waiting.remove(row)
                 batch.append(row)
+                room = None if room is None else room - row.cache_tokens
             self._taken += len(batch)
         return batch
+
+    def _free_tokens(self) -> int | None:
+        if self._max_cache_tokens is None:
+            return None
+        return self._max_cache_tokens - sum(row.cache_tokens for row in self._rows)
 
     def _join(self, rows: list[Row]) -> None:
         first = self._runner.rows

@@ -11,18 +11,27 @@ from alignez_core.engines.rows import Row
 
 @dataclass
 class _Line:
-    """The requests of one group, first come first served."""
+    """The requests of one group, first come first served.
+
+    Attributes:
+        overtaken: requests of other groups let in since the first of this line had its turn and no room.
+    """
 
     rows: deque[Row] = field(default_factory=deque)
+    overtaken: int = 0
 
 
 class WaitingRows:
     """Groups take turns, one request each; within a group the first to come is the first to go.
 
+    A request for which there is no room now holds up its own group only, until `patience` requests of others have
+    overtaken it: then nobody else is let in before it, so that room comes to be and small requests cannot starve it.
+
     Not thread-safe: the scheduler holds its lock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: int = 32) -> None:
+        self._patience = patience
         # In the order of their turns: a group that was served, or is new, goes to the end.
         self._lines: dict[str | None, _Line] = {}
         self._count = 0
@@ -41,17 +50,31 @@ class WaitingRows:
             self._lines.setdefault(row.request.group, _Line()).rows.append(row)
             self._count += 1
 
-    def first(self) -> Row | None:
-        """The row whose turn it is, or None when none waits."""
-        for line in self._lines.values():
-            return line.rows[0]
+    def first(self, room: int | None = None) -> Row | None:
+        """The row whose turn it is, or None when none waits that may go.
+
+        Args:
+            room: cache tokens that are free; None: no end of them.
+        """
+        lines: Iterable[_Line] = self._lines.values()
+        if room is not None:
+            patient = [line for line in lines if line.overtaken >= self._patience]
+            lines = patient[:1] or lines
+        for line in lines:
+            if room is None or line.rows[0].cache_tokens <= room:
+                return line.rows[0]
         return None
 
     def remove(self, row: Row) -> None:
         """Takes out the row that `first` has named; its group's next turn comes after everybody else's."""
         group = row.request.group
+        for name, line in self._lines.items():
+            if name == group:
+                break
+            line.overtaken += 1
         line = self._lines.pop(group)
         line.rows.popleft()
+        line.overtaken = 0
         if line.rows:
             self._lines[group] = line
         self._count -= 1
@@ -60,6 +83,8 @@ class WaitingRows:
         """Forgets the rows that nobody waits for any more."""
         for group, line in list(self._lines.items()):
             if any(row.sink.cancelled for row in line.rows):
+                if line.rows[0].sink.cancelled:
+                    line.overtaken = 0
                 line.rows = deque(row for row in line.rows if not row.sink.cancelled)
                 if not line.rows:
                     del self._lines[group]

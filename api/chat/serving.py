@@ -44,6 +44,8 @@ class Served:
     pace: Pace
     usage: UsageMeter
     default_max_tokens: int
+    #: What the engine may hold for all rows; an answer of open length is not asked to be longer.
+    max_cache_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def rows(
     info = served.engine.info
     room = info.context_length - len(prompt)
     if asked_tokens is None:
-        asked_tokens = max(1, min(room, served.default_max_tokens if chat else COMPLETION_TOKENS))
+        most = room if served.max_cache_tokens is None else min(room, served.max_cache_tokens - len(prompt))
+        asked_tokens = max(1, min(most, served.default_max_tokens if chat else COMPLETION_TOKENS))
     if asked_tokens > room:
         raise ContextTooLong(len(prompt), asked_tokens, info.context_length)
     stops = body.stops
@@ -174,7 +177,7 @@ class Generation:
     def start(self) -> None:
         """Hands the rows to the engine, all or none.
 
-        Raises: ContextTooLong, EngineOverloaded, ModelMismatch, EngineClosed.
+        Raises: ContextTooLong, RequestTooLarge, EngineOverloaded, ModelMismatch, EngineClosed.
         """
         try:
             for row in self.rows:

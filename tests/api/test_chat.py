@@ -16,6 +16,7 @@ from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.errors import EngineClosed
 from tests.api.conftest import Tenant, serving
+from tests.core.engines.tiny_models import tiny_engine
 
 BARE = {"profile": None, "version": None, "sha256": None, "neighbors": None, "edit_ratio": None}
 
@@ -375,3 +376,22 @@ def test_every_row_says_on_whose_behalf_it_runs(tenant: Tenant, stranger: Tenant
         assert whose.post("/v1/completions", json={"model": "fake", "prompt": "a", "max_tokens": 1}).status_code == 200
         assert {row.group for row in engine.requests[before:]} == {str(whose.caller.tenant_id)}
         assert len(engine.requests) == before + 3
+
+
+def test_a_request_over_the_engines_memory_is_told_both_numbers(make_app: Any, tenant: Tenant) -> None:
+    with tiny_engine(max_cache_tokens=60) as engine, TestClient(make_app(engine, max_cache_tokens=60)) as client:
+        body = {"model": "llama", "messages": [{"role": "user", "content": "x"}], "ignore_eos": True}
+        for stream in (False, True):
+            reply = client.post(
+                "/v1/chat/completions", json={**body, "max_tokens": 80, "stream": stream}, headers=tenant.headers
+            )
+            assert reply.status_code == 400
+            error = reply.json()["error"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", "request_too_large")
+            assert error["details"]["limit"] == 60
+            assert "80 new tokens" in error["message"]
+            assert "60 tokens" in error["message"]
+        # An answer of open length takes what there is.
+        reply = client.post("/v1/chat/completions", json=body, headers=tenant.headers)
+        assert reply.status_code == 200
+        assert reply.json()["usage"]["total_tokens"] == 60

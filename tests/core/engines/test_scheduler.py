@@ -16,7 +16,7 @@ from torch import Tensor
 from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.streams import QueuedStream
 from alignez_core.engines.transformers_engine import TransformersEngine
-from alignez_core.errors import EngineOverloaded
+from alignez_core.errors import EngineOverloaded, InvalidInput, RequestTooLarge
 from tests.core.engines.contract import wait_until
 from tests.core.engines.tiny_models import tiny_engine
 
@@ -124,3 +124,61 @@ def test_who_asks_has_no_part_in_the_answer() -> None:
     with tiny_engine() as engine:
         first, second = engine.generate([request, other])
     assert first == second
+
+
+def held_tokens(engine: TransformersEngine) -> list[int]:
+    """What the running rows may come to hold together, one entry per step; grows as the engine runs."""
+    decode, sums = engine._runner.decode, []
+
+    def counted(tokens: list[int]) -> Tensor:
+        sums.append(sum(row.cache_tokens for row in engine._scheduler._rows))
+        return decode(tokens)
+
+    engine._runner.decode = counted  # type: ignore[method-assign,assignment]
+    return sums
+
+
+def test_what_does_not_fit_waits_and_holds_up_its_own_group_only() -> None:
+    with tiny_engine(max_slots=4, max_cache_tokens=40) as engine:
+        sums = held_tokens(engine)
+        with held(engine) as order:
+            running = engine.stream(ask(10, "running", new=20))
+            big = [engine.stream(ask(20, "big", prompt=10, new=20)), engine.stream(ask(21, "big"))]
+            small = [engine.stream(ask(100 + i, "small", new=3)) for i in range(4)]
+        finish([running, *big, *small])
+        assert order == [10, 100, 101, 102, 103, 20, 21]
+        assert max(sums) == 23 + 2 * 6
+        assert engine.load_now.running == engine.load_now.waiting == 0
+
+
+def test_a_big_request_is_not_overtaken_for_ever() -> None:
+    with tiny_engine(max_slots=4, max_cache_tokens=40) as engine, tiny_engine(max_slots=4) as free:
+        orders = []
+        for own in (engine, free):
+            with held(own) as order:
+                streams = [own.stream(ask(10, "running", new=20)), own.stream(ask(20, "big", prompt=10, new=26))]
+                streams += [own.stream(ask(100 + i, "small")) for i in range(100)]
+            finish(streams)
+            orders.append(order)
+        assert orders[0] == [10, *range(100, 132), 20, *range(132, 200)]
+        assert orders[1][:3] == [10, 20, 100]
+
+
+def test_many_at_once_stay_under_the_limit_and_get_the_answers_they_get_without_it() -> None:
+    requests = [ask(10 + i, f"group {i % 3}", prompt=3 + 5 * (i % 4), new=2 + 7 * (i % 3)) for i in range(24)]
+    with tiny_engine(max_cache_tokens=50) as engine, tiny_engine() as free:
+        sums = held_tokens(engine)
+        assert engine.generate(requests) == free.generate(requests)
+        assert 40 < max(sums) <= 50
+
+
+def test_a_request_that_can_never_fit_is_refused_with_both_numbers() -> None:
+    with tiny_engine(max_cache_tokens=40) as engine:
+        too_large = ask(9, None, prompt=11, new=30)
+        for call in (lambda: engine.stream(too_large), lambda: engine.generate([ask(9, None), too_large])):
+            with pytest.raises(RequestTooLarge, match=r"41 in all.* 40 tokens") as refused:
+                call()
+        assert (refused.value.prompt_tokens, refused.value.max_tokens, refused.value.limit) == (11, 30, 40)
+        assert len(engine.generate([ask(9, None, prompt=10, new=30)])[0].token_ids) == 30
+    with pytest.raises(InvalidInput, match="max_cache_tokens"):
+        TransformersEngine.load("nowhere", max_cache_tokens=1)
