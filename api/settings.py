@@ -83,7 +83,8 @@ class ApiSettings(BaseSettings):
 
     job_poll_s: float = Field(0.3, gt=0)
     heartbeat_s: float = Field(15.0, gt=0)
-    #: Time that running requests get to finish at shutdown.
+    #: Time that running requests get to finish at shutdown; after it their streams end with an error event. The
+    #: process may live a few seconds longer.
     drain_s: float = Field(30.0, ge=0)
     #: Deadline of each of the checks behind `/ready`.
     ready_timeout_s: float = Field(2.0, gt=0)
