@@ -244,10 +244,11 @@ def test_the_base_model_needs_no_name(tenant: Tenant) -> None:
     assert tenant.chat(model="base@nobody").status_code == 404
 
 
-def test_a_full_queue_asks_to_come_back(make_app: Any, tenant: Tenant) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_asks_to_come_back(make_app: Any, tenant: Tenant, stream: bool) -> None:
     engine = FakeEngine(max_waiting=2, step_s=0.02)
     with TestClient(make_app(engine)) as client:
-        body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "n": 3}
+        body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "n": 3, "stream": stream}
         reply = client.post("/v1/chat/completions", json=body, headers=tenant.headers)
         assert reply.status_code == 429
         assert int(reply.headers["retry-after"]) >= 1
@@ -395,3 +396,37 @@ def test_a_request_over_the_engines_memory_is_told_both_numbers(make_app: Any, t
         reply = client.post("/v1/chat/completions", json=body, headers=tenant.headers)
         assert reply.status_code == 200
         assert reply.json()["usage"]["total_tokens"] == 60
+
+
+def test_a_full_engine_asks_one_tenant_to_come_back_and_lets_another_in(
+    make_app: Any, tenant: Tenant, stranger: Tenant
+) -> None:
+    """The real engine behind a real server: one place, one more that waits."""
+    gate, inside = threading.Event(), threading.Event()
+    with tiny_engine(max_slots=1, max_waiting=1) as engine:
+        prefill = engine._runner.prefill
+
+        def held(*args: Any) -> Any:
+            inside.set()
+            assert gate.wait(20)
+            return prefill(*args)
+
+        engine._runner.prefill = held  # type: ignore[method-assign]
+        running = engine.stream(GenerationRequest("a", 1, group="nobody"))
+        assert inside.wait(20)
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "stream": True}
+        with serving(make_app(engine)) as (url, _), httpx.Client(timeout=20) as client:
+
+            def ask(whose: Tenant) -> Any:
+                return client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=whose.headers)
+
+            with ask(tenant) as first, ask(stranger) as other:
+                assert (first.status_code, other.status_code) == (200, 200)
+                with ask(tenant) as refused:
+                    assert refused.status_code == 429
+                    assert int(refused.headers["retry-after"]) >= 1
+                    assert json.loads(refused.read())["error"]["code"] == "engine_overloaded"
+                gate.set()
+                for reply in (first, other):
+                    assert "data: [DONE]" in list(reply.iter_lines())
+        list(running)
