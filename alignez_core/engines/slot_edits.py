@@ -74,6 +74,7 @@ class SlotEdits:
         edited = self._ends[:rows] > positions
         if not edited.any():
             return None
+        self._make_room(rows, 0)  # rows without a plan behind the last one with a plan have a place in the tables too
         mask = None if edited.all() else torch.from_numpy(edited).to(self._device)[:, None]
         layers, rank = self._live(rows)
         return _DecodeEdits(self._u[:, :rows, :rank], self._v[:, :rows, :rank], self._c[:, :rows, :rank], layers, mask)
