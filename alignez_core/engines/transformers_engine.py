@@ -62,6 +62,7 @@ class TransformersEngine:
         max_slots: int = 64,
         max_waiting: int = 1024,
         max_cache_tokens: int | None = None,
+        prefill_piece: int = 512,
         mlp_path: str | None = None,
         prompt_format: PromptFormatName = "auto",
         threads: int | None = None,
@@ -77,6 +78,7 @@ class TransformersEngine:
             max_cache_tokens: prompt and new tokens of all running requests together at most; a request that does not
                 fit beside the others waits, one that never can raises `RequestTooLarge`. None: no limit. It bounds what
                 rows may come to hold; the cache is as long as its longest row in every slot, so uneven rows take more.
+            prefill_piece: a longer prompt is read in pieces of so many tokens, one between two steps of the others.
             mlp_path: module path of one block's MLP, with "{layer}", for an architecture that is not listed.
             prompt_format: "auto" takes the tokenizer's chat template if it has one.
             threads: torch's CPU threads, for the whole process; None leaves them.
@@ -89,6 +91,8 @@ class TransformersEngine:
             raise InvalidInput("max_waiting", "must be 0 or more")
         if max_cache_tokens is not None and max_cache_tokens < 2:
             raise InvalidInput("max_cache_tokens", "must be at least 2: a prompt's token and a new one")
+        if prefill_piece < 1:
+            raise InvalidInput("prefill_piece", "must be at least 1")
         if threads is not None:
             torch.set_num_threads(threads)
         loaded = load_model(path, device, dtype, revision)
@@ -101,6 +105,7 @@ class TransformersEngine:
             max_slots=max_slots,
             max_waiting=max_waiting,
             max_cache_tokens=max_cache_tokens,
+            prefill_piece=prefill_piece,
             path_of_mlp=mlp_path,
             prompt_format=prompt_format,
         )
@@ -117,6 +122,7 @@ class TransformersEngine:
         max_slots: int = 64,
         max_waiting: int = 1024,
         max_cache_tokens: int | None = None,
+        prefill_piece: int = 512,
         path_of_mlp: str | None = None,
         prompt_format: PromptFormatName = "auto",
     ) -> TransformersEngine:
@@ -145,7 +151,9 @@ class TransformersEngine:
             prompt_format=chosen_format.name,
             revision=revision,
         )
-        scheduler = Scheduler(runner, model.device, max_waiting, max_cache_tokens=max_cache_tokens)
+        scheduler = Scheduler(
+            runner, model.device, max_waiting, max_cache_tokens=max_cache_tokens, prefill_piece=prefill_piece
+        )
         return cls(info, runner, scheduler, tokens, chosen_format)
 
     @property

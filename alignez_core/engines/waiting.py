@@ -50,28 +50,31 @@ class WaitingRows:
             self._lines.setdefault(row.request.group, _Line()).rows.append(row)
             self._count += 1
 
-    def first(self, room: int | None = None) -> Row | None:
+    def first(self, room: int | None = None, longest: int | None = None) -> Row | None:
         """The row whose turn it is, or None when none waits that may go.
 
         Args:
             room: cache tokens that are free; None: no end of them.
+            longest: tokens that a prompt may have now; None: any number. A longer one keeps its turn.
         """
         lines: Iterable[_Line] = self._lines.values()
         if room is not None:
             patient = [line for line in lines if line.overtaken >= self._patience]
             lines = patient[:1] or lines
         for line in lines:
-            if room is None or line.rows[0].cache_tokens <= room:
-                return line.rows[0]
+            row = line.rows[0]
+            if (room is None or row.cache_tokens <= room) and (longest is None or len(row.prompt) <= longest):
+                return row
         return None
 
-    def remove(self, row: Row) -> None:
-        """Takes out the row that `first` has named; its group's next turn comes after everybody else's."""
+    def remove(self, row: Row, room: int | None = None) -> None:
+        """Takes out the row that `first` has named, given the same room; its group's next turn comes last."""
         group = row.request.group
         for name, line in self._lines.items():
             if name == group:
                 break
-            line.overtaken += 1
+            if room is not None and line.rows[0].cache_tokens > room:
+                line.overtaken += 1
         line = self._lines.pop(group)
         line.rows.popleft()
         line.overtaken = 0
