@@ -176,7 +176,11 @@ def test_a_failing_step_and_a_close_end_the_long_request_too() -> None:
             engine._runner.decode = decode  # type: ignore[method-assign]
             raise RuntimeError("planned")
 
-        running, long = engine.stream(long_request(5, new=60)), engine.stream(long_request(90))
+        running = engine.stream(long_request(5, new=60))
+        trace.let(1)
+        long = engine.stream(long_request(90))
+        trace.let(1)
+        wait_until(lambda: engine.load_now.running == 2)  # held before the long prompt's first piece
         engine._runner.decode = fail  # type: ignore[method-assign,assignment]
         trace.let_all()
         for stream in (running, long):
@@ -190,8 +194,11 @@ def test_a_failing_step_and_a_close_end_the_long_request_too() -> None:
             pass
         closed = engine.stream(long_request(90))
         trace.let(1)
-        threading.Timer(0, trace.let_all).start()
-        engine.close()
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        wait_until(lambda: engine._scheduler._closed)
+        trace.let_all()
+        closing.join(20)
         with pytest.raises(EngineClosed):
             list(closed)
     with pytest.raises(InvalidInput, match="prefill_piece"):
