@@ -143,7 +143,7 @@ async def _start_model(services: Services, engine: Engine | None, on_fatal: Call
         loaded = engine if engine is not None else await run_in_threadpool(load_engine, services.settings)
     except (AlignezError, OSError) as error:
         services.model_error = f"the model could not be loaded: {error}"
-        on_fatal(f"{services.model_error}. Set ALIGNEZ_MODEL to a model directory or Hugging Face id.")
+        on_fatal(services.model_error)
         return
     services.model = assemble(services, loaded, bank)
     services.metrics.engine_ready.set(1)
