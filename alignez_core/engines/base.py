@@ -7,7 +7,7 @@ requests of different users, with different profiles or none, run in one batch.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -94,6 +94,8 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_tokens: int = 0
+    #: Tokens of the prompt whose keys and values an engine had from earlier requests; they change nothing.
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

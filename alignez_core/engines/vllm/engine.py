@@ -22,7 +22,7 @@ from transformers import AutoConfig, GenerationConfig
 from vllm import AsyncEngineArgs, TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from alignez_core.editing import EditPlan
+from alignez_core.editing import MAX_RANK, EditPlan
 from alignez_core.engines.base import (
     Completion,
     EngineInfo,
@@ -110,6 +110,7 @@ class VLLMEngine:
             max_running: requests in one batch at most (vLLM's `max_num_seqs`).
             max_waiting: requests beyond them at which `stream` raises `EngineOverloaded`.
             slots: plans that can be in use at once, `max_running` by default; requests whose plan finds no slot wait.
+                0: vLLM as it is, no request can be edited.
             rank: of the device tables; a plan of a higher rank is refused.
             compile: False is vLLM's eager mode, which starts faster.
             vllm_args: further `AsyncEngineArgs`, as they are.
@@ -119,8 +120,10 @@ class VLLMEngine:
             raise InvalidInput("max_running", "must be at least 1")
         if max_waiting < 0:
             raise InvalidInput("max_waiting", "must be 0 or more")
-        if not 1 <= rank <= 8:
-            raise InvalidInput("rank", f"{rank} is outside 1 to 8")
+        if slots is not None and slots < 0:
+            raise InvalidInput("slots", "must be 0 or more")
+        if not 1 <= rank <= MAX_RANK:
+            raise InvalidInput("rank", f"{rank} is outside 1 to {MAX_RANK}")
         files = locate(path, revision)
         config = AutoConfig.from_pretrained(files.source, revision=revision)
         architecture = (config.architectures or ["none"])[0]
@@ -133,7 +136,7 @@ class VLLMEngine:
         text = config.get_text_config()
         tokens = TextTokens(files.tokenizer, int(text.vocab_size), eos_ids(files.tokenizer, config, _generation(files)))
         chosen_format = tokens.format(prompt_format)
-        settings = EditSettings(slots or max_running, rank)
+        settings = EditSettings(max_running if slots is None else slots, rank)
         length = context_length(config)
         args = AsyncEngineArgs(
             **{
@@ -147,7 +150,7 @@ class VLLMEngine:
                 "enforce_eager": not compile,
                 "seed": secrets.randbelow(2**31),
                 "worker_extension_cls": _EXTENSION,
-                "additional_config": settings.to_additional_config(),
+                "additional_config": settings.to_additional_config() if settings.slots else {},
                 "generation_config": "vllm",
                 "disable_log_stats": True,
                 **vllm_args,
@@ -231,6 +234,8 @@ class VLLMEngine:
             if span.end > len(text):
                 raise InvalidInput("positions", f"the span of text {i} ends at {span.end}, it has {len(text)} tokens")
             self._check_length(len(text), 1)
+        if not self._settings.slots:
+            raise InvalidInput("represent", "this engine was started without slots for edits, so it captures nothing")
         if not ids:
             return torch.zeros(0, self._info.n_layers, self._info.hidden_size)
 
@@ -260,8 +265,9 @@ class VLLMEngine:
             if self._closed:
                 return
             self._closed = True
+        self._loop.cancel_all(only_ours=True)  # their ends still talk to vLLM
+        self._loop.run(self._shut_down())
         self._loop.cancel_all()
-        self._llm.shutdown()
         self._loop.close()
 
     def __enter__(self) -> VLLMEngine:
@@ -282,6 +288,8 @@ class VLLMEngine:
     def _check_edit(self, edit: EditPlan | None) -> None:
         if edit is None:
             return
+        if not self._settings.slots:
+            raise InvalidInput("edit", "this engine was started without slots for edits")
         edit.check_fits(self._info.n_layers, self._info.hidden_size)
         if edit.rank > self._settings.rank:
             raise InvalidInput("edit", f"has rank {edit.rank}, this engine was started for {self._settings.rank}")
@@ -313,6 +321,9 @@ class VLLMEngine:
 
     # On the engine's loop
 
+    async def _shut_down(self) -> None:
+        self._llm.shutdown()
+
     async def _complete(self, request: GenerationRequest, prompt: list[int]) -> Completion:
         async with self._edited(request.edit, len(prompt)) as edit:
             params = sampling_params(request, self._eos(), to_extra_args(edit), streamed=False)
@@ -326,6 +337,7 @@ class VLLMEngine:
             finish_reason(output.finish_reason) or "stop",
             token_logprobs(ids, output.logprobs, request.logprobs, self._tokens),
             len(prompt),
+            last.num_cached_tokens or 0,
         )
 
     async def _stream(self, request: GenerationRequest, prompt: list[int], writer: StreamWriter, counted: Any) -> None:
@@ -439,11 +451,12 @@ class _Loop:
         result: T = self.submit(work).result()
         return result
 
-    def cancel_all(self) -> None:
-        """Cancels what runs, and waits for it."""
+    def cancel_all(self, *, only_ours: bool = False) -> None:
+        """Cancels what runs, vLLM's own tasks too, and waits for it."""
 
         async def cancel() -> None:
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and _ours(task)]
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            tasks = [task for task in others if _ours(task)] if only_ours else others
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
