@@ -42,15 +42,16 @@ class EditableModel:
         width = vllm_config.model_config.get_hidden_size()
         for layer, block in enumerate(self._blocks()):
             if not isinstance(block, PPMissingLayer):
-                edited_mlp.install(block.mlp, layer, self.alignez, settings.rank, width)
+                mlp: nn.Module = block.mlp  # type: ignore[assignment]
+                edited_mlp.install(mlp, layer, self.alignez, settings.rank, width)
 
     def _blocks(self) -> nn.ModuleList:
         return self.model.layers  # type: ignore[attr-defined, no-any-return]
 
     def alignez_mlps(self) -> dict[int, edited_mlp.EditedMlp]:
         """Layer → editable MLP, of the layers that this worker holds."""
-        found = enumerate(self._blocks())
-        return {i: block.mlp for i, block in found if isinstance(getattr(block, "mlp", None), edited_mlp.EditedMlp)}
+        found = ((i, getattr(block, "mlp", None)) for i, block in enumerate(self._blocks()))
+        return {i: mlp for i, mlp in found if isinstance(mlp, edited_mlp.EditedMlp)}
 
     @classmethod
     def get_model_state_cls(cls) -> type:

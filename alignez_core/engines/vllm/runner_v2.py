@@ -42,4 +42,5 @@ class EditingModelState(DefaultModelState):
                 input_batch.num_computed_tokens_np[: len(found)].tolist(),
                 input_batch.num_scheduled_tokens[: len(found)].tolist(),
             )
-        return super().prepare_inputs(input_batch, req_states)
+        inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
+        return inputs
