@@ -64,7 +64,7 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## every measurement of the README, as one table per file in artifacts/
+bench: $(STAMP) ## every measurement of the README, as one table per file in artifacts/bench/
 	$(BIN)/python -m bench
 
 openapi: $(STAMP) ## write api/openapi.json anew

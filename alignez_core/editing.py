@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -85,7 +86,6 @@ class EditPlan:
     c: Tensor
     steps: int | None = None
     positions: Positions = "answer"
-    sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
         n_layers = len(self.layers)
@@ -106,7 +106,6 @@ class EditPlan:
             if not bool(torch.isfinite(value).all()):
                 raise DegenerateEmbeddings(f"the edit's {name} holds values that are not finite")
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "sha256", self._digest())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EditPlan) and self.sha256 == other.sha256
@@ -157,8 +156,9 @@ class EditPlan:
         read = x.float() @ u.T + c
         return (x.float() + read @ v).to(x.dtype)
 
-    def _digest(self) -> str:
-        """SHA-256 over every number that decides the outcome, little-endian float32."""
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over every number that decides the outcome, little-endian float32; made when first asked for."""
         sha = hashlib.sha256(b"alignez-edit-plan-1")
         steps = -1 if self.steps is None else self.steps
         sha.update(struct.pack("<iii", len(self.layers), self.rank, self.hidden_size))

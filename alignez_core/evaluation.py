@@ -50,7 +50,7 @@ class Evaluation:
         expressiveness: nats per token. recovery: share of it (1 = as good as the prompt; can be below 0 or above 1).
         harm_shift: nats per token that the edit makes the *dispreferred* answers likelier; should be below help's.
         help_shift: the same for the preferred answers.
-        scored_pairs: how many pairs the last four rest on.
+        scored_pairs: how many pairs the last four rest on. unscored_pairs: too long for the context.
         reasons: why the fit is weak, empty when it is good.
     """
 
@@ -61,6 +61,7 @@ class Evaluation:
     help_shift: float | None
     harm_shift: float | None
     scored_pairs: int
+    unscored_pairs: int
     reasons: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class Evaluation:
             "help_shift_nats_per_token": short(self.help_shift),
             "harm_shift_nats_per_token": short(self.harm_shift),
             "scored_pairs": self.scored_pairs,
+            "unscored_pairs": self.unscored_pairs,
             "weak_because": list(self.reasons),
         }
 
@@ -92,16 +94,20 @@ def evaluate_fit(
     help: Tensor,
     harm: Tensor,
     plain: Tensor,
+    without_room: int = 0,
 ) -> Evaluation:
-    """Separation by cross-fitting, expressiveness and recovery on up to `SCORED_PAIRS` pairs.
+    """Separation by cross-fitting, expressiveness and recovery on up to `SCORED_PAIRS` pairs that fit the context.
 
     Args:
         samples: N, row i of the tensors belongs to samples[i].
         embeddings: (N, E). help, harm, plain: (N, L, D) at the L edited layers.
+        without_room: pairs that could not even be made for want of context; they count as unscored.
     """
     by_layer = _separation(config, help, harm, plain)
     separation = sum(by_layer) / len(by_layer) if by_layer else None
-    rows = [i for i, s in enumerate(samples) if _has_text(responses.get(s.index))]
+    answered = [i for i, s in enumerate(samples) if _has_text(responses.get(s.index))]
+    rows = [i for i in answered if _fits(engine, samples[i], characteristics, responses)]
+    unscored = without_room + len(answered) - len(rows)
     rows = rows[:: max(1, len(rows) // SCORED_PAIRS)][:SCORED_PAIRS]
     expressiveness = help_shift = harm_shift = recovery = None
     if rows and len(samples) > 1:
@@ -120,7 +126,8 @@ def evaluate_fit(
         help_shift=help_shift,
         harm_shift=harm_shift,
         scored_pairs=len(rows) if expressiveness is not None else 0,
-        reasons=_reasons(separation, expressiveness, recovery, help_shift, harm_shift, cosine, layers),
+        unscored_pairs=unscored,
+        reasons=_reasons(separation, expressiveness, recovery, help_shift, harm_shift, cosine, unscored),
     )
 
 
@@ -193,7 +200,7 @@ def _reasons(
     help_shift: float | None,
     harm_shift: float | None,
     cosine: Tensor | None,
-    layers: Sequence[int],
+    unscored: int,
 ) -> tuple[str, ...]:
     reasons = []
     if separation is None:
@@ -214,11 +221,24 @@ def _reasons(
         )
     elif help_shift is not None and harm_shift is not None and harm_shift >= help_shift:
         reasons.append("the edit favours the dispreferred answers as much as the preferred ones")
+    if expressiveness is None and unscored:
+        reasons.append(f"none of the {unscored} response pairs fits the context, so nothing shows what the edit does")
     if cosine is not None and float(cosine.min()) > MAX_COSINE:
         reasons.append(
             f"help and harm coincide in every edited layer (|cos| above {MAX_COSINE}), so the edit cancels itself"
         )
     return tuple(reasons)
+
+
+def _fits(
+    engine: Engine, sample: Sample, characteristics: Mapping[int, TextPair], responses: Mapping[int, TextPair]
+) -> bool:
+    """Whether the longest of the texts that `_shifts` scores fits the context."""
+    prompt, answer = preference_prompt(engine, sample, characteristics[sample.index], "help"), responses[sample.index]
+    bare = engine.prompt_format.wrap(sample.query)
+    lengths = {text: len(engine.tokenize(text)) for text in (prompt, bare, answer.help, answer.harm)}
+    longest = max(lengths[prompt] + lengths[answer.help], lengths[bare] + lengths[answer.harm])
+    return longest <= engine.info.context_length
 
 
 def _has_text(pair: TextPair | None) -> bool:

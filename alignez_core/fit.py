@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from alignez_core.directions import Directions, fit_directions, fit_transport
+from alignez_core.directions import Directions, Transport, fit_directions, fit_transport
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import Engine
 from alignez_core.errors import DegenerateEmbeddings
@@ -63,6 +63,7 @@ class FittedProfile:
         pairs: N of them; row i of every tensor belongs to pairs[i].
         embeddings: (N, E) unit rows. help, harm, plain: (N, L, D) representations at the edited layers, float32.
         theta_help, theta_harm, theta: (L, D); tau: (L,): the directions over all samples.
+        dropped: sample index → why it is not among the pairs.
         diagnostics: JSON-able. quality: "weak" never comes without reasons.
         sha256: content hash over configuration, layers and every number that an edit can depend on.
     """
@@ -82,6 +83,7 @@ class FittedProfile:
     diagnostics: dict[str, Any]
     quality: Literal["good", "weak"]
     quality_reasons: tuple[str, ...] = ()
+    dropped: Mapping[int, str] = field(default_factory=dict)
     sha256: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -140,11 +142,12 @@ def fit_profile(
 
     run.enter("evaluation", 1)
     evaluation = evaluate_fit(
-        engine, config, choice.layers, kept, characteristics, responses, embeddings, help_, harm, plain
-    )
+        engine, config, choice.layers, kept, characteristics, responses, embeddings, help_, harm, plain,
+        without_room=len(run.no_room),
+    )  # fmt: skip
     run.report("evaluation", 1, 1)
-    theta = torch.zeros_like(found.theta_help[edited]) if transport is None else transport[0]
-    tau = torch.zeros(len(edited)) if transport is None else transport[1]
+    theta = torch.zeros_like(found.theta_help[edited]) if transport is None else transport.theta
+    tau = torch.zeros(len(edited)) if transport is None else transport.tau
     return FittedProfile(
         spec=spec,
         fingerprint=engine.info.fingerprint,
@@ -158,9 +161,10 @@ def fit_profile(
         theta_harm=found.theta_harm[edited].contiguous(),
         theta=theta,
         tau=tau,
-        diagnostics=_diagnostics(run, found, choice, evaluation, len(samples) - len(kept)),
+        diagnostics=_diagnostics(run, found, transport, choice, evaluation),
         quality="weak" if evaluation.reasons else "good",
         quality_reasons=evaluation.reasons,
+        dropped=run.dropped,
     )
 
 
@@ -175,15 +179,14 @@ def _choose_layers(config: FitConfig, found: Directions, n_layers: int) -> Layer
     return LayerChoice(layers, scores, config.layer_rule)
 
 
-def _transport_or_none(config: FitConfig, help_: Tensor, plain: Tensor) -> tuple[Tensor, Tensor] | None:
+def _transport_or_none(config: FitConfig, help_: Tensor, plain: Tensor) -> Transport | None:
     """Theta and tau; `alignez` keeps them too where they exist, but does not fail where they do not."""
     try:
-        fitted = fit_transport(help_, plain)
+        return fit_transport(help_, plain)
     except DegenerateEmbeddings:
         if config.method == "transport":
             raise
         return None
-    return fitted.theta, fitted.tau
 
 
 def _record(
@@ -206,9 +209,12 @@ def _record(
 
 
 def _diagnostics(
-    run: FitRun, found: Directions, choice: LayerChoice, evaluation: Evaluation, dropped: int
+    run: FitRun, found: Directions, transport: Transport | None, choice: LayerChoice, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """What section 3.7 of the design asks for; lists are per layer of the model, from layer 0."""
+    """What section 3.7 of the design asks for.
+
+    Lists are per layer of the model, from layer 0, but `energy_transport` (of help − plain), which is per edited layer.
+    """
     return {
         "layers": list(choice.layers),
         "layer_rule": choice.rule,
@@ -216,12 +222,16 @@ def _diagnostics(
         "cosine_help_harm": _rounded(found.cosine.tolist()),
         "energy_help": _rounded(found.energy_help.tolist()),
         "energy_harm": _rounded(found.energy_harm.tolist()),
+        "energy_transport": None if transport is None else _rounded(transport.energy.tolist()),
         "evaluation": evaluation.to_dict(),
-        "dropped_pairs": dropped,
+        "dropped_pairs": len(run.dropped),
         "empty_texts": run.empty,
-        "resumed_texts": run.resumed,
-        "tokens_generated": run.tokens,
-        "seconds": {stage: round(run.seconds[stage], 3) for stage in STAGES},
+        "responses_without_room": len(run.no_room),
+        "last_attempt": {
+            "resumed_texts": run.resumed,
+            "tokens_generated": run.tokens,
+            "seconds": {stage: round(run.seconds[stage], 3) for stage in STAGES},
+        },
     }
 
 

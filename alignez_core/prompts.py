@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Side = Literal["help", "harm"]
+SIDES: tuple[Side, ...] = ("help", "harm")
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
 PLAIN_CUE = "\nAnswer:"

@@ -62,12 +62,14 @@ def default_queries() -> tuple[str, ...]:
     return tuple(column[i] for i in range(longest) for column in columns if i < len(column))
 
 
-def queries_for(model_dir: Path | None) -> tuple[str, ...]:
+def queries_for(model: str | Path | None) -> tuple[str, ...]:
     """The bank that a model directory brings, else the shipped one.
 
+    Args:
+        model: a directory or a hub id, which has no bank; None: neither.
     Raises: ModelNotFound: the directory's bank is not a list of strings.
     """
-    path = None if model_dir is None else model_dir / BANK_FILE
+    path = None if model is None else Path(model).expanduser() / BANK_FILE
     if path is None or not path.is_file():
         return default_queries()
     try:

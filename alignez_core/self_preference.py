@@ -51,8 +51,8 @@ def make_samples(spec: FitSpec, own_queries: Sequence[str] = ()) -> list[Sample]
     return [Sample(i, text, persona, answers) for i, (text, persona, answers) in enumerate([*texts, *given, *own])]
 
 
-def invent_queries(engine: Engine, queries: Sequence[FitQuery], count: int, seed: int) -> list[str]:
-    """Up to `count` new queries in the manner of the given ones, written by the model itself.
+def invent_queries(engine: Engine, queries: Sequence[FitQuery], count: int, seed: int) -> tuple[list[str], int]:
+    """Up to `count` new queries in the manner of the given ones, written by the model itself, and the tokens it made.
 
     Twice as many are drawn as asked for; malformed ones and repetitions are dropped, so fewer may come back.
     """
@@ -66,14 +66,15 @@ def invent_queries(engine: Engine, queries: Sequence[FitQuery], count: int, seed
             GenerationRequest(prompt, max_tokens=_QUERY_TOKENS, temperature=0.9, seed=row_seed, stop=("\n",))
         )
     invented: list[str] = []
-    for completion in engine.generate(requests):
+    completions = engine.generate(requests)
+    for completion in completions:
         text = _one_line(completion.text)
         # A replacement character is half of one that the model did not finish.
         fits = _QUERY_CHARS[0] <= len(text) <= _QUERY_CHARS[1] and "\ufffd" not in text
         if fits and completion.finish_reason == "stop" and text.casefold() not in known:
             known.add(text.casefold())
             invented.append(text)
-    return invented[:count]
+    return invented[:count], sum(len(completion.token_ids) for completion in completions)
 
 
 def generate_characteristics(engine: Engine, samples: Sequence[Sample], config: FitConfig) -> list[TextPair]:

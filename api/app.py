@@ -31,6 +31,7 @@ from api.openapi import DESCRIPTION, TAGS, describe
 from api.profiles.routes import router as profiles
 from api.services import Services
 from api.settings import ApiSettings
+from api.usage import UsageMeter
 from api.users.routes import router as users
 from api.versions.routes import router as versions
 from profiles.errors import ProfilesError
@@ -75,6 +76,7 @@ def create_app(
         metrics=metrics,
         auth=Authenticator(sessions, metrics, ttl_s=settings.auth_cache_s, size=settings.auth_cache_size),
         pace=Pace(settings.max_sends_per_s),
+        usage=UsageMeter(sessions, settings.usage_flush_s),
     )
 
     @contextlib.asynccontextmanager
@@ -85,6 +87,7 @@ def create_app(
             exporter = MetricsServer.start(metrics, settings.metrics_host, settings.metrics_port)
             services.metrics_port = exporter.port
             log.info("metrics", port=exporter.port)
+        services.usage.start()
         starting = asyncio.create_task(_start_model(services, engine, on_fatal or _terminate))
         try:
             if engine is not None:
@@ -98,6 +101,7 @@ def create_app(
                 await starting
             if services.model is not None and engine is None:
                 await run_in_threadpool(services.model.engine.close)
+            await run_in_threadpool(services.usage.stop)
             if exporter is not None:
                 await run_in_threadpool(exporter.stop)
             if owns_sessions:
@@ -131,15 +135,17 @@ async def _start_model(services: Services, engine: Engine | None, on_fatal: Call
     if not services.settings.serves_generation and engine is None:
         return
     from alignez_core.errors import AlignezError
-    from api.loading import assemble, load_engine, register
+    from alignez_core.query_bank import default_queries
+    from api.loading import assemble, load_engine, load_query_bank, register
 
     try:
+        bank = default_queries() if engine is not None else load_query_bank(services.settings)
         loaded = engine if engine is not None else await run_in_threadpool(load_engine, services.settings)
     except (AlignezError, OSError) as error:
         services.model_error = f"the model could not be loaded: {error}"
         on_fatal(f"{services.model_error}. Set ALIGNEZ_MODEL to a model directory or Hugging Face id.")
         return
-    services.model = assemble(services, loaded)
+    services.model = assemble(services, loaded, bank)
     services.metrics.engine_ready.set(1)
     log.info("model_loaded", model=services.model.name, fingerprint=loaded.info.fingerprint)
     while not services.registered:

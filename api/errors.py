@@ -183,7 +183,6 @@ _CORE_STATUS: tuple[tuple[type[core.AlignezError], int], ...] = (
 
 _STORED_STATUS: tuple[tuple[type[stored.ProfilesError], int], ...] = (
     (stored.NotFound, 404),
-    (stored.Gone, 410),
     (stored.Conflict, 409),
     (stored.QuotaExceeded, 429),
     (stored.InvalidSpec, 422),

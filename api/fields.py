@@ -1,4 +1,4 @@
-"""Types and limits that several request bodies share, so that every limit is written once."""
+"""Types that several request bodies share. The limits are those of `profiles`, where each is written once."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import Annotated
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-MAX_PHRASE = 200
-MAX_DESCRIPTION = 2000
-MAX_QUERIES = 2000
-MAX_QUERY = 8000
-MAX_ANSWER = 16_000
-MAX_PAGE = 200
+from profiles.paging import MAX_LIMIT
+from profiles.spec import ANSWER_LIMIT, DESCRIPTION_LIMIT, NAME_LIMIT, PHRASE_LIMIT, TEXT_LIMIT, USER_LIMIT
+
+MAX_PAGE = MAX_LIMIT
+#: Of a name or id in a path: beyond it nothing is looked up.
 MAX_ID = 200
 #: Largest value of a Postgres `integer`.
 MAX_INTEGER = 2**31 - 1
 MAX_BIGINT = 2**63 - 1
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+NAME_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LIMIT - 1}}}$"
 ALIAS_PATTERN = NAME_PATTERN
 #: No slash (it would split the path), no control characters.
-END_USER_PATTERN = r"^[^\x00-\x1f\x7f/]{1,200}$"
+END_USER_PATTERN = rf"^[^\x00-\x1f\x7f/]{{1,{USER_LIMIT}}}$"
 
 
 class Body(BaseModel):
@@ -43,23 +42,23 @@ def _stripped(value: object) -> object:
 #: Text that Postgres and a tokenizer can take.
 Text = Annotated[str, AfterValidator(_without_nul)]
 Phrase = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=MAX_PHRASE)
+    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=PHRASE_LIMIT)
 ]
 Description = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(max_length=MAX_DESCRIPTION)
+    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(max_length=DESCRIPTION_LIMIT)
 ]
 QueryText = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=MAX_QUERY)
+    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=TEXT_LIMIT)
 ]
 AnswerText = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=MAX_ANSWER)
+    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=ANSWER_LIMIT)
 ]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 AliasName = Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
 EndUser = Annotated[str, StringConstraints(pattern=END_USER_PATTERN)]
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 ShortText = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=MAX_PHRASE)
+    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=PHRASE_LIMIT)
 ]
 
 #: A profile's id or name in a path. Anything that can be neither is simply not found.

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from api.deps import ServicesDep
+from api.errors import RETRY_AFTER_S
 from api.services import Services
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable, ProfilesError
 from profiles.migrate import at_head
@@ -68,7 +69,8 @@ async def ready(services: ServicesDep) -> JSONResponse:
         checks["draining"] = Check(ok=False, detail="the process is shutting down")
     ok = all(check.ok for check in checks.values())
     body = Ready(status="ready" if ok else "not ready", checks=checks)
-    return JSONResponse(body.model_dump(exclude_none=True), 200 if ok else 503)
+    headers = {} if ok else {"retry-after": str(RETRY_AFTER_S)}
+    return JSONResponse(body.model_dump(exclude_none=True), 200 if ok else 503, headers)
 
 
 async def _run(check: Callable[[Services], None], services: Services, timeout: float) -> Check:

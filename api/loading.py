@@ -30,17 +30,27 @@ def load_engine(settings: ApiSettings) -> Engine:
         revision=settings.model_revision,
         max_slots=settings.max_running,
         max_waiting=settings.max_waiting,
+        mlp_path=settings.mlp_path,
+        prompt_format=settings.prompt_format,
         threads=settings.threads,
         name=settings.model_name,
     )
 
 
-def assemble(services: Services, engine: Engine) -> Model:
+def load_query_bank(settings: ApiSettings) -> tuple[str, ...]:
+    """The bank that the workers use with the model of these settings. Raises: ModelNotFound: it is broken."""
+    from alignez_core import nano
+    from alignez_core.query_bank import queries_for
+
+    return queries_for(settings.model or nano.MODEL_DIR)
+
+
+def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) -> Model:
     """The engine with what serves requests on it."""
     settings = services.settings
-    served = Served(engine, services.metrics, services.pace, settings.default_max_tokens)
+    served = Served(engine, services.metrics, services.pace, services.usage, settings.default_max_tokens)
     personaliser = Personaliser(engine, services.sessions, services.metrics, settings.plan_cache_size)
-    return Model(engine, settings.model_name or engine.info.name, served, personaliser)
+    return Model(engine, settings.model_name or engine.info.name, served, personaliser, query_bank)
 
 
 def register(services: Services) -> None:

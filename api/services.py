@@ -11,6 +11,7 @@ from api.chat.streams import Pace
 from api.errors import ApiError
 from api.metrics import Metrics
 from api.settings import ApiSettings
+from api.usage import UsageMeter
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory
 
@@ -29,6 +30,8 @@ class Model:
     name: str
     served: Served
     personaliser: Personaliser
+    #: What a worker with this model fits a persona on that brings no queries.
+    query_bank: tuple[str, ...]
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Services:
     metrics: Metrics
     auth: Authenticator
     pace: Pace
+    usage: UsageMeter
     model: Model | None = None
     #: Why the model could not be loaded, for `/ready`.
     model_error: str | None = None

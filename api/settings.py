@@ -38,6 +38,16 @@ class ApiSettings(BaseSettings):
     model_revision: str | None = Field(
         None, validation_alias=AliasChoices("ALIGNEZ_API_MODEL_REVISION", "ALIGNEZ_MODEL_REVISION", "model_revision")
     )
+    #: Module path of one block's MLP, with "{layer}", for an architecture that the engine does not list.
+    mlp_path: str | None = Field(
+        None, validation_alias=AliasChoices("ALIGNEZ_API_MLP_PATH", "ALIGNEZ_MLP_PATH", "mlp_path")
+    )
+    #: "auto" takes the tokenizer's chat template if it has one. A profile fits the format that it was fitted with, so
+    #: API and workers need the same.
+    prompt_format: Literal["auto", "plain", "chat"] = Field(
+        "auto",
+        validation_alias=AliasChoices("ALIGNEZ_API_PROMPT_FORMAT", "ALIGNEZ_PROMPT_FORMAT", "prompt_format"),
+    )
     device: str = "cpu"
     dtype: str = "float32"
     #: CPU threads of the model; None leaves torch's choice. The event loop wants a core of its own.
@@ -64,6 +74,9 @@ class ApiSettings(BaseSettings):
     auth_cache_s: float = Field(3.0, ge=0, le=60)
     auth_cache_size: int = Field(10_000, ge=1)
     plan_cache_size: int = Field(1024, ge=1)
+
+    #: Counted usage goes to the database this often; a process that is killed loses at most so much of it.
+    usage_flush_s: float = Field(5.0, gt=0)
 
     job_poll_s: float = Field(0.3, gt=0)
     heartbeat_s: float = Field(15.0, gt=0)

@@ -156,10 +156,10 @@ def measure(directory: Path, repeats: int) -> Report:
         lengths = [NEW_TOKENS] * PROFILES
         plain = ours(engine, prompts, lengths)
         for method in ("transport", "alignez"):
-            for count in (1, PROFILES):
-                steered = ours(engine, prompts, lengths, profiles(engine, method, count))
-                must = "≥ 0.95" if count == PROFILES else ""
-                add(f"steered ÷ unsteered, {method}, {count} profiles", compare(steered, plain, repeats), must)
+            one, many = (ours(engine, prompts, lengths, profiles(engine, method, n)) for n in (1, PROFILES))
+            add(f"steered ÷ unsteered, {method}, 1 profile", compare(one, plain, repeats), "")
+            add(f"steered ÷ unsteered, {method}, {PROFILES} profiles", compare(many, plain, repeats), "≥ 0.95")
+            add(f"{PROFILES} profiles ÷ 1, {method}", compare(many, one, repeats), "≈ 1 (flat)")
         mixed = [plan if i % 2 else None for i, plan in enumerate(profiles(engine, "alignez", PROFILES))]
         add("steered ÷ unsteered, every second row", compare(ours(engine, prompts, lengths, mixed), plain, repeats), "")
     return report

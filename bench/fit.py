@@ -36,17 +36,18 @@ def run() -> Report:
         runs.append((time.perf_counter() - started, fitted))
     engine.close()
     total, fitted = sorted(runs, key=lambda run: run[0])[REPEATS // 2]
-    seconds = fitted.diagnostics["seconds"]
+    attempt = fitted.diagnostics["last_attempt"]
+    seconds = attempt["seconds"]
     generation = seconds["characteristics"] + seconds["responses"]
     model = sum(seconds[stage] for stage in MODEL_STAGES)
     report = Report("fit", f"persona-nano, {QUERIES} queries, transport, median of {REPEATS} fits")
     report.add("persona to fitted profile", total, "s", "≤ 30")
     for stage, value in seconds.items():
         report.add(f"  {stage}", value, "s")
-    report.add("tokens generated", fitted.diagnostics["tokens_generated"], "tokens")
-    report.add("generation ÷ whole fit", generation / total, "", "≥ 0.90")
+    report.add("tokens generated", attempt["tokens_generated"], "tokens")
+    report.add("everything but generation ÷ whole fit", 1 - generation / total, "", "≤ 0.10")
+    report.add("  that is", total - generation, "s")
     report.add("all forward passes ÷ whole fit", model / total, "")
-    report.add("everything but generation", total - generation, "s", "≤ 3.0 (10 % of 30 s)")
     return report
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 from httpx_sse import SSEError, connect_sse
@@ -105,7 +106,7 @@ class Client:
             headers = {"Last-Event-ID": last_id} if last_id else {}
             try:
                 with connect_sse(
-                    self._http, "GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=httpx.Timeout(60.0)
+                    self._http, "GET", f"{job_path(job_id)}/events", headers=headers, timeout=httpx.Timeout(60.0)
                 ) as source:
                     if source.response.status_code != 200:
                         source.response.read()
@@ -136,7 +137,7 @@ class Client:
             body: as OpenAI has it, without `stream`.
             user: an end user whose assigned profile is to be used.
         """
-        path = f"/v1/users/{user}/chat/completions" if user else "/v1/chat/completions"
+        path = f"/v1/users/{quote(user, safe='')}/chat/completions" if user else "/v1/chat/completions"
         try:
             with connect_sse(self._http, "POST", path, json={**body, "stream": True}) as source:
                 if source.response.status_code != 200:
@@ -157,6 +158,11 @@ class Client:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return CliError(f"nothing answers at {url}: start the stack with `alignez up`, or name a server with --url")
         return CliError(f"the connection to {url} broke ({error or type(error).__name__}): try again")
+
+
+def job_path(job_id: str) -> str:
+    """Where a job is found; the id may be anything that somebody typed."""
+    return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
 def _is_local(url: str) -> bool:

@@ -161,7 +161,11 @@ def _stack(data_dir: Path, console: Console) -> Iterator[RunInfo]:
             stack.stop()
 
 
-_MODEL_SETTINGS = ("ALIGNEZ_MODEL", "ALIGNEZ_API_MODEL", "ALIGNEZ_WORKER_MODEL", "ALIGNEZ_MODEL_NAME")
+_MODEL_SETTINGS = frozenset(
+    f"ALIGNEZ_{process}{setting}"
+    for process in ("", "API_", "WORKER_")
+    for setting in ("MODEL", "MODEL_NAME", "MODEL_REVISION", "MLP_PATH", "PROMPT_FORMAT")
+)
 
 
 def _fit(client: Client, persona: nano.NanoPersona, method: str, console: Console) -> tuple[str, str]:
@@ -169,7 +173,8 @@ def _fit(client: Client, persona: nano.NanoPersona, method: str, console: Consol
     body: dict[str, Any] = {
         "name": f"{persona.preferred_style}-{method}",
         "persona": {"preferred": persona.preferred, "dispreferred": persona.dispreferred},
-        "fit": {"method": method},
+        # No queries of the model's own: it can invent one that is then measured as held out.
+        "fit": {"method": method, "own_queries": 0},
     }
     try:
         made = client.call("POST", "/v1/profiles", body)

@@ -22,10 +22,12 @@ def _render(kind: str, value: object, autogen_context: object) -> str | bool:
 
 
 def _run(connection: Connection) -> None:
-    # A migration that cannot get its lock soon gives up, rather than queue in front of all traffic.
-    connection.execute(text("SET lock_timeout = '5s'"))
+    # Whoever migrates at this moment may take its time: waiting for one's turn holds nobody up.
     connection.execute(text("SET statement_timeout = 0"))
+    connection.execute(text("SET lock_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
+    # A migration that cannot get its table's lock soon gives up, rather than queue in front of all traffic.
+    connection.execute(text("SET lock_timeout = '5s'"))
     connection.commit()
     try:
         context.configure(

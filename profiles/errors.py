@@ -23,17 +23,6 @@ class NotFound(ProfilesError):
         self.ref = str(ref)
 
 
-class Gone(ProfilesError):
-    """It existed and was removed."""
-
-    code = "gone"
-
-    def __init__(self, kind: str, ref: object) -> None:
-        super().__init__(f"{kind} {ref} was removed")
-        self.kind = kind
-        self.ref = str(ref)
-
-
 class Conflict(ProfilesError):
     """The request is well formed and contradicts the present state."""
 
@@ -72,6 +61,29 @@ class ModelConflict(Conflict):
 
     def __init__(self, expected: str, got: str) -> None:
         super().__init__(f"the profile belongs to base model {expected!r}, not to {got!r}")
+        self.expected = expected
+        self.got = got
+
+
+class StillAssigned(Conflict):
+    """End users have what is to be taken away; their requests would fail."""
+
+    code = "still_assigned"
+
+    def __init__(self, what: str, end_users: int) -> None:
+        users = "1 end user" if end_users == 1 else f"{end_users} end users"
+        super().__init__(f"{what} is assigned to {users}; give them another profile, alias or version first")
+        self.end_users = end_users
+
+
+class BaseModelNotServed(Conflict):
+    """A new profile is asked for on a base model that no process of this deployment has loaded."""
+
+    code = "model_mismatch"  # to a client the same as `ModelConflict`: the model served is not the one asked for
+
+    def __init__(self, expected: str | None, got: str) -> None:
+        served = "none has been loaded here yet" if expected is None else f"the served one is {expected!r}"
+        super().__init__(f"there is no base model {got!r} here; {served}")
         self.expected = expected
         self.got = got
 

@@ -261,7 +261,8 @@ def publish(uow: UnitOfWork, claim: Claim, fitted: FittedVersion) -> None:
         uow.session.flush()
         if version.promote or not catalog.alias_targets(profile.id, DEFAULT_ALIAS):
             point_default(uow, profile, version)
-        uow.repository.accounts.count_usage(claim.tenant_id, claim.profile_id, 0, 0, 0, fitted.tokens)
+        spent = {"tenant_id": claim.tenant_id, "profile_id": claim.profile_id, "fit_tokens": fitted.tokens}
+        uow.repository.accounts.add_usage([{**spent, "day": func.current_date()}])
         uow.repository.jobs.finish(job, JobStatus.SUCCEEDED)
 
 

@@ -10,15 +10,20 @@ from uuid import UUID
 from profiles.errors import InvalidSpec
 
 NAME_LIMIT = 64
-PHRASE_LIMIT = 300
-DESCRIPTION_LIMIT = 4_000
+PHRASE_LIMIT = 200
+DESCRIPTION_LIMIT = 2_000
 QUERIES_LIMIT = 2_000
 TEXT_LIMIT = 8_000
+#: One side of a ground-truth pair.
+ANSWER_LIMIT = 16_000
 #: All texts of one spec together; keeps a single request's memory and row in bounds.
 TOTAL_LIMIT = 4_000_000
 USER_LIMIT = 200
 
+#: K when the caller leaves it open and there are as many fit queries; else all of them.
 DEFAULT_NEIGHBORS = 10
+#: Queries that the model adds to the bank when a spec brings none (`fit.own_queries` overrides it).
+OWN_QUERIES = 16
 
 #: No "@", ":" and "#": they separate the parts of `base@profile:alias` and `base@profile#3`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -69,7 +74,8 @@ def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None
 
     Args:
         spec: any of the four fields; others are an error. `fit` is stored as given: the core checks and completes it.
-        parent: the spec of the version before; a field not given is taken from it, `fit` setting by setting.
+        parent: the spec of the version before; a field not given is taken from it, `fit` setting by setting. A setting
+            given as None goes back to its default, except `steps`, where None is a value: no end.
     Raises: InvalidSpec: names the field and its limit.
     """
     unknown = sorted(set(spec) - set(_SPEC_FIELDS))
@@ -77,7 +83,8 @@ def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None
         raise InvalidSpec(unknown[0], "is not part of a spec")
     given = {name: value for name, value in spec.items() if value is not None}
     merged = {**(parent or {}), **given}
-    merged["fit"] = {**(parent or {}).get("fit", {}), **given.get("fit", {})}
+    fit = {**(parent or {}).get("fit", {}), **given.get("fit", {})}
+    merged["fit"] = {name: value for name, value in fit.items() if value is not None or name == "steps"}
     persona = _persona(merged.get("persona"))
     queries = [_query(i, query) for i, query in enumerate(_list("queries", merged.get("queries")))]
     pairs = [_pair(i, pair) for i, pair in enumerate(_list("pairs", merged.get("pairs")))]
@@ -93,7 +100,7 @@ def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None
     if total > TOTAL_LIMIT:
         raise InvalidSpec("queries", f"hold {total} characters, the limit is {TOTAL_LIMIT} in all")
     result = {"persona": persona, "queries": queries, "pairs": pairs, "fit": merged["fit"]}
-    _check_neighbors(result)
+    check_neighbors(result)
     return result
 
 
@@ -108,15 +115,33 @@ def check_layers(fit: Mapping[str, Any], n_layers: int, model: str) -> None:
             raise InvalidSpec("fit.layers", f"layer {outside[0]} does not exist, {model} has 0 to {n_layers - 1}")
 
 
-def _check_neighbors(spec: Mapping[str, Any]) -> None:
-    """K > N is known now when the caller gives the queries; with the query bank only the worker knows N."""
-    count = len(spec["queries"]) + len(spec["pairs"])
-    fit = spec["fit"]
-    neighbors, own = fit.get("neighbors", DEFAULT_NEIGHBORS), fit.get("own_queries", 0)
-    if count and isinstance(neighbors, int) and isinstance(own, int) and neighbors > count + own:
+def uses_bank(spec: Mapping[str, Any]) -> bool:
+    """Whether a stored spec brings no queries of its own, so that it is fitted on the worker's query bank."""
+    return not spec["queries"] and not spec["pairs"]
+
+
+def own_queries(spec: Mapping[str, Any]) -> int:
+    """How many queries the model is asked to invent for a stored spec; what is no number, the core refuses."""
+    asked = spec["fit"].get("own_queries", OWN_QUERIES if uses_bank(spec) else 0)
+    return asked if isinstance(asked, int) else 0
+
+
+def check_neighbors(spec: Mapping[str, Any], bank_size: int | None = None) -> None:
+    """Raises: InvalidSpec: an explicit K is more than N, naming both. A K left open adapts itself to N.
+
+    Args:
+        spec: as stored. bank_size: of the worker's query bank; None where it is not known, and then a spec that is
+            fitted on it passes, for only the worker knows its N.
+    """
+    neighbors = spec["fit"].get("neighbors")
+    given = bank_size if uses_bank(spec) else len(spec["queries"]) + len(spec["pairs"])
+    if not isinstance(neighbors, int) or given is None:
+        return
+    count = given + own_queries(spec)
+    if neighbors > count:
         raise InvalidSpec(
             "fit.neighbors",
-            f"neighbors={neighbors} is more than the {count + own} fit queries; "
+            f"neighbors={neighbors} is more than the {count} fit queries; "
             "lower it, give more queries, or let the model add some with own_queries",
         )
 
@@ -148,8 +173,8 @@ def _query(i: int, value: object) -> dict[str, str | None]:
 def _pair(i: int, value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise InvalidSpec(f"pairs.{i}", "must be an object")
-    names = ("query", "preferred", "dispreferred")
-    return {name: check_text(f"pairs.{i}.{name}", value.get(name), TEXT_LIMIT) for name in names}
+    limits = {"query": TEXT_LIMIT, "preferred": ANSWER_LIMIT, "dispreferred": ANSWER_LIMIT}
+    return {name: check_text(f"pairs.{i}.{name}", value.get(name), limit) for name, limit in limits.items()}
 
 
 def _optional(field: str, text: object, limit: int) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,7 +31,7 @@ def load_engine(settings: WorkerSettings) -> LoadedEngine:
     """
     from alignez_core.query_bank import queries_for
 
-    engine, source, directory = _make(settings)
+    engine, source, model = _make(settings)
     info = engine.info
     facts = ModelFacts(
         name=settings.model_name or info.name,
@@ -44,11 +43,11 @@ def load_engine(settings: WorkerSettings) -> LoadedEngine:
         prompt_format=info.prompt_format,
         revision=info.revision,
     )
-    return LoadedEngine(engine, facts, queries_for(directory))
+    return LoadedEngine(engine, facts, queries_for(model))
 
 
-def _make(settings: WorkerSettings) -> tuple[Engine, str, Path | None]:
-    """(engine, source, model directory if it is one)."""
+def _make(settings: WorkerSettings) -> tuple[Engine, str, str | None]:
+    """(engine, source, model directory or hub id)."""
     if settings.model is not None and settings.model.startswith(_FAKE):
         return _fake(settings.model), settings.model, None
     from alignez_core import nano
@@ -61,10 +60,11 @@ def _make(settings: WorkerSettings) -> tuple[Engine, str, Path | None]:
         dtype=settings.dtype,
         revision=settings.model_revision,
         max_slots=settings.max_batch,
+        mlp_path=settings.mlp_path,
+        prompt_format=settings.prompt_format,
         threads=settings.threads,
     )
-    directory = Path(path).expanduser()
-    return engine, path if settings.model else "persona-nano (shipped)", directory if directory.is_dir() else None
+    return engine, path if settings.model else "persona-nano (shipped)", path
 
 
 def _fake(url: str) -> Engine:

@@ -19,6 +19,7 @@ from profiles.errors import DatabaseUnavailable, JobCancelled, LeaseLost
 from profiles.models import QuerySource
 from profiles.repository.fits import StoredDirections
 from profiles.service import register_base_model
+from profiles.spec import DEFAULT_NEIGHBORS, own_queries
 from profiles.uow import SessionFactory, UnitOfWork
 from worker.engine import LoadedEngine
 from worker.failures import HandBack, TimeLimitExceeded, failure_of
@@ -27,9 +28,6 @@ from worker.lease import HeldLease
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-#: Queries that the model adds to the bank when a profile brings none (`fit.own_queries` overrides it).
-OWN_QUERIES = 16
 
 
 @dataclass(frozen=True)
@@ -142,9 +140,9 @@ class _Fit:
         self._deadline = time.monotonic() + options.time_limit_s
 
     def run(self) -> None:
-        config = FitConfig.from_dict(_settings(self._claim.spec))
         self._do(self._bind_model)
         queries = self._do(self._queries)
+        config = FitConfig.from_dict(_settings(self._claim.spec, queries))
         spec = _fit_spec(self._claim, queries, config)
         resume = self._do(lambda uow: _stored_chunks(uow, self._claim, queries))
         fitted = fit_profile(self._loaded.engine, spec, self._on_event, resume)
@@ -204,8 +202,6 @@ class _Fit:
 
     def _fitted_version(self, fitted: FittedProfile) -> jobs.FittedVersion:
         config = fitted.spec.config
-        kept = {pair.index for pair in fitted.pairs}
-        count = self._do(lambda uow: len(jobs.load_queries(uow, self._claim)))
         transport = config.method == "transport"
         return jobs.FittedVersion(
             config=config.to_dict(),
@@ -222,8 +218,8 @@ class _Fit:
             quality_reasons=fitted.quality_reasons,
             sha256=fitted.sha256,
             embedding_layer=middle_layer(self._loaded.facts.n_layers) if config.query_encoder == LM_ENCODER else None,
-            tokens=int(fitted.diagnostics.get("tokens_generated", 0)),
-            dropped={index: "an empty response" for index in range(count) if index not in kept},
+            tokens=int(fitted.diagnostics["last_attempt"]["tokens_generated"]),
+            dropped=fitted.dropped,
         )
 
     def _check(self) -> None:
@@ -266,10 +262,15 @@ def patiently(
             check()
 
 
-def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The fit's settings; a persona alone is fitted on the query bank plus some queries of the model's own."""
-    bank_only = not spec["queries"] and not spec["pairs"]
-    return {**({"own_queries": OWN_QUERIES} if bank_only else {}), **spec["fit"]}
+def _settings(spec: Mapping[str, Any], queries: Sequence[jobs.QueryRecord]) -> dict[str, Any]:
+    """The fit's settings; a persona alone is fitted on the query bank plus some queries of the model's own.
+
+    A K that the caller left open is resolved here, where N is known: a later version with other queries then gets
+    its own. Invented queries that an earlier attempt stored are counted as asked for, so that every attempt has one K.
+    """
+    own = own_queries(spec)
+    given = sum(query.source is not QuerySource.INVENTED for query in queries)
+    return {"own_queries": own, "neighbors": min(DEFAULT_NEIGHBORS, given + own), **spec["fit"]}
 
 
 def _asked_queries(claim: jobs.Claim, bank: Sequence[str]) -> list[jobs.QueryRecord]:

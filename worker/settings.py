@@ -30,6 +30,16 @@ class WorkerSettings(BaseSettings):
         None,
         validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL_REVISION", "ALIGNEZ_MODEL_REVISION", "model_revision"),
     )
+    #: Module path of one block's MLP, with "{layer}", for an architecture that the engine does not list.
+    mlp_path: str | None = Field(
+        None, validation_alias=AliasChoices("ALIGNEZ_WORKER_MLP_PATH", "ALIGNEZ_MLP_PATH", "mlp_path")
+    )
+    #: "auto" takes the tokenizer's chat template if it has one. A profile fits the format that it was fitted with, so
+    #: API and workers need the same.
+    prompt_format: Literal["auto", "plain", "chat"] = Field(
+        "auto",
+        validation_alias=AliasChoices("ALIGNEZ_WORKER_PROMPT_FORMAT", "ALIGNEZ_PROMPT_FORMAT", "prompt_format"),
+    )
     device: str = "cpu"
     dtype: str = "float32"
     #: CPU threads of the model; None leaves torch's choice.

@@ -19,6 +19,8 @@ from alignez_core.prompts import PromptFormat
 #: A prompt is text (special tokens are added as the tokenizer does) or token ids (taken as they are).
 Prompt = str | Sequence[int]
 FinishReason = Literal["stop", "length", "cancelled"]
+#: More than any vocabulary holds, and still an integer that every device can compare with.
+MAX_TOP_K = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class GenerationRequest:
     Args:
         prompt: text or token ids.
         max_tokens: new tokens at most, ≥ 1.
-        temperature: 0 is greedy.
-        top_p: in (0, 1]. top_k: 0 is off.
+        temperature: 0 (and what is below 1e-5) is greedy.
+        top_p: in (0, 1]. top_k: 0 is off, at most 2³¹ − 1.
         seed: makes the row's own random stream; the same tokens alone and in company. None: unpredictable.
         stop: strings that end the text; the text is cut before them.
         ignore_eos: go on past the end-of-sequence token.
@@ -68,7 +70,7 @@ class GenerationRequest:
         _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
         _require(0.0 <= self.temperature <= 100.0, "temperature", "must be between 0 and 100")
         _require(0.0 < self.top_p <= 1.0, "top_p", "must be above 0 and at most 1")
-        _require(self.top_k >= 0, "top_k", "must be 0 (off) or more")
+        _require(0 <= self.top_k <= MAX_TOP_K, "top_k", f"must be between 0 (off) and {MAX_TOP_K}")
         _require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "must be between 0 and 20")
         _require(len(self.prompt) > 0, "prompt", "must not be empty")
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))

@@ -41,13 +41,13 @@ def continuation_logprobs(
     texts = [[*prompt, *tail] for prompt, tail in zip(prompts, continuations, strict=True)]
     longest = max(len(text) for text in texts)
     edited = _WholeTextEdits(edits, [len(prompt) for prompt in prompts], longest)
-    logits = runner.logits(texts, edited if edited.rows else None)
+    # The token at position t is predicted at position t - 1.
+    spans = [range(len(prompt) - 1, len(text) - 1) for prompt, text in zip(prompts, texts, strict=True)]
+    logits = runner.logits(texts, spans, edited if edited.rows else None)
     scores = []
-    for row, prompt, tail in zip(logits, prompts, continuations, strict=True):
-        # The token at position t is predicted at position t - 1.
-        predicted = row[len(prompt) - 1 : len(prompt) - 1 + len(tail)].float().log_softmax(-1)
-        chosen = torch.as_tensor(tail, device=row.device)[:, None]
-        scores.append(predicted.gather(1, chosen)[:, 0].cpu())
+    for rows, tail in zip(logits, continuations, strict=True):
+        chosen = torch.as_tensor(tail, device=rows.device)[:, None]
+        scores.append(rows.float().log_softmax(-1).gather(1, chosen)[:, 0].cpu())
     return scores
 
 

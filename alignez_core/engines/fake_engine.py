@@ -152,6 +152,8 @@ class FakeEngine:
         for request in requests:
             ids = self.tokenize(request.prompt)
             tail = self.tokenize(request.continuation)
+            if len(ids) + len(tail) > self._info.context_length:
+                raise ContextTooLong(len(ids), len(tail), self._info.context_length)
             key = request.edit.sha256 if request.edit else ""
             values = [_logprob(key, ids + tail[:t], tail[t]) for t in range(len(tail))]
             scores.append(torch.tensor(values, dtype=torch.float32))

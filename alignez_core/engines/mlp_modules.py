@@ -8,6 +8,8 @@ from alignez_core.errors import UnknownArchitecture
 
 _LLAMA = "model.layers.{layer}.mlp"
 _GPT = "transformer.h.{layer}.mlp"
+#: What an operator sets, and what code passes; it is a module path with "{layer}" in it.
+_SETTING = "ALIGNEZ_MLP_PATH (mlp_path in code)"
 
 #: By the configuration's `model_type`. OPT has no MLP module; `fc2` computes what its MLP adds to the residual.
 MLP_PATHS: dict[str, str] = {
@@ -35,10 +37,10 @@ def mlp_path(model_type: str, override: str | None = None) -> str:
     if path is None:
         raise UnknownArchitecture(
             f"the MLP modules of model type {model_type!r} are not known (looked for {_LLAMA}, as in Llama); "
-            f'set mlp_path to the module path of one block\'s MLP, for example "{_LLAMA}"'
+            f'set {_SETTING} to the module path of one block\'s MLP, for example "{_LLAMA}"'
         )
     if "{layer}" not in path:
-        raise UnknownArchitecture(f'mlp_path {path!r} does not contain "{{layer}}", for example "{_LLAMA}"')
+        raise UnknownArchitecture(f'{_SETTING} {path!r} does not contain "{{layer}}", as in "{_LLAMA}"')
     return path
 
 
@@ -54,7 +56,7 @@ def find_mlp_modules(model: nn.Module, n_layers: int, path: str) -> list[nn.Modu
             modules.append(model.get_submodule(name))
         except AttributeError:
             raise UnknownArchitecture(
-                f"{type(model).__name__} has no module {name}; set mlp_path to where its blocks keep their MLP, "
+                f"{type(model).__name__} has no module {name}; set {_SETTING} to where its blocks keep their MLP, "
                 f'for example "{_LLAMA}"'
             ) from None
     return modules

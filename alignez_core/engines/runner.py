@@ -50,7 +50,8 @@ class SlotRunner:
         self._cache.reserve(first + count, max(lengths))
         for i, (plan, length) in enumerate(zip(edits, lengths, strict=True)):
             self._edits.set(first + i, plan, length)
-        step = Step(last=self._tensor(lengths) - 1, edits=self._edits.prefill(first, lengths))
+        wanted = torch.arange(count, device=self._device), self._tensor(lengths) - 1
+        step = Step(wanted=wanted, edits=self._edits.prefill(first, lengths))
         logits = self._forward(self.padded(prompts), step, StepCache(self._cache, first))
         self._lengths[first : first + count] = lengths
         self.rows += count
@@ -105,12 +106,16 @@ class SlotRunner:
             self._model.base_model(input_ids=ids, position_ids=self._positions(ids), use_cache=False)
 
     @torch.inference_mode()
-    def logits(self, texts: Sequence[Sequence[int]], edits: MlpEdits | None = None) -> Tensor:
-        """(m, T, vocabulary) logits of whole texts, right-padded, without slots."""
+    def logits(
+        self, texts: Sequence[Sequence[int]], spans: Sequence[range], edits: MlpEdits | None = None
+    ) -> list[Tensor]:
+        """Logits of whole texts, without slots: per text (T, vocabulary), T the positions of its span."""
         ids = self.padded(texts)
-        with running(Step(edits=edits)):
+        rows = self._tensor([row for row, span in enumerate(spans) for _ in span])
+        positions = self._tensor([position for span in spans for position in span])
+        with running(Step(wanted=(rows, positions), edits=edits)):
             out = self._model(input_ids=ids, position_ids=self._positions(ids), use_cache=False)
-        return out.logits  # type: ignore[no-any-return]
+        return list(out.logits[:, 0].split([len(span) for span in spans]))
 
     def padded(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """(m, T) token ids, padded on the right with 0; causal attention keeps the padding out of every real token."""
@@ -151,9 +156,9 @@ def _mlp_hook(layer: int) -> Callable[[nn.Module, object, Tensor], Tensor | None
 
 
 def _keep_wanted_positions(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-    # Before the output embedding, so that a prefill computes the logits of one position per row, not of all.
+    # Before the output embedding, because a large vocabulary's logits at every prompt position would fill the memory.
     step = current_step()
-    if step is None or step.last is None:
+    if step is None or step.wanted is None:
         return None
-    rows = torch.arange(args[0].shape[0], device=args[0].device)
-    return (args[0][rows, step.last].unsqueeze(1),)
+    rows, positions = step.wanted
+    return (args[0][rows, positions].unsqueeze(1),)

@@ -17,6 +17,8 @@ from torch import Tensor
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+#: Temperatures below this are greedy: in float32 a smaller one can be 0, and 0 ÷ 0 is no score.
+GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class BatchSampler:
 
     def __init__(self, params: Sequence[SamplingParams], drawn: Sequence[int], device: torch.device) -> None:
         self._device = device
-        random = [i for i, p in enumerate(params) if p.temperature > 0]
+        random = [i for i, p in enumerate(params) if p.temperature >= GREEDY_BELOW]
         self._greedy = not random
         self._rows = None if len(random) == len(params) else torch.tensor(random, device=device)
         chosen = [params[i] for i in random]
@@ -52,7 +54,7 @@ class BatchSampler:
         self._top_k = torch.tensor([chosen[i].top_k for i in filtered], device=device)[:, None]
 
     def sample(self, logits: Tensor) -> Tensor:
-        """(B,) int64 tokens from (B, vocabulary) logits; temperature 0 takes the first of the most likely."""
+        """(B,) int64 tokens from (B, vocabulary) logits; a greedy row takes the first of the most likely."""
         if self._greedy:
             return logits.argmax(-1)
         scores = (logits if self._rows is None else logits[self._rows]).float()

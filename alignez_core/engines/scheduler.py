@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from alignez_core.engines.base import FinishReason, StreamChunk
+from alignez_core.engines.base import FinishReason, StreamChunk, TokenLogprob
 from alignez_core.engines.rows import Row, alternatives
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.sampling import BatchSampler
@@ -40,12 +40,20 @@ class EngineLoad:
     steps: int
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """One token per row, and the log-probabilities of the rows that asked for them, by row."""
+
+    tokens: list[int]
+    logprobs: dict[int, TokenLogprob]
+
+
 class Scheduler:
     """Owns the thread that runs the model.
 
     Args:
         runner: the model; only this thread touches it.
-        max_waiting: waiting requests at which a bounded submission is refused.
+        max_waiting: requests that may wait when every slot is taken; a bounded submission beyond is refused.
         prefill_tokens: tokens, padding included, of one batch of joining requests; it bounds how long running
             streams pause for newcomers. One longer prompt still joins, alone.
     """
@@ -62,6 +70,7 @@ class Scheduler:
         self._work: deque[Callable[[], None]] = deque()
         self._closed = False
         self._rows: list[Row] = []
+        self._taken = 0  # rows out of the queue and not yet gone: joining or in a slot; the engine's thread counts
         self._sampler: BatchSampler | None = None
         self._generated = 0
         self._steps = 0
@@ -72,7 +81,8 @@ class Scheduler:
         """Queues rows, in order. Raises: EngineOverloaded: bounded and the queue is full. EngineClosed."""
         with self._changed:
             self._require_open()
-            if bounded and len(self._waiting) >= self._max_waiting:
+            free = self._runner.max_slots - self._taken
+            if bounded and len(self._waiting) >= self._max_waiting + free:
                 raise EngineOverloaded(len(self._waiting), self._max_waiting)
             self._waiting.extend(rows)
             self._changed.notify()
@@ -123,6 +133,7 @@ class Scheduler:
                 self._turn()
             except Exception as error:  # the running rows are lost; the engine goes on with the next
                 rows, self._rows, self._sampler = self._rows, [], None
+                self._taken = 0
                 self._runner.reset()
                 self._fail(rows, error)
         self._end()
@@ -158,43 +169,38 @@ class Scheduler:
                 if batch and longest * (len(batch) + 1) > self._prefill_tokens:
                     break
                 batch.append(self._waiting.popleft())
+            self._taken += len(batch)
         return batch
 
     def _join(self, rows: list[Row]) -> None:
+        first = self._runner.rows
         try:
+            sampler = BatchSampler([row.params for row in rows], [len(row.generated) for row in rows], self._device)
             logits = self._runner.prefill([row.prompt for row in rows], [row.edit for row in rows])
+            drawn = _draw(rows, logits, sampler)
         except Exception as error:  # only the rows of this prefill are lost; the others go on
+            self._runner.remove(range(first, self._runner.rows))  # the last ones, so nobody moves
+            self._taken -= len(rows)
             self._fail(rows, error)
             return
-        first = len(self._rows)
         self._rows.extend(rows)
         self._sampler = None
-        sampler = BatchSampler([row.params for row in rows], [len(row.generated) for row in rows], self._device)
-        self._take(first, logits, sampler)
+        self._hand_out(first, drawn)
 
     def _step(self) -> None:
         logits = self._runner.decode([row.generated[-1] for row in self._rows])
         if self._sampler is None:
             drawn = [len(row.generated) for row in self._rows]
             self._sampler = BatchSampler([row.params for row in self._rows], drawn, self._device)
-        self._take(0, logits, self._sampler)
+        self._hand_out(0, _draw(self._rows, logits, self._sampler))
 
-    def _take(self, first: int, logits: Tensor, sampler: BatchSampler) -> None:
-        """Samples a token for the rows from `first` on, hands it out, and lets finished rows leave."""
+    def _hand_out(self, first: int, drawn: _Drawn) -> None:
+        """Gives the rows from `first` on their tokens, and lets finished rows leave."""
         rows = self._rows[first:]
-        sampled = sampler.sample(logits)
-        tokens = sampled.tolist()
-        asked = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
-        if asked:
-            count = max(rows[i].request.logprobs or 0 for i in asked)
-            found = alternatives(logits[asked], sampled[asked], count)
-            entries = {i: rows[i].token_logprob(tokens[i], found, k) for k, i in enumerate(asked)}
-        else:
-            entries = {}
         chunks: list[tuple[StreamWriter, StreamChunk]] = []
         finished: list[tuple[int, FinishReason]] = []
-        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            reason, chunk = row.accept(token, entries.get(i))
+        for i, (row, token) in enumerate(zip(rows, drawn.tokens, strict=True)):
+            reason, chunk = row.accept(token, drawn.logprobs.get(i))
             if chunk is not None and row.writer is not None:
                 chunks.append((row.writer, chunk))
             if reason is not None:
@@ -215,6 +221,7 @@ class Scheduler:
         for source, target in moves:
             self._rows[target] = self._rows[source]
         del self._rows[self._runner.rows :]
+        self._taken -= len(indices)
         self._sampler = None
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
@@ -235,6 +242,18 @@ class Scheduler:
         for item in work:
             item()
         self._runner.close()
+
+
+def _draw(rows: Sequence[Row], logits: Tensor, sampler: BatchSampler) -> _Drawn:
+    """Samples a token for each row; changes nothing but the sampler's count."""
+    sampled = sampler.sample(logits)
+    tokens = sampled.tolist()
+    asked = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
+    if not asked:
+        return _Drawn(tokens, {})
+    count = max(rows[i].request.logprobs or 0 for i in asked)
+    found = alternatives(logits[asked], sampled[asked], count)
+    return _Drawn(tokens, {i: rows[i].token_logprob(tokens[i], found, k) for k, i in enumerate(asked)})
 
 
 def _as_engine_error(error: Exception) -> AlignezError:

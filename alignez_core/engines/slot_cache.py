@@ -28,11 +28,6 @@ class SlotCache:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
-    @property
-    def capacity(self) -> tuple[int, int]:
-        """(slots, length) that fit without growing."""
-        return self._slots, self._length
-
     def reserve(self, slots: int, length: int) -> None:
         """Makes room; doubling keeps the copies at a constant share of all writes.
 

@@ -39,7 +39,7 @@ class Step:
             are padded on the right, so plain causal attention is right for every real token.
         key_length: columns of the key/value view in a decode.
         uniform: every row fills the whole view, so no mask is needed.
-        last: (B,) the position of each row whose logits are wanted; None: all positions.
+        wanted: rows (M,) and positions (M,) of the M places whose logits are wanted; None: all of them.
         edits: None when no row is edited in this pass.
         reader: receives every layer's MLP output.
     """
@@ -47,7 +47,7 @@ class Step:
     positions: Tensor | None = None
     key_length: int = 0
     uniform: bool = True
-    last: Tensor | None = None
+    wanted: tuple[Tensor, Tensor] | None = None
     edits: MlpEdits | None = None
     reader: MlpReader | None = None
     _masks: dict[int | None, Tensor | None] = field(default_factory=dict)

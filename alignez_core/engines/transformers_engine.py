@@ -72,7 +72,7 @@ class TransformersEngine:
             dtype: float32, bfloat16 or float16; edits are computed in float32 always.
             revision: commit or tag of a hub id.
             max_slots: requests that run at once; more wait.
-            max_waiting: waiting requests at which `stream` raises `EngineOverloaded`.
+            max_waiting: requests that may wait when every slot is taken; beyond, `stream` raises `EngineOverloaded`.
             mlp_path: module path of one block's MLP, with "{layer}", for an architecture that is not listed.
             prompt_format: "auto" takes the tokenizer's chat template if it has one.
             threads: torch's CPU threads, for the whole process; None leaves them.

@@ -178,13 +178,18 @@ def shares(answers: Sequence[str], persona: NanoPersona) -> Shares:
 
 
 def make_bench(
-    engine: TransformersEngine, persona: NanoPersona, asked: Sequence[str], fit_queries: int, seed: int
+    engine: TransformersEngine,
+    persona: NanoPersona,
+    asked: Sequence[str],
+    fit_queries: int,
+    seed: int,
+    responses: int = 32,
 ) -> Bench:
-    """Fits one persona and finds each asked query's neighbours."""
+    """Fits one persona and finds each asked query's neighbours; `responses` are for the fit's own evaluation."""
     spec = FitSpec(
         Persona(persona.preferred, persona.dispreferred),
         tuple(FitQuery(text) for text in query_bank()[:fit_queries]),
-        config=FitConfig(seed=seed),
+        config=FitConfig(seed=seed, responses=responses),
     )
     profile = fit_profile(engine, spec)
     near = [nearest(row, profile.embeddings, NEIGHBORS) for row in query_embedding(engine, asked)]

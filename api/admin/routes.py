@@ -1,8 +1,9 @@
-"""`/admin`: tenants, keys, audit log, everybody's profiles. Administrators run the deployment: they see all tenants."""
+"""`/admin`: tenants, keys, audit log, usage, everybody's profiles. Administrators run the deployment: they see all
+tenants."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from api.paging import Listed
 from api.profiles.routes import read_profiles
 from api.profiles.schemas import ProfileRead
 from profiles.errors import NotFound
-from profiles.models import ApiKey, AuditEntry, Tenant
+from profiles.models import ApiKey, AuditEntry, Tenant, Usage
 from profiles.service import (
     all_profiles,
     audit_entries,
@@ -26,6 +27,7 @@ from profiles.service import (
     list_keys,
     list_tenants,
     revoke_key,
+    usage_since,
 )
 from profiles.spec import parse_id
 
@@ -116,6 +118,31 @@ class AuditRead(BaseModel):
         )
 
 
+class UsageRead(BaseModel):
+    """One tenant's use of one profile on one day (UTC); `profile_id` null is the bare base model."""
+
+    tenant_id: UUID
+    day: date
+    profile_id: UUID | None
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    fit_tokens: int
+
+    @classmethod
+    def of(cls, row: Usage) -> Self:
+        """The row as a reply."""
+        return cls(
+            tenant_id=row.tenant_id,
+            day=row.day,
+            profile_id=row.profile_id,
+            requests=row.requests,
+            prompt_tokens=row.prompt_tokens,
+            completion_tokens=row.completion_tokens,
+            fit_tokens=row.fit_tokens,
+        )
+
+
 @router.get("/tenants", summary="List tenants")
 def tenants(caller: AdminDep, uow: UowDep, cursor: Cursor = None, limit: PageLimit = 50) -> Listed[TenantRead]:
     """All of them, newest first."""
@@ -130,7 +157,7 @@ def add_tenant(
     """Then create a key for it."""
 
     def make() -> TenantRead:
-        return TenantRead.of(create_tenant(uow, body.name, body.max_queued_jobs))
+        return TenantRead.of(create_tenant(uow, body.name, body.max_queued_jobs, by=caller))
 
     return once(uow, caller, idempotency_key, request, body, 201, make)
 
@@ -177,6 +204,23 @@ def audit(
     """A tenant's entries, newest first."""
     page = audit_entries(uow, tenant or caller.tenant_id, cursor, limit)
     return Listed(data=[AuditRead.of(row) for row in page.rows], next=page.next)
+
+
+@router.get("/usage", summary="Read the usage counters")
+def usage(
+    caller: AdminDep,
+    uow: UowDep,
+    since: Annotated[date | None, Query(description="first day (UTC); all days when left out")] = None,
+    tenant: TenantQuery = None,
+    cursor: Cursor = None,
+    limit: PageLimit = 50,
+) -> Listed[UsageRead]:
+    """A tenant's requests and tokens by day and profile, newest first; a few seconds behind.
+
+    A request that is answered by several profiles, as comparisons are, counts once for each of them.
+    """
+    page = usage_since(uow, tenant or caller.tenant_id, since, cursor, limit)
+    return Listed(data=[UsageRead.of(row) for row in page.rows], next=page.next)
 
 
 class OwnedProfile(ProfileRead):

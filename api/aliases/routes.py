@@ -32,7 +32,7 @@ def put(profile: ProfilePath, alias: AliasPath, body: AliasTarget, caller: Calle
 
 @router.delete("/aliases/{alias}", status_code=204, summary="Remove an alias")
 def delete(profile: ProfilePath, alias: AliasPath, caller: CallerDep, uow: UowDep) -> Response:
-    """The default stays as long as the profile."""
+    """The default stays as long as the profile; 409 while end users are assigned to the alias."""
     remove_alias(uow, caller, profile, alias)
     return Response(status_code=204)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from api.metrics import Metrics
 
@@ -65,10 +67,10 @@ class Timing:
             self.metrics.running.inc()
             self.metrics.first_token.observe(self.first - self.started)
 
-    def end(self, answers: list[Answer]) -> None:
-        """The response is over, whole or broken off. Safe to call twice."""
+    def end(self, answers: list[Answer]) -> bool:
+        """The response is over, whole or broken off; returns False when that was known already."""
         if not self._open:
-            return
+            return False
         self._open = False
         m = self.metrics
         (m.waiting if self.first is None else m.running).dec()
@@ -82,6 +84,7 @@ class Timing:
             if self.first is not None and answer.tokens > 1:
                 m.inter_token.observe((now - self.first) / (answer.tokens - 1))
         m.end_to_end.observe(now - self.started)
+        return True
 
 
 def usage(answers: list[Answer], prompts: int = 1) -> dict[str, int]:
@@ -94,6 +97,25 @@ def usage(answers: list[Answer], prompts: int = 1) -> dict[str, int]:
     read = sum(answer.prompt_tokens for answer in answers[::per_prompt])
     made = sum(answer.tokens for answer in answers)
     return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+
+
+def usage_by_profile(
+    answers: list[Answer], profiles: list[UUID | None], prompts: int = 1
+) -> dict[UUID | None, tuple[int, int]]:
+    """Profile (None: the bare base model) → prompt tokens read and tokens made.
+
+    A prompt counts once for each profile that answers it, however many choices it gets.
+
+    Args:
+        profiles: whose behaviour each answer took on. prompts: as for `usage`.
+    """
+    per_prompt = len(answers) // prompts
+    read: dict[UUID | None, dict[int, int]] = {}
+    made: Counter[UUID | None] = Counter()
+    for i, (answer, profile) in enumerate(zip(answers, profiles, strict=True)):
+        read.setdefault(profile, {})[i // per_prompt] = answer.prompt_tokens
+        made[profile] += answer.tokens
+    return {profile: (sum(tokens.values()), made[profile]) for profile, tokens in read.items()}
 
 
 def chat_logprobs(entries: list[TokenLogprob]) -> dict[str, Any]:

@@ -42,8 +42,23 @@ if TYPE_CHECKING:  # torch stays out of processes without a model
 
 log = structlog.get_logger("api")
 
-#: A chat query's text, or a text completion's prompt as token ids.
-Query = str | Sequence[int]
+
+@dataclass(frozen=True)
+class Query:
+    """What a request is looked up with. Both are kept, because encoders beside the language model read text only.
+
+    Args:
+        text: a chat's last question, or a text completion's prompt; None when the prompt came as token ids.
+        ids: a text completion's prompt, which the model reads as it stands; None: the text, wrapped as in the fit.
+    """
+
+    text: str | None
+    ids: Sequence[int] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to look up."""
+        return not (self.text if self.ids is None else self.ids)
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ class Personalisation:
     kind: str = "none"
     plan: EditPlan | None = None
     profile: str | None = None
+    profile_id: UUID | None = None
     version: int | None = None
     sha256: str | None = None
     neighbors: tuple[str, ...] | None = None
@@ -92,6 +108,29 @@ class _Loaded:
     config: FitConfig
 
 
+class _Encoder:
+    """A query encoder that is loaded at its first use.
+
+    It has a lock of its own: tokenizers must not be used from two threads at once, and loading takes seconds in which
+    requests that need no encoder, or another one, must not wait.
+    """
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self._name = name
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._encoder: QueryEncoder | None = None
+
+    def encode(self, text: str) -> Tensor:
+        """(E,) float32, unit length. Raises: ModelNotFound: it cannot be loaded; the next request tries again."""
+        from alignez_core.embeddings import make_encoder
+
+        with self._lock:
+            if self._encoder is None:
+                self._encoder = make_encoder(self._name, self._engine)
+            return self._encoder.encode([text])[0]
+
+
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -108,7 +147,7 @@ class Personaliser:
         self._versions: OrderedDict[UUID, _Loaded] = OrderedDict()
         self._plans: OrderedDict[tuple[UUID, float], EditPlan] = OrderedDict()
         self._passes = SharedPasses(engine)
-        self._encoders: dict[str, QueryEncoder] = {}
+        self._encoders: dict[str, _Encoder] = {}
 
     def personalise(self, caller: Caller, selection: Selection, query: Query) -> Personalisation:
         """The edit for one request; blocks for the database and, sample-conditional, for one forward pass.
@@ -129,9 +168,12 @@ class Personaliser:
     def _compile(
         self, picked: ResolvedVersion, loaded: _Loaded, strength: float | None, query: Query
     ) -> Personalisation:
+        from alignez_core.embeddings import LM_ENCODER
         from alignez_core.errors import DegenerateEmbeddings
 
-        if loaded.config.conditional and query:
+        # Token ids say nothing to an encoder other than the model; then the directions of all rows together serve.
+        readable = query.text is not None or loaded.config.query_encoder == LM_ENCODER
+        if loaded.config.conditional and readable and not query.is_empty:
             try:
                 return self._conditional(picked, loaded, strength, query)
             except DegenerateEmbeddings as error:
@@ -141,6 +183,7 @@ class Personaliser:
             "global",
             self._global(picked.version_id, loaded, strength),
             picked.profile_name,
+            picked.profile_id,
             picked.number,
             picked.sha256,
         )
@@ -151,9 +194,9 @@ class Personaliser:
         from alignez_core.request_edit import conditional_plan
 
         config, active = loaded.config, loaded.active
-        prompt = self._engine.prompt_format.wrap(query) if isinstance(query, str) else query
+        prompt = self._engine.prompt_format.wrap(query.text or "") if query.ids is None else query.ids
         plain = self._passes.represent(prompt)
-        embedding = self._embed(config.query_encoder, plain, query)
+        embedding = self._embed(config.query_encoder, plain, query.text or "")
         needed = ("help", "plain") if config.method == "transport" else ("help", "harm")
         with UnitOfWork.open(self._sessions) as uow:
             near = nearest_representations(uow, picked.version_id, embedding.numpy(), config.neighbors, needed)
@@ -169,21 +212,21 @@ class Personaliser:
             "conditional",
             plan,
             picked.profile_name,
+            picked.profile_id,
             picked.number,
             picked.sha256,
             tuple(str(i) for i in near.query_ids),
             edit_ratio(plan, plain[0]),
         )
 
-    def _embed(self, encoder: str, plain: Tensor, query: Query) -> Tensor:
-        from alignez_core.embeddings import LM_ENCODER, from_representation, make_encoder
+    def _embed(self, name: str, plain: Tensor, text: str) -> Tensor:
+        from alignez_core.embeddings import LM_ENCODER, from_representation
 
-        if encoder == LM_ENCODER or not isinstance(query, str):
+        if name == LM_ENCODER:
             return from_representation(plain)[0]
         with self._lock:
-            if encoder not in self._encoders:
-                self._encoders[encoder] = make_encoder(encoder, self._engine)
-            return self._encoders[encoder].encode([query])[0]
+            encoder = self._encoders.setdefault(name, _Encoder(name, self._engine))
+        return encoder.encode(text)
 
     def _global(self, version_id: UUID, loaded: _Loaded, strength: float | None) -> EditPlan:
         from alignez_core.request_edit import global_plan

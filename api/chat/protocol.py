@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.errors import ApiError
-from api.fields import MAX_BIGINT, Text
+from api.fields import MAX_BIGINT, MAX_ID, MAX_INTEGER, Text
+from profiles.spec import NAME_LIMIT, USER_LIMIT
 
 MAX_STOPS = 16
 MAX_MESSAGES = 2000
@@ -46,9 +47,9 @@ class ProfileChoice(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    name: Annotated[Text, Field(min_length=1, max_length=200, description="the profile's name or id")]
-    alias: Annotated[Text, Field(min_length=1, max_length=63)] | None = None
-    version: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    name: Annotated[Text, Field(min_length=1, max_length=MAX_ID, description="the profile's name or id")]
+    alias: Annotated[Text, Field(min_length=1, max_length=NAME_LIMIT)] | None = None
+    version: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = None
     strength: Annotated[float, Field(ge=0, le=8, description="dose; the version's own when left out")] | None = None
 
     @model_validator(mode="after")
@@ -93,9 +94,9 @@ class SamplingFields(BaseModel):
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[Text, Field(max_length=200, description="an end user; the answer takes their assigned profile")] | (
-        None
-    ) = None
+    user: Annotated[
+        Text, Field(max_length=USER_LIMIT, description="an end user; the answer takes their assigned profile")
+    ] | (None) = None
     ignore_eos: bool | None = None
 
     @model_validator(mode="before")

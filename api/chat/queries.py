@@ -22,12 +22,15 @@ class SharedPasses:
     """Runs `Engine.represent` for callers in many threads, one pass at a time, each for all who wait by then.
 
     A request alone is not held back: nobody waits for company. In company the second pass takes everybody who came
-    during the first. An engine gives each text the same representation alone and in a batch, up to rounding.
+    during the first. Whoever waits when a pass ends runs the next one, and leaves with their own result: a caller works
+    for others only in passes that they need themselves. An engine gives each text the same representation alone and in
+    a batch, up to rounding.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._lock = threading.Lock()
+        #: Guards the two fields below; told of the end of each pass.
+        self._turn = threading.Condition()
         self._waiting: list[tuple[Prompt, Future[Tensor]]] = []
         self._running = False
 
@@ -37,18 +40,23 @@ class SharedPasses:
         Raises: what `Engine.represent` raises for this prompt.
         """
         mine: Future[Tensor] = Future()
-        with self._lock:
+        with self._turn:
             self._waiting.append((prompt, mine))
-            leads, self._running = not self._running, True
-        while leads:
-            # The first to come runs the passes of those who come meanwhile, at most until nobody waits.
-            with self._lock:
+        while True:
+            with self._turn:
+                # A condition and not a lock around the pass: whose result is there must not queue for the next turn.
+                self._turn.wait_for(lambda: mine.done() or not self._running)
+                if mine.done():
+                    return mine.result()
+                # Oldest first, so this caller's own query is in one of the next passes, whoever keeps coming.
                 batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-                if not batch:
+                self._running = True
+            try:
+                self._run(batch)
+            finally:
+                with self._turn:
                     self._running = False
-                    break
-            self._run(batch)
-        return mine.result()
+                    self._turn.notify_all()
 
     def _run(self, batch: list[tuple[Prompt, Future[Tensor]]]) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from api.chat.personalise import personal_of
+from api.chat.personalise import Query, personal_of
 from api.chat.protocol import ChatRequest
 from api.chat.selection import select
 from api.chat.serving import CHAT, Generation, render_chat, rows
@@ -49,7 +49,8 @@ async def _answer(
     services.check_choices(body.n)
     selection = select(body, model.name, user)
     prompt = await render_chat(model.engine, body)
-    personal = await personal_of(model.personaliser, caller, selection, body.query or "")
+    personal = await personal_of(model.personaliser, caller, selection, Query(body.query or ""))
     requests = rows(model.served, body, prompt, body.answer_tokens, body.alternatives, personal, chat=True)
-    generation = Generation(model.served, CHAT, body.model, requests, [personal] * len(requests), request.state.started)
+    whose = [personal] * len(requests)
+    generation = Generation(model.served, CHAT, body.model, requests, whose, caller.tenant_id, request.state.started)
     return await generation.respond(request, stream=bool(body.stream), include_usage=body.include_usage)

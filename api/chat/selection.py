@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from api.chat.protocol import BASE, ProfileChoice, SamplingFields
 from api.errors import ApiError
-from api.fields import ALIAS_PATTERN, MAX_INTEGER
+from api.fields import ALIAS_PATTERN, MAX_ID, MAX_INTEGER
 
 _NUMBER = re.compile(r"[0-9]{1,10}")
 _ALIAS = re.compile(ALIAS_PATTERN)
@@ -77,7 +77,10 @@ def model_not_found(name: str, base_name: str) -> ApiError:
 
 
 def _parse(rest: str) -> ProfileChoice:
-    """`profile`, `profile:alias` or `profile#version`."""
+    """`profile`, `profile:alias` or `profile#version`.
+
+    Raises: ApiError: 400, whatever `ProfileChoice` would refuse; its own error is a body's and would be a 500 here.
+    """
     name, colon, alias = rest.partition(":")
     number = ""
     sharp = ""
@@ -85,8 +88,10 @@ def _parse(rest: str) -> ProfileChoice:
         name, sharp, number = rest.partition("#")
     if not name:
         raise ApiError(400, "invalid_model", "a profile's name must follow the '@'", param="model")
+    if len(name) > MAX_ID:
+        raise ApiError(400, "invalid_model", f"the profile's name is longer than {MAX_ID} characters", param="model")
     if colon:
-        if not _ALIAS.match(alias):
+        if not _ALIAS.fullmatch(alias):
             raise ApiError(400, "invalid_model", "after ':' belongs an alias, as in 'base@profile:beta'", param="model")
         return ProfileChoice(name=name, alias=alias)
     if sharp:
@@ -95,6 +100,4 @@ def _parse(rest: str) -> ProfileChoice:
                 400, "invalid_model", "after '#' belongs a version number, as in 'base@profile#3'", param="model"
             )
         return ProfileChoice(name=name, version=int(number))
-    if len(name) > 200:
-        raise ApiError(400, "invalid_model", "the profile's name is longer than 200 characters", param="model")
     return ProfileChoice(name=name)

@@ -10,18 +10,20 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.chat.answers import Answer, Timing, usage
+from api.chat.answers import Answer, Timing, usage, usage_by_profile
 from api.chat.personalise import Personalisation
 from api.chat.protocol import ChatRequest, SamplingFields
 from api.chat.sse import DONE, EventPattern, EventStream, event, join, watching
 from api.chat.streams import Pace, batches
 from api.errors import ApiError, openai_body, problem_of
 from api.metrics import Metrics
+from api.usage import UsageMeter
 
 if TYPE_CHECKING:
     from alignez_core.engines.base import Engine, GenerationRequest, StreamChunk, TokenStream
@@ -40,6 +42,7 @@ class Served:
     engine: Engine
     metrics: Metrics
     pace: Pace
+    usage: UsageMeter
     default_max_tokens: int
 
 
@@ -145,6 +148,7 @@ class Generation:
 
     Args:
         personal: per row, whose behaviour it takes on (one object for all, except in comparisons).
+        tenant_id: on whose account the tokens go.
         columns: per row, further constant fields of its choice.
         prompts: how many prompts the rows continue, in groups of equal length.
     """
@@ -154,6 +158,7 @@ class Generation:
     model: str
     rows: list[GenerationRequest]
     personal: list[Personalisation]
+    tenant_id: UUID
     started: float
     columns: list[dict[str, Any]] | None = None
     prompts: int = 1
@@ -188,7 +193,7 @@ class Generation:
     def abandon(self) -> None:
         """`close`, for a response that may never have been read at all."""
         self.close()
-        self.timing.end(self.answers)
+        self._end()
 
     async def respond(self, request: Request, *, stream: bool, include_usage: bool) -> Response:
         """The whole reply, or the response that will stream it. The engine has started when this returns."""
@@ -213,7 +218,7 @@ class Generation:
                     answer.parts.append(chunk.text)
         finally:
             self.close()
-            self.timing.end(self.answers)
+            self._end()
         return {
             "id": self.id,
             "object": self.shape.reply,
@@ -248,7 +253,7 @@ class Generation:
                 yield DONE
         finally:
             self.close()
-            self.timing.end(self.answers)
+            self._end()
 
     def _encode(self, pattern: EventPattern, index: int, chunk: StreamChunk, out: list[str]) -> None:
         """Appends the events of one chunk. Text that is held back needs none; its log-probabilities wait for it."""
@@ -267,6 +272,13 @@ class Generation:
                 out.append(pattern.full(chunk.text, answer.finish_reason, logprobs, self._alignez(index)))
         elif chunk.text:
             out.append(pattern.full(chunk.text, None, answer.take_logprobs(self.shape.chat)))
+
+    def _end(self) -> None:
+        """The response is over; what it took is counted, once."""
+        if self.timing.end(self.answers):
+            profiles = [personal.profile_id for personal in self.personal]
+            for profile, (read, made) in usage_by_profile(self.answers, profiles, self.prompts).items():
+                self.served.usage.count(self.tenant_id, profile, read, made)
 
     def _choice(self, index: int) -> dict[str, Any]:
         answer = self.answers[index]

@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from api.chat.personalise import BARE, Personalisation, personal_of
+from api.chat.personalise import BARE, Personalisation, Query, personal_of
 from api.chat.protocol import ChatMessage, ChatRequest
 from api.chat.selection import Selection
 from api.chat.serving import CHAT, Generation, render_chat, rows
@@ -49,7 +49,7 @@ async def compare(
     prompt = await render_chat(model.engine, chat)
     chosen = [Selection(c.name, c.alias, c.version, c.strength) for c in body.profiles]
     found = await asyncio.gather(
-        *(personal_of(model.personaliser, caller, selection, chat.query or "") for selection in chosen)
+        *(personal_of(model.personaliser, caller, selection, Query(chat.query or "")) for selection in chosen)
     )
     whose: list[Personalisation] = ([BARE] if body.include_base else []) + list(found)
     names = (["base"] if body.include_base else []) + [
@@ -60,7 +60,7 @@ async def compare(
         for personal in whose
         for row in rows(model.served, chat, prompt, body.max_tokens, None, personal, chat=True)
     ]
-    generation = Generation(model.served, CHAT, model.name, requests, whose, request.state.started)
+    generation = Generation(model.served, CHAT, model.name, requests, whose, caller.tenant_id, request.state.started)
     generation.start()
     if body.stream:
         request_id = request.state.request_id

@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from api.chat.personalise import personal_of
+from api.chat.personalise import Query, personal_of
 from api.chat.protocol import CompletionRequest
 from api.chat.selection import select
 from api.chat.serving import TEXT, Generation, rows, tokenise
@@ -27,6 +27,8 @@ async def create_completion(
     """OpenAI's text completions. The prompt is read as it stands, without an answer cue.
 
     The profile is chosen as for chat completions; sample-conditional directions are looked up with the prompt itself.
+    A profile with a query encoder of its own needs the prompt as text for that: for token ids its directions over all
+    fit queries are used.
     """
     return await _answer(body, request, caller, model, services, None)
 
@@ -64,13 +66,23 @@ async def _answer(
             param="prompt",
         )
     ids = [await tokenise(model.engine, prompt) for prompt in prompts]
-    personal = await asyncio.gather(*(personal_of(model.personaliser, caller, selection, prompt) for prompt in ids))
+    queries = [
+        Query(prompt if isinstance(prompt, str) else None, tokens) for prompt, tokens in zip(prompts, ids, strict=True)
+    ]
+    personal = await asyncio.gather(*(personal_of(model.personaliser, caller, selection, query) for query in queries))
     requests, whose = [], []
     for prompt, whom in zip(ids, personal, strict=True):
         made = rows(model.served, body, prompt, body.max_tokens, body.logprobs, whom, chat=False)
         requests += made
         whose += [whom] * len(made)
     generation = Generation(
-        model.served, TEXT, body.model, requests, whose, request.state.started, prompts=len(prompts)
+        model.served,
+        TEXT,
+        body.model,
+        requests,
+        whose,
+        caller.tenant_id,
+        request.state.started,
+        prompts=len(prompts),
     )
     return await generation.respond(request, stream=bool(body.stream), include_usage=body.include_usage)

@@ -61,8 +61,8 @@ def create(
             description=body.description or None,
             base_model=body.base_model or services.served_name,
             max_queued_jobs=services.database.max_queued_jobs,
+            check=lambda spec: check_spec(services, spec),
         )
-        check_spec(services, made.version.spec)
         return accepted(uow, made)
 
     return once(uow, caller, idempotency_key, request, body, 202, make, location=job_location)

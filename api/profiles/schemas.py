@@ -9,11 +9,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from api.fields import MAX_QUERIES, AnswerText, Body, Description, Name, Phrase, QueryText, ShortText
+from api.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText
 from api.jobs.schemas import JobRead
 from api.versions.schemas import VersionSummary
 from profiles.models import Profile
-from profiles.spec import DEFAULT_NEIGHBORS
+from profiles.spec import QUERIES_LIMIT
 
 _EXAMPLE: dict[str, Any] = {
     "name": "cheerful",
@@ -58,11 +58,12 @@ LayerIndex = Annotated[int, Field(ge=0, le=10_000)]
 
 
 class FitBody(Body):
-    """Settings of the fit; what is left out takes its default (the core's `FitConfig`)."""
+    """Settings of the fit. What is left out takes its default (the core's `FitConfig`), in a later version what the
+    version before had; null is the default again, except for `steps`."""
 
     method: Literal["transport", "alignez"] | None = None
     conditional: bool | None = Field(None, description="directions per request from the nearest fit queries")
-    neighbors: Annotated[int, Field(ge=1, le=MAX_QUERIES)] | None = Field(
+    neighbors: Annotated[int, Field(ge=1, le=QUERIES_LIMIT)] | None = Field(
         None, description="K, at most the number of queries; 10, or all of fewer"
     )
     layers: (
@@ -78,7 +79,7 @@ class FitBody(Body):
     steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["default"] | None = Field(
         "default", description="edited positions from the last prompt token on; null: no end"
     )
-    responses: Annotated[int, Field(ge=0, le=MAX_QUERIES)] | Literal["all"] | None = None
+    responses: Annotated[int, Field(ge=0, le=QUERIES_LIMIT)] | Literal["all"] | None = None
     query_encoder: ShortText | None = None
     seed: Annotated[int, Field(ge=0, le=2**53)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -93,13 +94,12 @@ class FitBody(Body):
         return self
 
     def given(self) -> dict[str, Any]:
-        """The settings that were given; null means "default" everywhere but in `steps`, where it means "no end"."""
-        found = self.model_dump(exclude_unset=True)
-        return {name: value for name, value in found.items() if value is not None or name == "steps"}
+        """The settings that were given, also those given as null (see `normal_spec`)."""
+        return self.model_dump(exclude_unset=True)
 
 
-Queries = Annotated[list[QueryText | QueryBody], Field(max_length=MAX_QUERIES)]
-Pairs = Annotated[list[PairBody], Field(max_length=MAX_QUERIES)]
+Queries = Annotated[list[QueryText | QueryBody], Field(max_length=QUERIES_LIMIT)]
+Pairs = Annotated[list[PairBody], Field(max_length=QUERIES_LIMIT)]
 
 
 class SpecBody(Body):
@@ -138,16 +138,6 @@ class ProfileCreate(SpecBody):
         if self.persona is None and not self.queries and not self.pairs:
             raise ValueError("give a persona, queries or pairs")
         return self
-
-    def to_spec(self) -> dict[str, Any]:
-        """As the base, with K lowered to what there is when the caller left K open."""
-        spec = super().to_spec()
-        count = len(self.queries or ()) + len(self.pairs or ())
-        fit = spec.setdefault("fit", {})
-        available = count + fit.get("own_queries", 0)
-        if count and "neighbors" not in fit and available < DEFAULT_NEIGHBORS:
-            fit["neighbors"] = available
-        return spec
 
 
 class ProfileUpdate(Body):

@@ -60,8 +60,8 @@ def create(
             profile=profile,
             promote=body.promote,
             max_queued_jobs=services.database.max_queued_jobs,
+            check=lambda spec: check_spec(services, spec),
         )
-        check_spec(services, made.version.spec)
         return accepted(uow, made)
 
     return once(uow, caller, idempotency_key, request, body, 202, make, location=job_location)
@@ -98,7 +98,7 @@ def pairs(
 
 @router.post("/{number}/archive", summary="Archive a version")
 def archive(profile: ProfilePath, number: NumberPath, caller: CallerDep, uow: UowDep) -> VersionRead:
-    """Takes a ready version out of use; 409 while an alias points to it."""
+    """Takes a ready version out of use; 409 while an alias points to it or end users are assigned to it."""
     return _in_full(uow, archive_version(uow, caller, profile, number))
 
 

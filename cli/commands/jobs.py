@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli.client import job_path
 from cli.errors import CliError
 from cli.job_view import watch_job
 from cli.shell import DataDirOption, JsonOption, KeyOption, UrlOption, connect, new_app, out, print_table
@@ -19,9 +20,9 @@ JobArgument = Annotated[str, typer.Argument(help="Id of the job.")]
 def watch(job: JobArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
     """Show a fit's progress until it ends; exit code 1 when it failed or was cancelled."""
     with connect(url, key, data_dir) as client:
-        client.call("GET", f"/v1/jobs/{job}")
+        client.call("GET", job_path(job))
         last = watch_job(out, client.job_events(job))
-        row = client.call("GET", f"/v1/jobs/{job}")
+        row = client.call("GET", job_path(job))
     if last.get("status") != "succeeded":
         raise CliError(job_failure(row))
     out.print("succeeded")
@@ -64,7 +65,7 @@ def list_(
 def cancel(job: JobArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
     """Cancel a fit: a waiting one at once, a running one between two batches."""
     with connect(url, key, data_dir) as client:
-        row = client.call("POST", f"/v1/jobs/{job}/cancel")
+        row = client.call("POST", f"{job_path(job)}/cancel")
     out.print(row["status"] if row["status"] == "cancelled" else f"{row['status']}, asked to stop", markup=False)
 
 

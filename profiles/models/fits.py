@@ -63,12 +63,10 @@ class PreferencePairRow(Base):
 
 
 class PairRepresentation(Base):
-    """Representations of one fit query at one edited layer, (D,) float32 each, as `vectors.pack` writes them.
+    """Representations of one fit query at one edited layer, (D,) numbers each, as `vectors.pack` writes them.
 
-    Bytes and not vectors, because no SQL compares them and bytes are read in half the time.
-
-    float32 and not half precision: a conditional plan read from here then equals the one computed in memory, large
-    activations cannot overflow, and the lookup stays within its budget (see `bench/lookup.py`).
+    Bytes and not vectors, because no SQL compares them and bytes are read in half the time; scaled half precision,
+    because the lookup's time is the bytes that it reads. The version's own directions are fitted on the full numbers.
     """
 
     __tablename__ = "pair_representations"

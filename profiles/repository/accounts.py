@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
@@ -129,29 +130,15 @@ class Accounts:
         )
         return len(self._session.scalars(statement).all())
 
-    def count_usage(
-        self,
-        tenant_id: UUID,
-        profile_id: UUID | None,
-        requests: int,
-        prompt_tokens: int,
-        completion_tokens: int,
-        fit_tokens: int,
-    ) -> None:
-        """Adds to today's counters in one statement."""
-        add = insert(Usage).values(
-            tenant_id=tenant_id,
-            profile_id=profile_id,
-            day=func.current_date(),
-            requests=requests,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            fit_tokens=fit_tokens,
-        )
+    def add_usage(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds to counters in one statement: rows name tenant, day and profile (each combination once) and counts."""
         names = ("requests", "prompt_tokens", "completion_tokens", "fit_tokens")
+        add = insert(Usage).values([{**dict.fromkeys(names, 0), **row} for row in rows])
         sums = {name: getattr(Usage, name) + add.excluded[name] for name in names}
         self._session.execute(add.on_conflict_do_update(index_elements=["tenant_id", "day", "profile_id"], set_=sums))
 
-    def usage(self, tenant_id: UUID, since: date) -> list[Usage]:
-        statement = select(Usage).where(Usage.tenant_id == tenant_id, Usage.day >= since).order_by(Usage.id)
-        return list(self._session.scalars(statement))
+    def usage(self, tenant_id: UUID, since: date | None, cursor: str | None, limit: int) -> Page[Usage]:
+        statement = select(Usage).where(Usage.tenant_id == tenant_id)
+        if since is not None:
+            statement = statement.where(Usage.day >= since)
+        return fetch_page(self._session, statement, Usage.id, cursor, limit)

@@ -215,6 +215,12 @@ class Catalog:
         ).returning(Assignment)
         return self._session.scalars(returning, execution_options={"populate_existing": True}).one()
 
+    def assigned_users(self, profile_id: UUID, *, alias: str | None = None, version_id: UUID | None = None) -> int:
+        """How many end users have exactly this alias, or this version, of a profile."""
+        pointer = Assignment.alias == alias if alias is not None else Assignment.version_id == version_id
+        statement = select(func.count()).select_from(Assignment).where(Assignment.profile_id == profile_id, pointer)
+        return self._session.scalars(statement).one()
+
     def remove_assignment(self, tenant_id: UUID, end_user: str) -> bool:
         statement = (
             delete(Assignment)

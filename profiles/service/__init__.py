@@ -35,7 +35,6 @@ from profiles.service.lookup import (
     load_active,
     nearest_representations,
     pick_version,
-    resolve_active,
     resolve_for_user,
 )
 from profiles.service.models import ModelFacts, list_base_models, register_base_model
@@ -50,7 +49,7 @@ from profiles.service.profiles import (
     list_versions,
     update_profile,
 )
-from profiles.service.usage import record_usage, usage_since
+from profiles.service.usage import UsageCount, record_usage, usage_since
 
 __all__ = [
     "DEFAULT_ALIAS",
@@ -62,6 +61,7 @@ __all__ = [
     "ResolvedVersion",
     "StoredPair",
     "StoredResponse",
+    "UsageCount",
     "all_profiles",
     "archive_version",
     "assign_user",
@@ -97,7 +97,6 @@ __all__ = [
     "remove_assignment",
     "request_digest",
     "request_fit",
-    "resolve_active",
     "resolve_for_user",
     "revoke_key",
     "roll_back",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, VersionNotReady
+from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAssigned, VersionNotReady
 from profiles.models import Assignment, Profile, ProfileVersion, VersionState
 from profiles.service.keys import Caller
 from profiles.service.profiles import get_profile, get_version
@@ -58,12 +58,15 @@ def set_alias(
 
 
 def remove_alias(uow: UnitOfWork, caller: Caller, profile: UUID | str, alias: str) -> None:
-    """Raises: NotFound. InvalidSpec: `default` stays as long as the profile."""
+    """Raises: NotFound. InvalidSpec: `default` stays as long as the profile. StillAssigned: end users have it."""
     if alias == DEFAULT_ALIAS:
         raise InvalidSpec("alias", "the default alias cannot be removed")
     row = get_profile(uow, caller, profile, lock=True)
     if alias not in uow.repository.catalog.aliases([row.id])[row.id]:
         raise NotFound("alias", f"{alias} of profile {row.name}")
+    users = uow.repository.catalog.assigned_users(row.id, alias=alias)
+    if users:
+        raise StillAssigned(f"alias {alias!r}", users)
     uow.repository.catalog.set_alias(row, alias, {})
     uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "alias.remove", "profile", row.id, alias=alias)
 

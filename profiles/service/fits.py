@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func
 
-from profiles.errors import Conflict, ModelConflict, NameTaken, NotFound, QuotaExceeded, VersionNotReady
+from profiles.errors import (
+    BaseModelNotServed,
+    Conflict,
+    ModelConflict,
+    NameTaken,
+    QuotaExceeded,
+    StillAssigned,
+    VersionNotReady,
+)
 from profiles.models import BaseModelRow, Job, Profile, ProfileVersion, VersionState
 from profiles.service.keys import Caller
 from profiles.service.profiles import get_profile, get_version
@@ -40,6 +48,7 @@ def request_fit(
     base_model: str | None = None,
     promote: bool = False,
     max_queued_jobs: int = 100,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitRequest:
     """A pending version with its queued job, of a new profile (`name`) or of an existing one (`profile`).
 
@@ -49,7 +58,9 @@ def request_fit(
         base_model: by name; None: the one that a process loaded last. With none known, the worker's own decides.
         promote: make the version the default when it is ready (a profile's first ready version always is).
         max_queued_jobs: the deployment's limit for a tenant that has none of its own.
-    Raises: InvalidSpec, NameTaken, NotFound, ModelConflict, QuotaExceeded.
+        check: further rules on the complete spec; raises what it likes. It may take its time (a tokenizer): it runs
+            before the tenant's lock is taken.
+    Raises: InvalidSpec, NameTaken, NotFound, BaseModelNotServed, ModelConflict, QuotaExceeded.
     """
     catalog = uow.repository.catalog
     if profile is None:
@@ -65,6 +76,8 @@ def request_fit(
     stored = normal_spec(spec, parent.spec if parent else None)
     if model is not None:
         check_layers(stored["fit"], model.n_layers, model.name)
+    if check is not None:
+        check(stored)
     _check_quota(uow, caller, max_queued_jobs)
     model_id = model.id if model else None
     if row is None:
@@ -94,7 +107,7 @@ def request_fit(
 def archive_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int) -> ProfileVersion:
     """Takes a ready version out of use.
 
-    Raises: NotFound. VersionNotReady. Conflict: an alias still points to it.
+    Raises: NotFound. VersionNotReady. Conflict: an alias still points to it. StillAssigned: end users have it.
     """
     row = get_profile(uow, caller, profile, lock=True)
     version = get_version(uow, caller, row.id, number)
@@ -104,6 +117,9 @@ def archive_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number
     for alias, targets in uow.repository.catalog.aliases([row.id])[row.id].items():
         if number in targets:
             raise Conflict(f"alias {alias!r} points to version {number}; move it first")
+    users = uow.repository.catalog.assigned_users(row.id, version_id=version.id)
+    if users:
+        raise StillAssigned(f"version {number}", users)
     version.state = VersionState.ARCHIVED
     version.archived_at = func.now()
     uow.session.flush()
@@ -113,7 +129,7 @@ def archive_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number
 
 
 def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> BaseModelRow | None:
-    """The model to fit on. Raises: NotFound: no process has loaded one of this name. ModelConflict."""
+    """The model to fit on. Raises: BaseModelNotServed: no process has loaded one of this name. ModelConflict."""
     catalog = uow.repository.catalog
     if profile is not None and profile.base_model_id is not None:
         model = catalog.base_model(profile.base_model_id)
@@ -122,7 +138,8 @@ def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> B
         return model
     model = catalog.base_model_by_name(name)
     if model is None and name is not None:
-        raise NotFound("base model", name)
+        served = catalog.base_model_by_name(None)
+        raise BaseModelNotServed(served.name if served else None, name)
     return model
 
 

@@ -32,15 +32,17 @@ class Caller:
             raise Forbidden(Role.ADMIN.value)
 
 
-def create_tenant(uow: UnitOfWork, name: str, max_queued_jobs: int | None = None) -> Tenant:
-    """A new tenant. Raises: NameTaken, InvalidSpec."""
+def create_tenant(
+    uow: UnitOfWork, name: str, max_queued_jobs: int | None = None, *, by: Caller | None = None
+) -> Tenant:
+    """A new tenant; its audit log begins with who made it. Raises: NameTaken, InvalidSpec."""
     check_text("name", name, 100)
     if max_queued_jobs is not None and max_queued_jobs < 1:
         raise InvalidSpec("max_queued_jobs", "must be at least 1")
     tenant = uow.repository.accounts.add_tenant(name, max_queued_jobs)
     if tenant is None:
         raise NameTaken("tenant", name)
-    uow.repository.accounts.audit(tenant.id, None, "tenant.create", "tenant", tenant.id, name=name)
+    uow.repository.accounts.audit(tenant.id, _key_id(by), "tenant.create", "tenant", tenant.id, name=name)
     return tenant
 
 

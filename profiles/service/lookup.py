@@ -20,7 +20,7 @@ from profiles.vectors import Vector
 
 __all__ = [
     "ActiveProfile", "Neighbourhood", "ResolvedVersion", "load_active", "nearest_representations", "pick_version",
-    "resolve_active", "resolve_for_user",
+    "resolve_for_user",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -123,20 +123,6 @@ def load_active(uow: UnitOfWork, version_id: UUID) -> ActiveProfile:
         theta=stored.theta,
         tau=stored.tau,
     )
-
-
-def resolve_active(
-    uow: UnitOfWork,
-    caller: Caller,
-    profile: UUID | str,
-    *,
-    alias: str | None = None,
-    version: int | None = None,
-    end_user: str | None = None,
-) -> ActiveProfile:
-    """`pick_version`, then `load_active`."""
-    picked = pick_version(uow, caller, profile, alias=alias, version=version, end_user=end_user)
-    return load_active(uow, picked.version_id)
 
 
 def resolve_for_user(uow: UnitOfWork, caller: Caller, end_user: str) -> ResolvedVersion | None:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 from uuid import UUID
 
 from profiles.models import Usage
-from profiles.service.keys import Caller
+from profiles.paging import Page
 from profiles.uow import UnitOfWork
 
-
-def record_usage(
-    uow: UnitOfWork,
-    caller: Caller,
-    profile_id: UUID | None,
-    *,
-    requests: int = 1,
-    prompt_tokens: int = 0,
-    completion_tokens: int = 0,
-    fit_tokens: int = 0,
-) -> None:
-    """Adds to today's counters; `profile_id` None is the bare base model."""
-    uow.repository.accounts.count_usage(
-        caller.tenant_id, profile_id, requests, prompt_tokens, completion_tokens, fit_tokens
-    )
+#: Rows of one statement; Postgres takes at most 65535 parameters, and a row has seven.
+_ROWS = 1000
 
 
-def usage_since(uow: UnitOfWork, caller: Caller, since: date) -> list[Usage]:
-    """The tenant's counters from a day on."""
-    return uow.repository.accounts.usage(caller.tenant_id, since)
+@dataclass(frozen=True)
+class UsageCount:
+    """What to add to one row; `profile_id` None is the bare base model, `day` is in UTC."""
+
+    tenant_id: UUID
+    day: date
+    profile_id: UUID | None
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def record_usage(uow: UnitOfWork, counts: Sequence[UsageCount]) -> None:
+    """Adds to the counters; no two counts may be of the same tenant, day and profile."""
+    # Always in one order, or two processes that add to the same rows could wait for each other.
+    ordered = sorted(counts, key=lambda count: (count.tenant_id, count.day, str(count.profile_id)))
+    for start in range(0, len(ordered), _ROWS):
+        uow.repository.accounts.add_usage([asdict(count) for count in ordered[start : start + _ROWS]])
+
+
+def usage_since(
+    uow: UnitOfWork, tenant_id: UUID, since: date | None = None, cursor: str | None = None, limit: int = 50
+) -> Page[Usage]:
+    """The tenant's counters from a day on, those that began last first."""
+    return uow.repository.accounts.usage(tenant_id, since, cursor, limit)

@@ -107,7 +107,8 @@ def engine() -> FakeEngine:
 
 @pytest.fixture(scope="package")
 def app(engine: FakeEngine, sessions: SessionFactory, database: DatabaseSettings) -> FastAPI:
-    settings = ApiSettings(job_poll_s=0.02, ready_timeout_s=1.0)
+    # Usage is flushed when a test wants it.
+    settings = ApiSettings(job_poll_s=0.02, ready_timeout_s=1.0, usage_flush_s=3600)
     return create_app(settings, engine=engine, session_factory=sessions, database=database)
 
 

@@ -23,6 +23,8 @@ def test_a_tenant_is_made_once(admin: Tenant) -> None:
     again = admin.post("/admin/tenants", json={"name": name})
     assert (again.status_code, again.json()["error"]["code"]) == (409, "name_taken")
     assert made.json() in admin.get("/admin/tenants").json()["data"]
+    [entry] = admin.get("/admin/audit", params={"tenant": made.json()["id"]}).json()["data"]
+    assert (entry["action"], entry["key_id"]) == ("tenant.create", str(admin.caller.key_id))
 
 
 def test_a_new_key_works_for_its_tenant_and_is_listed_without_its_secret(admin: Tenant) -> None:

@@ -56,7 +56,7 @@ def test_the_scheme_is_case_insensitive(tenant: Tenant) -> None:
     assert tenant.client.get("/v1/jobs", headers={"Authorization": f"bearer {tenant.secret}"}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["tenants", "keys", "audit", "profiles"])
+@pytest.mark.parametrize("path", ["tenants", "keys", "audit", "usage", "profiles"])
 def test_members_are_kept_out_of_administration(tenant: Tenant, admin: Tenant, path: str) -> None:
     reply = tenant.get(f"/admin/{path}")
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "forbidden")

@@ -7,10 +7,14 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.fit_config import FitConfig
+from alignez_core.query_bank import default_queries
 from api.profiles.schemas import FitBody
+from profiles.spec import OWN_QUERIES
+from profiles.uow import SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant, serving
 
 PERSONA = {"preferred": "cheerful", "dispreferred": "gloomy"}
@@ -59,6 +63,21 @@ def test_malformed_personas_and_queries(tenant: Tenant, body: dict[str, Any], fi
     assert tenant.get("/v1/profiles").json()["data"] == []
 
 
+def test_what_is_just_within_every_limit_is_accepted(tenant: Tenant, make_app: Any) -> None:
+    """The bodies' limits are the service's own: nothing passes the one and is refused by the other."""
+    phrases = {"preferred": "x" * 200, "dispreferred": "y" * 200}
+    body = {
+        "name": "n" * 64,
+        "description": "d" * 2000,
+        "persona": {"description": "d" * 2000, **phrases},
+        "queries": [{"text": "q" * 8000, **phrases}],
+        "pairs": [{"query": "q" * 8000, "preferred": "x" * 16_000, "dispreferred": "y" * 16_000}],
+    }
+    with TestClient(make_app(role="control")) as client:  # with the model at hand its context would be the limit
+        reply = client.post("/v1/profiles", json=body, headers=tenant.headers)
+    assert reply.status_code == 202, reply.text
+
+
 @pytest.mark.parametrize(
     ("fit", "named"),
     [
@@ -98,6 +117,25 @@ def test_more_neighbours_than_queries_names_both(tenant: Tenant) -> None:
     assert "3 fit queries" in message
 
 
+def test_more_neighbours_than_the_query_bank_holds_names_both(tenant: Tenant) -> None:
+    bank = len(default_queries())
+    reply = create(tenant, persona=PERSONA, fit={"neighbors": 2000})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["details"]["field"]) == (422, "fit.neighbors")
+    assert "neighbors=2000" in error["message"]
+    assert f"{bank + OWN_QUERIES} fit queries" in error["message"]
+    assert create(tenant, persona=PERSONA, fit={"neighbors": bank + 1, "own_queries": 0}).status_code == 422
+    assert create(tenant, persona=PERSONA, fit={"neighbors": bank + OWN_QUERIES}).status_code == 202
+    # A later version that goes back to the bank is measured by it too.
+    assert tenant.post("/v1/profiles/p/versions", json={"fit": {"own_queries": 0}}).status_code == 422
+
+
+def test_a_process_without_the_model_leaves_the_bank_to_the_worker(tenant: Tenant, make_app: Any) -> None:
+    with TestClient(make_app(role="control")) as client:
+        body = {"name": "p", "persona": PERSONA, "fit": {"neighbors": 2000}}
+        assert client.post("/v1/profiles", json=body, headers=tenant.headers).status_code == 202
+
+
 def test_numbers_that_are_none_are_refused(tenant: Tenant) -> None:
     for number in ("NaN", "Infinity", "-Infinity", "1e999"):
         body = f'{{"name": "p", "persona": {{"preferred": "x"}}, "fit": {{"strength": {number}}}}}'
@@ -123,8 +161,69 @@ def test_a_query_over_the_context_names_itself_and_the_context(tenant: Tenant) -
     assert "512" in error["message"]
 
 
-def test_a_wrong_base_model_names_both(tenant: Tenant, make_app: Any) -> None:
-    assert create(tenant, persona=PERSONA, base_model="none").status_code == 404
+WORDS = "word " * 300  # 300 tokens of the fake engine, whose context has 512
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"persona": {**PERSONA, "description": "a " * 480}}, "persona.description"),
+        ({"persona": {**PERSONA, "description": "a " * 480}, "queries": ["short"]}, "persona.description"),
+        ({"persona": {**PERSONA, "description": "a " * 240}, "queries": ["short", WORDS]}, "queries.1.text"),
+        ({"persona": {**PERSONA, "description": WORDS}, "queries": ["short", "a " * 240]}, "persona.description"),
+        ({"persona": PERSONA, "queries": ["short", "word " * 470]}, "queries.1.text"),
+        ({"persona": PERSONA, "queries": [WORDS], "fit": {"characteristics_tokens": 220}}, "queries.0.text"),
+        (
+            {"persona": {**PERSONA, "description": WORDS},
+             "pairs": [{"query": "short", "preferred": "a " * 240, "dispreferred": "no"}]},
+            "persona.description",
+        ),
+        (
+            {"persona": PERSONA, "pairs": [{"query": "short", "preferred": "yes", "dispreferred": "no " * 520}]},
+            "pairs.0.dispreferred",
+        ),
+    ],
+)  # fmt: skip
+def test_a_prompt_of_the_fit_over_the_context_names_the_text_to_blame(
+    tenant: Tenant, body: dict[str, Any], field: str
+) -> None:
+    reply = create(tenant, **body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["details"]["field"]) == (422, "context_length_exceeded", field)
+    assert "512" in error["message"]
+
+
+def test_a_prompt_of_the_fit_within_the_context_is_accepted(tenant: Tenant) -> None:
+    persona = {**PERSONA, "description": "a " * 100}
+    pairs = [{"query": "short", "preferred": WORDS, "dispreferred": "no"}]
+    # A query with phrases of its own leaves the description out.
+    own = {"text": "word " * 420, "preferred": "formal", "dispreferred": "slang"}
+    assert create(tenant, persona=persona, queries=[WORDS, own], pairs=pairs).status_code == 202
+
+
+def test_texts_are_measured_before_the_tenants_lock_is_taken(
+    tenant: Tenant, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free: list[bool] = []
+
+    def measuring(*_: object) -> None:
+        with UnitOfWork.open(sessions) as uow:
+            lock = text("SELECT id FROM tenants WHERE id = :id FOR UPDATE SKIP LOCKED")
+            free.append(uow.session.execute(lock, {"id": tenant.caller.tenant_id}).first() is not None)
+
+    monkeypatch.setattr("api.profiles.checks._check_lengths", measuring)
+    assert create(tenant, persona=PERSONA).status_code == 202
+    assert tenant.post("/v1/profiles/p/versions", json={}).status_code == 202
+    assert free == [True, True]
+
+
+def test_a_wrong_base_model_names_both(tenant: Tenant) -> None:
+    reply = create(tenant, persona=PERSONA, base_model="none")
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (409, "model_mismatch")
+    assert error["details"] == {"expected": "fake", "got": "none"}
+    assert "'fake'" in error["message"]
+    assert "'none'" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_alive_says_nothing_of_anything_else(client: TestClient) -> None:
 def test_ready_names_the_part_that_is_missing(client: TestClient) -> None:
     reply = client.get("/ready")
     assert reply.status_code == 503  # these tests have no broker
+    assert int(reply.headers["retry-after"]) >= 1
     checks = reply.json()["checks"]
     assert [name for name, check in checks.items() if not check["ok"]] == ["broker"]
     assert set(checks) == {"database", "migrations", "broker", "model"}

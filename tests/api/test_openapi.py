@@ -30,7 +30,8 @@ def test_every_call_of_the_design_is_there() -> None:
         "DELETE /v1/users/{user}/profile", "GET /v1/jobs", "GET /v1/jobs/{job}", "POST /v1/jobs/{job}/cancel",
         "GET /v1/jobs/{job}/events", "POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models",
         "POST /v1/users/{user}/chat/completions", "POST /v1/compare", "GET /admin/tenants", "POST /admin/tenants",
-        "GET /admin/keys", "POST /admin/keys", "GET /admin/audit", "GET /admin/profiles", "GET /health", "GET /ready",
+        "GET /admin/keys", "POST /admin/keys", "GET /admin/audit", "GET /admin/usage", "GET /admin/profiles",
+        "GET /health", "GET /ready",
     }  # fmt: skip
     assert named <= {f"{method.upper()} {path}" for path, method, _ in OPERATIONS}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from tests.api.fitting import QUERIES
 from tests.api.test_chat import BARE, chunks
 
 GLOBAL = {"conditional": False}
+
+#: Representations are stored in half precision, scaled (`profiles.vectors.pack`).
+STORED = {"atol": 5e-3, "rtol": 5e-3}
 
 
 def edit(tenant: Tenant) -> EditPlan:
@@ -45,9 +49,9 @@ def test_a_conditional_profile_edits_with_the_querys_own_neighbours(tenant: Tena
     expected = expected_plan(tenant.engine, fitted, query)
     plan = edit(tenant)
     assert plan.layers == expected.layers
-    torch.testing.assert_close(plan.V, expected.V, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(plan.U, expected.U, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(plan.c, expected.c, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plan.V, expected.V, **STORED)
+    torch.testing.assert_close(plan.U, expected.U, **STORED)
+    torch.testing.assert_close(plan.c, expected.c, **STORED)
     assert plan.steps == expected.steps
     applied = body["alignez"]
     assert (applied["profile"], applied["version"], applied["sha256"]) == ("p", 1, fitted.sha256)
@@ -122,7 +126,9 @@ def test_strength_is_a_dose_per_request(tenant: Tenant) -> None:
     query = "And now?"
     conditional = tenant.ready("q")
     tenant.chat(query, profile={"name": "q", "strength": 0.5})
-    torch.testing.assert_close(edit(tenant).V, expected_plan(tenant.engine, conditional, query, strength=0.5).V)
+    torch.testing.assert_close(
+        edit(tenant).V, expected_plan(tenant.engine, conditional, query, strength=0.5).V, **STORED
+    )
 
 
 def test_promotion_and_rollback_work_from_the_next_request_on(tenant: Tenant) -> None:
@@ -171,12 +177,28 @@ def test_a_canary_keeps_each_end_user_on_one_side(tenant: Tenant) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["fake@", "fake@p:", "fake@p#", "fake@p#0", "fake@p#x", "fake@p#99999999999", "fake@p:a b"]
-)
+    "model",
+    ["fake@", "fake@p:", "fake@p#", "fake@p#0", "fake@p#x", "fake@p#99999999999", "fake@p:a b",
+     f"fake@p:{'x' * 65}", f"fake@{'x' * 201}", f"fake@{'x' * 250}:beta", f"fake@{'x' * 250}#3"],
+)  # fmt: skip
 def test_malformed_models_are_refused(tenant: Tenant, model: str) -> None:
-    reply = tenant.chat(model=model)
-    assert reply.status_code == 400
-    assert reply.json()["error"]["code"] == "invalid_model"
+    for reply in (tenant.chat(model=model), tenant.get(f"/v1/models/{quote(model, safe='')}")):
+        assert reply.status_code == 400
+        assert reply.json()["error"]["code"] == "invalid_model"
+
+
+def test_an_alias_ends_where_its_name_ends(tenant: Tenant) -> None:
+    assert tenant.chat(model="fake@p:beta\n").json()["error"]["code"] == "invalid_model"
+
+
+def test_an_alias_may_be_as_long_as_aliases_are(tenant: Tenant) -> None:
+    fitted = tenant.ready("p", fit=GLOBAL)
+    alias = "x" * 64
+    assert tenant.put(f"/v1/profiles/p/aliases/{alias}", json={"version": 1}).status_code == 200
+    for fields in ({"model": f"fake@p:{alias}"}, {"profile": {"name": "p", "alias": alias}}):
+        assert tenant.chat(**fields).json()["alignez"]["sha256"] == fitted.sha256
+    assert tenant.get(f"/v1/models/fake@p:{alias}").json()["id"] == f"fake@p:{alias}"
+    assert tenant.chat(profile={"name": "p", "alias": "x" * 65}).status_code == 400
 
 
 def test_contradictions_are_refused(tenant: Tenant) -> None:
@@ -240,7 +262,7 @@ def test_a_text_completion_is_looked_up_by_its_prompt(tenant: Tenant) -> None:
         expected = conditional_plan(
             fitted.spec.config, fitted.layers, fitted.help[chosen], fitted.harm[chosen], fitted.plain[chosen]
         )
-        torch.testing.assert_close(edit(tenant).c, expected.c, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(edit(tenant).c, expected.c, **STORED)
 
 
 def test_requests_of_different_profiles_do_not_mix(tenant: Tenant) -> None:

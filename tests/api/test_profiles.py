@@ -41,9 +41,12 @@ def test_every_part_of_a_spec_is_stored_as_it_was_asked_for(tenant: Tenant) -> N
     assert stored["fit"] == spec["fit"]
 
 
-def test_fewer_queries_than_the_default_k_lower_it(tenant: Tenant) -> None:
+def test_a_k_left_open_stays_open_for_later_versions(tenant: Tenant) -> None:
     tenant.pending("few", queries=["One?", "Two?", "Three?"])
-    assert tenant.get("/v1/profiles/few/versions/1").json()["spec"]["fit"]["neighbors"] == 3
+    assert tenant.get("/v1/profiles/few/versions/1").json()["spec"]["fit"] == {}
+    for queries in (["One?", "Two?"], [f"Number {i}?" for i in range(20)]):
+        assert tenant.post("/v1/profiles/few/versions", json={"queries": queries}).status_code == 202
+    assert tenant.get("/v1/profiles/few/versions/3").json()["spec"]["fit"] == {}
 
 
 def test_a_name_is_taken_once_per_tenant(tenant: Tenant, stranger: Tenant) -> None:
@@ -174,7 +177,8 @@ def test_over_the_quota_of_jobs_a_caller_is_told_when_to_come_back(tenant: Tenan
     assert tenant.get("/v1/profiles/one-more").status_code == 404
 
 
-def test_an_unknown_base_model_is_not_found(tenant: Tenant) -> None:
+def test_an_unknown_base_model_is_a_conflict_and_makes_nothing(tenant: Tenant) -> None:
     reply = tenant.post("/v1/profiles", json={"name": "x", "persona": PERSONA, "base_model": "gpt-9"})
-    assert reply.status_code == 404
+    assert reply.status_code == 409
     assert "gpt-9" in reply.json()["error"]["message"]
+    assert tenant.get("/v1/profiles/x").status_code == 404

@@ -49,6 +49,20 @@ def test_unknown_targets_and_contradictions_are_refused(tenant: Tenant) -> None:
     assert tenant.put(f"/v1/users/{'x' * 201}/profile", json={"profile": "p"}).status_code == 422
 
 
+def test_what_end_users_have_cannot_be_taken_away(tenant: Tenant) -> None:
+    tenant.ready("p")
+    tenant.next_version("p")
+    tenant.put("/v1/profiles/p/aliases/beta", json={"version": 1})
+    tenant.put("/v1/users/anna/profile", json={"profile": "p", "alias": "beta"})
+    tenant.put("/v1/users/ben/profile", json={"profile": "p", "version": 2})
+    for reply in (tenant.delete("/v1/profiles/p/aliases/beta"), tenant.post("/v1/profiles/p/versions/2/archive")):
+        assert reply.status_code == 409
+        assert reply.json()["error"]["code"] == "still_assigned"
+        assert reply.json()["error"]["details"] == {"end_users": 1}
+    for user in ("anna", "ben"):
+        assert tenant.chat(user=user).json()["alignez"]["profile"] == "p"
+
+
 def test_a_version_that_is_not_ready_cannot_be_assigned(tenant: Tenant) -> None:
     tenant.pending("p")
     reply = tenant.put("/v1/users/anna/profile", json={"profile": "p", "version": 1})

@@ -22,6 +22,18 @@ def test_a_new_version_takes_over_what_it_does_not_change(tenant: Tenant) -> Non
     assert spec["persona"]["preferred"] == "cheerful"
 
 
+def test_null_brings_a_setting_back_to_its_default(tenant: Tenant) -> None:
+    tenant.ready("p", fit={"method": "alignez", "neighbors": 2, "strength": 0.5, "steps": 4, "layers": [0]})
+    reset = {"method": None, "neighbors": None, "strength": None, "layers": None, "seed": None}
+    assert tenant.post("/v1/profiles/p/versions", json={"fit": reset}).status_code == 202
+    assert tenant.get("/v1/profiles/p/versions/2").json()["spec"]["fit"] == {"steps": 4}
+    # For `steps` null is a value, no end; its default has a name.
+    tenant.post("/v1/profiles/p/versions", json={"fit": {"steps": None}})
+    assert tenant.get("/v1/profiles/p/versions/3").json()["spec"]["fit"] == {"steps": None}
+    tenant.post("/v1/profiles/p/versions", json={"fit": {"steps": "default"}})
+    assert tenant.get("/v1/profiles/p/versions/4").json()["spec"]["fit"] == {"steps": "default"}
+
+
 def test_a_ready_version_shows_its_evidence(tenant: Tenant) -> None:
     fitted = tenant.ready("p")
     version = tenant.get("/v1/profiles/p/versions/1").json()

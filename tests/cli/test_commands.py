@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import typer
@@ -143,6 +144,20 @@ def test_chat_streams_the_answer_of_the_named_profile(server: Any) -> None:
     body = seen[-1][2]
     assert body["profile"] == {"name": "cheerful", "version": 1}
     assert body["model"] == "nano"
+
+
+@pytest.mark.parametrize("user", ["ada", "a/b", "a b#1?x=y", "anna@example.org", "Жанна", "../../admin"])
+def test_chat_as_an_end_user_takes_any_id_in_one_path_segment(server: Any, user: str) -> None:
+    url, seen = server
+    runner.invoke(app, ["chat", "-m", "Hi", "--user", user, "--url", url, "--key", "good"])
+    assert seen[-1][:2] == ("POST", f"/v1/users/{quote(user, safe='')}/chat/completions")
+
+
+def test_a_job_that_is_no_id_is_asked_for_as_it_was_typed(server: Any) -> None:
+    url, seen = server
+    result = runner.invoke(app, ["jobs", "cancel", "../profiles", "--url", url, "--key", "good"])
+    assert result.exit_code == 1
+    assert seen[-1][:2] == ("POST", "/v1/jobs/..%2Fprofiles/cancel")
 
 
 def test_lists_are_tables_and_json(server: Any) -> None:

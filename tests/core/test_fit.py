@@ -10,12 +10,14 @@ import torch
 
 from alignez_core.engines.base import ScoreRequest
 from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.transformers_engine import TransformersEngine
 from alignez_core.errors import FitCancelled, InvalidInput, LayerOutOfRange, TooFewSamples
 from alignez_core.fit import FitEvent, FittedProfile, PairChunk, fit_profile
 from alignez_core.fit_config import FitConfig, FitQuery, FitSpec, GivenPair
 from alignez_core.neighbors import nearest
 from alignez_core.prompts import Persona
 from alignez_core.request_edit import conditional_plan
+from tests.core.engines.tiny_models import byte_tokenizer, tiny_model
 
 QUERIES = tuple(FitQuery(f"What should I know about thing number {i}?") for i in range(24))
 PERSONA = Persona("cheerful", "gloomy")
@@ -32,10 +34,13 @@ class PlantedEngine(FakeEngine):
         super().__init__()
         self.expressive = expressive
         self.generated = 0
+        self.tokens = 0
 
     def generate(self, requests):
+        completions = super().generate(requests)
         self.generated += len(requests)
-        return super().generate(requests)
+        self.tokens += sum(len(completion.token_ids) for completion in completions)
+        return completions
 
     def represent(self, texts, positions="last"):
         rows = super().represent(texts, positions)
@@ -53,6 +58,7 @@ class PlantedEngine(FakeEngine):
                 return 0.0
             return 1.0 if "cheerful" in str(request.prompt) else 0.6 * (request.edit is not None)
 
+        super().score(requests)  # refuses what the context does not hold
         return [torch.full((4,), -3.0 + gain(r)) - 0.01 * len(str(r.continuation)) for r in requests]
 
 
@@ -133,6 +139,9 @@ def test_a_resumed_fit_equals_an_uninterrupted_one_and_generates_nothing_twice(a
     assert resumed.sha256 == whole.sha256
     assert resumed.pairs == whole.pairs
     assert first.generated + second.generated == whole_engine.generated
+    assert whole.diagnostics["last_attempt"]["tokens_generated"] == whole_engine.tokens
+    assert resumed.diagnostics["last_attempt"]["tokens_generated"] == second.tokens
+    assert second.tokens < whole_engine.tokens
 
 
 def test_batching_does_not_change_what_is_generated() -> None:
@@ -168,6 +177,105 @@ def test_given_pairs_are_used_as_they_are() -> None:
     assert fitted.pairs[2].help_response == "Great, number 2!"
     assert fitted.pairs[2].origin == "pair"
     assert "Bad, number 2." in fitted.pairs[2].harm_characteristics
+
+
+def given_pairs(count: int) -> list[GivenPair]:
+    return [GivenPair(f"What is thing {i}?", f"Great, number {i}!", f"Bad, number {i}.") for i in range(count)]
+
+
+@pytest.mark.parametrize("responses", [0, 32, "all"])
+def test_every_given_pair_keeps_its_answers_and_the_others_get_as_many_as_asked(responses: object) -> None:
+    config = FitConfig(responses=responses)  # type: ignore[arg-type]
+    fitted = fit_profile(PlantedEngine(), FitSpec(PERSONA, QUERIES * 2, tuple(given_pairs(70)), config))
+    given = [pair for pair in fitted.pairs if pair.origin == "pair"]
+    assert [pair.help_response for pair in given] == [f"Great, number {i}!" for i in range(70)]
+    assert [pair.harm_response for pair in given] == [f"Bad, number {i}." for i in range(70)]
+    made = sum(pair.help_response is not None for pair in fitted.pairs if pair.origin == "query")
+    assert made == {0: 0, 32: 32, "all": 48}[responses]
+
+
+def test_a_pair_too_long_to_be_scored_is_left_out_of_the_evaluation_and_one_too_long_to_be_read_out_of_the_fit() -> (
+    None
+):
+    pairs = given_pairs(24)
+    pairs[3] = GivenPair("What is thing 3?", "Great! " * 300, "Bad.")  # as an example and as an answer: over 512
+    pairs[7] = GivenPair("What is thing 7?", "Great!", "Bad. " * 600)
+    fitted = fit_profile(PlantedEngine(), FitSpec(PERSONA, (), tuple(pairs), FitConfig()))
+    assert fitted.quality == "good"
+    assert fitted.diagnostics["evaluation"]["unscored_pairs"] == 1
+    assert fitted.diagnostics["dropped_pairs"] == 1
+    assert list(fitted.dropped) == [7]
+    assert "the context holds 512" in fitted.dropped[7]
+    assert [pair.index for pair in fitted.pairs] == [i for i in range(24) if i != 7]
+
+
+def test_when_no_pair_can_be_scored_the_fit_is_weak_and_says_why() -> None:
+    pairs = tuple(GivenPair(f"What is thing {i}?", "Great! " * 300, "Bad.") for i in range(12))
+    fitted = fit_profile(PlantedEngine(), FitSpec(PERSONA, (), pairs, FitConfig()))
+    assert fitted.quality == "weak"
+    assert any("none of the 12 response pairs fits" in reason for reason in fitted.quality_reasons)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_kept"), [({}, True), ({"method": "alignez", "representation": "response_last"}, False)]
+)
+def test_a_query_that_leaves_no_room_for_a_response_goes_without(config: dict[str, object], is_kept: bool) -> None:
+    """Where the fit reads responses it is dropped, with the reason; nothing else of the fit is lost."""
+    queries = [*QUERIES]
+    queries[5] = FitQuery("Why " * 300)
+    events: list[FitEvent] = []
+    settings = FitConfig(response_tokens=200, **config)  # type: ignore[arg-type]
+    fitted = fit_profile(PlantedEngine(), FitSpec(PERSONA, tuple(queries), (), settings), events.append)
+    assert fitted.diagnostics["responses_without_room"] == 1
+    assert [e.done for e in events if e.stage == "responses"][-1] == 24
+    pairs = {pair.index: pair for pair in fitted.pairs}
+    assert (5 in pairs) == is_kept
+    if is_kept:
+        assert pairs[5].help_response is None
+        assert fitted.dropped == {}
+    else:
+        assert fitted.dropped == {5: "no room for a response in the context"}
+    assert all(pairs[i].help_response for i in range(24) if i != 5)
+
+
+def test_the_transport_direction_s_share_of_energy_is_stored_per_edited_layer() -> None:
+    fitted = fit_profile(PlantedEngine(), spec(layers=(1, 3)))
+    rows = (fitted.help - fitted.plain).transpose(0, 1)
+    squares = torch.linalg.svdvals(rows.double()) ** 2
+    expected = (squares[:, 0] / squares.sum(1)).tolist()
+    assert fitted.diagnostics["energy_transport"] == pytest.approx(expected, abs=1e-4)
+    assert len(expected) == 2
+
+
+def mlp_outputs_of(text: str) -> torch.Tensor:
+    """(L, T, D) MLP outputs of the tiny Llama, read with a plain hook."""
+    model, seen = tiny_model("llama", max_position_embeddings=512), []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    with torch.no_grad():
+        model(torch.tensor([byte_tokenizer(adds_bos=True).encode(text)]))
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize("representation", ["response_last", "response_mean"])
+def test_response_representations_read_the_response_s_last_token_or_the_mean_of_its_tokens(representation: str) -> None:
+    pairs = [
+        ("What now?", "Good, go on.", "No."),
+        ("Is it late?", "Not at all!", "Too late, né"),
+        ("Who?", "You", "Me"),
+    ]
+    given = tuple(GivenPair(*pair) for pair in pairs)
+    config = FitConfig(method="alignez", representation=representation, neighbors=2, layers="all")  # type: ignore[arg-type]
+    model = tiny_model("llama", max_position_embeddings=512)
+    with TransformersEngine.from_model(model, byte_tokenizer(adds_bos=True), "x", name="x") as engine:
+        fitted = fit_profile(engine, FitSpec(PERSONA, (), given, config))
+    for i, (query, good, bad) in enumerate(pairs):
+        for answer, rows in ((good, fitted.help), (bad, fitted.harm)):
+            outputs = mlp_outputs_of(f"{query}\nAnswer: {answer}")
+            tokens = len(f" {answer}".encode())  # one per byte, the space before the answer included
+            assert outputs.shape[1] == 1 + len(f"{query}\nAnswer:".encode()) + tokens
+            expected = outputs[:, -1] if representation == "response_last" else outputs[:, -tokens:].mean(1)
+            torch.testing.assert_close(rows[i], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_query_s_own_phrases_replace_the_persona_s() -> None:

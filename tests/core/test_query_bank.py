@@ -21,7 +21,11 @@ def test_the_bank_is_large_enough_and_has_no_repetition() -> None:
 def test_a_model_directory_brings_its_own(tmp_path: Path) -> None:
     assert queries_for(tmp_path) == default_queries()
     (tmp_path / BANK_FILE).write_text(json.dumps(["One?", "Two?"]))
-    assert queries_for(tmp_path) == ("One?", "Two?")
+    assert queries_for(tmp_path) == queries_for(str(tmp_path)) == ("One?", "Two?")
+
+
+def test_a_hub_id_has_no_bank_of_its_own() -> None:
+    assert queries_for("org/model") == default_queries()
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '["", 3]'])

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, VersionNotReady
+from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAssigned, VersionNotReady
 from profiles.models import Profile
 from profiles.service import (
     Caller,
@@ -21,7 +21,6 @@ from profiles.service import (
     promote,
     remove_alias,
     remove_assignment,
-    resolve_active,
     resolve_for_user,
     roll_back,
     set_alias,
@@ -256,6 +255,34 @@ class TestAssignments:
             with pytest.raises(InvalidSpec):
                 assign_user(uow, caller, user, profile.id)
 
+    def test_an_alias_that_users_have_cannot_be_removed(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        set_alias(uow, caller, profile.id, "beta", version=2)
+        set_alias(uow, caller, profile.id, "gamma", version=2)
+        for user in ("ann", "bob"):
+            assign_user(uow, caller, user, profile.id, alias="beta")
+        with pytest.raises(StillAssigned, match="'beta' is assigned to 2 end users") as caught:
+            remove_alias(uow, caller, profile.id, "beta")
+        assert caught.value.end_users == 2
+        remove_alias(uow, caller, profile.id, "gamma")
+        assign_user(uow, caller, "ann", profile.id)
+        remove_assignment(uow, caller, "bob")
+        remove_alias(uow, caller, profile.id, "beta")
+
+    def test_a_version_that_users_have_cannot_be_archived(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        assign_user(uow, caller, "ann", profile.id, version=2)
+        with pytest.raises(StillAssigned, match="version 2 is assigned to 1 end user;"):
+            archive_version(uow, caller, profile.id, 2)
+        found = resolve_for_user(uow, caller, "ann")
+        assert found is not None
+        assert found.number == 2
+        archive_version(uow, caller, profile.id, 3)
+        assign_user(uow, caller, "ann", profile.id, version=1)
+        archive_version(uow, caller, profile.id, 2)
+
     def test_deleting_the_profile_takes_it_from_its_users(
         self, uow: UnitOfWork, caller: Caller, profile: Profile
     ) -> None:
@@ -263,7 +290,7 @@ class TestAssignments:
         delete_profile(uow, caller, profile.id)
         assert resolve_for_user(uow, caller, "ann") is None
         with pytest.raises(NotFound):
-            resolve_active(uow, caller, profile.name)
+            pick_version(uow, caller, profile.name)
 
 
 def test_a_profile_without_ready_version_says_why(uow: UnitOfWork, make: Factory, caller: Caller) -> None:

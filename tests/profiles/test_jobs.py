@@ -264,7 +264,7 @@ class TestPublish:
     def test_counts_the_tokens_of_the_fit(self, uow: UnitOfWork, make: Factory) -> None:
         caller = make.caller()
         request = make.ready(caller)
-        [usage] = usage_since(uow, caller, request.job.created_at.date() - timedelta(days=1))
+        [usage] = usage_since(uow, caller.tenant_id, request.job.created_at.date() - timedelta(days=1)).rows
         assert (usage.profile_id, usage.fit_tokens, usage.requests) == (request.profile.id, 100, 0)
 
     def test_numbers_that_json_does_not_have_become_null(self, uow: UnitOfWork, make: Factory) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -69,6 +71,20 @@ def test_upgrading_twice_changes_nothing(empty_url: str) -> None:
     before = tables(empty_url)
     migrate.upgrade(empty_url)
     assert tables(empty_url) == before
+    assert head_reached(empty_url)
+
+
+def test_a_second_migrator_waits_its_turn_however_long_the_first_one_takes(empty_url: str) -> None:
+    lock = 4_202_611_230  # `migrations/env.py` runs only inside Alembic, so its constant cannot be imported
+    with psycopg.connect(empty_url.replace("+psycopg", ""), autocommit=True) as first:
+        first.execute("SELECT pg_advisory_lock(%s)", [lock])
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(migrate.upgrade, empty_url)
+            time.sleep(6.0)  # over the 5 s that a migration waits for a table's lock
+            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            assert first.execute(waiting).fetchone() == (1,)
+            first.execute("SELECT pg_advisory_unlock(%s)", [lock])
+            second.result(60)
     assert head_reached(empty_url)
 
 

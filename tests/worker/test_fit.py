@@ -19,15 +19,16 @@ from alignez_core.engines.base import Completion, GenerationRequest
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.errors import EngineClosed, OutOfMemory
 from alignez_core.fit_config import FitConfig
+from alignez_core.query_bank import default_queries
 from profiles import jobs
 from profiles.errors import DatabaseUnavailable
 from profiles.models import FitQueryRow, Job, JobStatus, PairRepresentation, ProfileVersion, QuerySource, VersionState
 from profiles.service import FitRequest, cancel_job, get_job, load_active, nearest_representations
+from profiles.spec import OWN_QUERIES
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.conftest import empty_tables
 from tests.factories import QUERIES, Factory
 from tests.worker.conftest import Bench, loaded, texts_of
-from worker.fit import OWN_QUERIES
 
 N = len(QUERIES)
 CHUNK = 4
@@ -397,7 +398,48 @@ class TestQueries:
         assert [q.text for q in queries_of(bench, request)][: len(engine.query_bank)] == list(engine.query_bank)
         config = version_of(bench, request).fit_config
         assert config is not None
-        assert config["own_queries"] == OWN_QUERIES
+        assert (config["own_queries"], config["neighbors"]) == (OWN_QUERIES, 10)
+
+    @pytest.mark.parametrize(
+        ("spec", "bank", "neighbors"),
+        [
+            ({"queries": QUERIES}, 16, 10),
+            ({"queries": QUERIES[:3]}, 16, 3),
+            ({"queries": QUERIES[:3], "fit": {"own_queries": 2}}, 16, 5),
+            ({"queries": QUERIES[:2], "pairs": [{"query": "Tea?", "preferred": "Yes!", "dispreferred": "No."}]}, 16, 3),
+            ({"persona": SPEC["persona"], "fit": {"own_queries": 0}}, 4, 4),
+            ({"persona": SPEC["persona"]}, 4, 10),
+            ({"queries": QUERIES, "fit": {"neighbors": 2}}, 16, 2),
+        ],
+        ids=["many", "few", "few and own", "with a pair", "small bank", "small bank and own", "explicit"],
+    )
+    def test_an_open_k_is_ten_or_all_there_is_and_the_version_shows_it(
+        self, bench: Bench, spec: dict[str, Any], bank: int, neighbors: int
+    ) -> None:
+        def reply(request: GenerationRequest) -> str:
+            return f"What about question {request.seed}?\nNext"
+
+        fit = {"responses": 0, **spec.get("fit", {})}
+        request = bench.request(spec={**spec, "fit": fit})
+        engine = loaded(WatchedEngine(reply=reply), default_queries()[:bank])
+        assert bench.runner(engine).run(request.job.id) == "succeeded"
+        version = version_of(bench, request)
+        assert version.fit_config is not None
+        assert version.fit_config["neighbors"] == neighbors
+        assert version.spec["fit"] == fit
+
+    def test_every_attempt_has_the_same_k(self, bench: Bench) -> None:
+        def reply(request: GenerationRequest) -> str:
+            return f"What about question {request.seed}?\nNext"
+
+        spec = {"queries": QUERIES[:3], "fit": {"own_queries": 2, "responses": 0}}
+        request = bench.request(spec=spec)
+        with pytest.raises(Killed):
+            bench.runner(loaded(WatchedEngine(kill_at(1), reply=reply))).run(request.job.id)
+        assert len(queries_of(bench, request)) == 5
+        let_the_lease_run_out(bench, request)
+        assert bench.runner(loaded(WatchedEngine(reply=reply))).run(request.job.id) == "succeeded"
+        assert (version_of(bench, request).fit_config or {})["neighbors"] == 5
 
     def test_given_queries_are_all_there_is(self, bench: Bench) -> None:
         request = bench.request(spec=SPEC)
@@ -417,6 +459,27 @@ class TestQueries:
         assert {query.source for query in queries_of(bench, request)} == {QuerySource.PAIR}
         texts = texts_of(bench, request.version.id)
         assert [texts[i][2:] for i in range(N)] == [(p["preferred"], p["dispreferred"]) for p in pairs]
+
+    def test_every_given_pair_keeps_its_answers_beyond_the_sample_of_responses(self, bench: Bench) -> None:
+        pairs = [
+            {"query": f"What is {i}?", "preferred": f"Gladly, {i}!", "dispreferred": f"No, {i}."} for i in range(40)
+        ]
+        request = bench.request(spec={"pairs": pairs, "fit": {"neighbors": 3}})
+        assert bench.runner().run(request.job.id) == "succeeded"
+        texts = texts_of(bench, request.version.id)
+        assert [texts[i][2:] for i in range(40)] == [(p["preferred"], p["dispreferred"]) for p in pairs]
+
+    def test_a_pair_that_the_context_does_not_hold_is_dropped_with_its_reason(self, bench: Bench) -> None:
+        pairs = [
+            {"query": f"What is {i}?", "preferred": f"Gladly, {i}!", "dispreferred": f"No, {i}."} for i in range(9)
+        ]
+        pairs[4]["preferred"] = "on and " * 300
+        request = bench.request(spec={"pairs": pairs, "fit": {"neighbors": 3}})
+        assert bench.runner().run(request.job.id) == "succeeded"
+        with bench.open() as uow:
+            dropped = {at: pair.dropped for at, pair in uow.repository.fits.pairs(request.version.id) if pair.dropped}
+        assert list(dropped) == [4]
+        assert "the context holds 512" in str(dropped[4])
 
     def test_a_query_with_phrases_of_its_own_is_asked_with_them(self, bench: Bench) -> None:
         queries = [*QUERIES[1:], {"text": "A letter to my bank", "preferred": "formal", "dispreferred": "chatty"}]
@@ -458,10 +521,10 @@ class TestFailures:
         assert "16 tokens" in (job.error_message or "")
 
     def test_more_neighbours_than_the_bank_has_queries(self, bench: Bench) -> None:
-        spec = {"persona": SPEC["persona"], "fit": {"own_queries": 0}}
+        spec = {"persona": SPEC["persona"], "fit": {"own_queries": 0, "neighbors": 4}}
         job = self.ended(bench, loaded(bank=("One?", "Two?")), spec)
         assert job.error_code == "too_few_samples"
-        assert "neighbors=10 is more than the 2" in (job.error_message or "")
+        assert "neighbors=4 is more than the 2" in (job.error_message or "")
 
     def test_a_model_that_invents_too_few_queries(self, bench: Bench) -> None:
         spec = {"persona": SPEC["persona"], "fit": {"own_queries": 8}}

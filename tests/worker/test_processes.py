@@ -244,7 +244,7 @@ def assert_resumed(sessions: SessionFactory, request: FitRequest) -> None:
         version = uow.repository.catalog.version_by_id(request.version.id)
         assert version is not None
         assert version.diagnostics is not None
-        assert version.diagnostics["resumed_texts"] >= 8
+        assert version.diagnostics["last_attempt"]["resumed_texts"] >= 8
 
 
 def kill_postgres(server: PostgresServer) -> None:

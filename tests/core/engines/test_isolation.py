@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.transformers_engine import TransformersEngine
+from tests.core.engines.contract import wait_until
 from tests.core.engines.tiny_models import CONTEXT, N_LAYERS, plan, prompts, tiny_engine, tiny_model
 
 METHODS = (
@@ -60,23 +62,32 @@ def test_64_profiles_in_one_batch_give_their_own_tokens(kind: str) -> None:
         assert tokens(engine, requests) == alone(engine, requests)
 
 
-def test_concurrent_streams_that_join_midway_give_their_own_tokens(engine: TransformersEngine) -> None:
-    requests = requests_with_profiles(16, 8, tokens=20)
+def test_32_profiles_and_16_plain_streams_that_join_midway_give_their_own_tokens(engine: TransformersEngine) -> None:
+    """Four groups of twelve, each let in when the ones before have made three tokens more; all are open together."""
+    requests = requests_with_profiles(32, 16, tokens=20)
     expected = alone(engine, requests)
-    got: dict[int, tuple[int, ...]] = {}
-    started = threading.Barrier(6)
+    with tiny_engine() as own:
+        decode, rows_of_steps = own._runner.decode, []
+        steps = threading.Semaphore(0)
 
-    def reader(worker: int) -> None:
-        started.wait()
-        for i in range(worker, len(requests), 6):
-            got[i] = tuple(token for chunk in engine.stream(requests[i]) for token in chunk.token_ids)
+        def step_when_told(fed: list[int]) -> torch.Tensor:
+            rows_of_steps.append(len(fed))
+            steps.acquire(timeout=30)
+            return decode(fed)
 
-    threads = [threading.Thread(target=reader, args=(worker,)) for worker in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [got[i] for i in range(len(requests))] == expected
+        own._runner.decode = step_when_told  # type: ignore[method-assign,assignment]
+        hold = threading.Event()
+        own._scheduler.between_steps(lambda: hold.wait(30))  # so that the first group, too, joins as one
+        streams = []
+        for group in range(4):
+            streams += [own.stream(request) for request in requests[12 * group : 12 * group + 12]]
+            hold.set()
+            steps.release(3)
+            wait_until(lambda group=group: len(rows_of_steps) == 3 * group + 4)  # held before the next step
+        steps.release(200)
+        got = [tuple(token for chunk in stream for token in chunk.token_ids) for stream in streams]
+    assert rows_of_steps[:13] == [12] * 4 + [24] * 3 + [36] * 3 + [48] * 3
+    assert got == expected
 
 
 def logits_of(requests: list[GenerationRequest], fed: torch.Tensor) -> list[torch.Tensor]:
@@ -100,6 +111,51 @@ def test_plain_rows_and_strength_zero_keep_every_bit_beside_edited_rows() -> Non
             assert all(same)
         else:
             assert not any(same)
+
+
+def test_plain_rows_keep_every_bit_while_edited_rows_come_and_go() -> None:
+    requests = requests_with_profiles(16, 8)
+
+    def run(edit_of: Callable[[GenerationRequest], EditPlan | None]) -> dict[int, list[torch.Tensor]]:
+        """Each request's logits over one schedule of prefills, steps and leaving rows, fed the same tokens always."""
+        model = tiny_model("llama")
+        runner = SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path("llama")), len(requests), CONTEXT)
+        live: list[int] = []
+        out: dict[int, list[torch.Tensor]] = {i: [] for i in range(len(requests))}
+
+        def join(new: range) -> None:
+            logits = runner.prefill([list(requests[i].prompt) for i in new], [edit_of(requests[i]) for i in new])
+            live.extend(new)
+            for i, row in zip(new, logits, strict=True):
+                out[i].append(row)
+
+        def step(count: int) -> None:
+            for _ in range(count):
+                logits = runner.decode([3 + (37 * i + 11 * len(out[i])) % 256 for i in live])
+                for i, row in zip(live, logits, strict=True):
+                    out[i].append(row)
+
+        def leave(rows: list[int]) -> None:
+            for source, target in runner.remove(rows):
+                live[target] = live[source]
+            del live[runner.rows :]
+
+        join(range(8))
+        step(2)
+        join(range(8, 16))
+        step(2)
+        leave([0, 3, 4, 9, 15])
+        step(2)
+        join(range(16, 24))  # some into slots that edited rows have left
+        step(2)
+        leave([1, 2, 12])
+        step(3)
+        return out
+
+    mixed, bare = run(lambda request: request.edit), run(lambda request: None)
+    for i, request in enumerate(requests):
+        same = [torch.equal(a, b) for a, b in zip(mixed[i], bare[i], strict=True)]
+        assert all(same) if request.edit is None else not any(same)
 
 
 def test_a_seeded_request_samples_the_same_tokens_alone_and_in_company(engine: TransformersEngine) -> None:

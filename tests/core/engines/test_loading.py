@@ -137,11 +137,11 @@ def unlisted_model(kind: str, **settings: object) -> TransformersEngine:
 
 def test_an_unknown_architecture_names_what_was_looked_for_and_the_setting() -> None:
     load = unlisted_model("stablelm", intermediate_size=48, num_key_value_heads=2)
-    with pytest.raises(UnknownArchitecture, match=r"model\.layers\.\{layer\}\.mlp.*mlp_path"):
+    with pytest.raises(UnknownArchitecture, match=r"model\.layers\.\{layer\}\.mlp.*ALIGNEZ_MLP_PATH"):
         load()
-    with pytest.raises(UnknownArchitecture, match=r"no module model\.blocks\.0\.mlp; set mlp_path"):
+    with pytest.raises(UnknownArchitecture, match=r"no module model\.blocks\.0\.mlp; set ALIGNEZ_MLP_PATH"):
         load(path_of_mlp="model.blocks.{layer}.mlp")
-    with pytest.raises(UnknownArchitecture, match="layer"):
+    with pytest.raises(UnknownArchitecture, match=r"ALIGNEZ_MLP_PATH.*layer"):
         load(path_of_mlp="model.layers.mlp")
 
 

@@ -62,6 +62,57 @@ def test_ragged_rows_with_edits_of_every_method_agree_with_hugging_face(kind: st
         logits = runner.decode([tokens[step] for tokens, _ in expected])
 
 
+def by_hand_alignez(x: torch.Tensor, harm: torch.Tensor, help_: torch.Tensor, strength: float) -> torch.Tensor:
+    """Section 2.3 of the paper, one vector at a time: remove along harm, then double along help."""
+    harm, help_ = harm / harm.norm(), help_ / help_.norm()
+    removed = x - strength * torch.dot(x, harm) * harm
+    return removed + strength * torch.dot(removed, help_) * help_
+
+
+def by_hand_transport(x: torch.Tensor, theta: torch.Tensor, tau: float, strength: float) -> torch.Tensor:
+    theta = theta / theta.norm()
+    return x + strength * (tau - torch.dot(x, theta)) * theta
+
+
+@pytest.mark.parametrize("method", ["alignez", "transport"])
+def test_the_engine_s_edit_is_the_formula_at_the_positions_of_the_rule(method: str) -> None:
+    """A reference that shares nothing with `EditPlan`: formula and positions spelled out on whole-text forwards."""
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(2, N_LAYERS, tiny_models.HIDDEN, generator=generator)
+    prompt, strength, steps, tau = tiny_models.prompts(1, seed=9)[0], 1.5, 3, 18.0
+    if method == "alignez":
+        edit = EditPlan.alignez(range(N_LAYERS), rows[0], rows[1], strength)
+    else:
+        edit = EditPlan.transport(range(N_LAYERS), rows[0], torch.full((N_LAYERS,), tau), strength, steps)
+    first = len(prompt) - 1
+
+    def is_edited(position: int) -> bool:
+        return position >= first if method == "alignez" else first <= position < first + steps
+
+    def edit_output(layer: int, output: torch.Tensor) -> torch.Tensor:
+        edited = output.clone()
+        for t in range(output.shape[1]):
+            if not is_edited(t):
+                continue
+            if method == "alignez":
+                edited[0, t] = by_hand_alignez(output[0, t], rows[0, layer], rows[1, layer], strength)
+            else:
+                edited[0, t] = by_hand_transport(output[0, t], rows[0, layer], tau, strength)
+        return edited
+
+    model = tiny_model("llama")
+    for layer in range(N_LAYERS):
+        model.model.layers[layer].mlp.register_forward_hook(lambda m, a, out, layer=layer: edit_output(layer, out))
+    tokens: list[int] = []
+    with torch.no_grad():
+        for _ in range(NEW_TOKENS):  # no cache: every step reads the whole text again
+            tokens.append(int(model(torch.tensor([prompt + tokens])).logits[0, -1].argmax()))
+    request = GenerationRequest(prompt, NEW_TOKENS, 0, ignore_eos=True, edit=edit)
+    with tiny_engine() as engine:
+        assert list(engine.generate([request])[0].token_ids) == tokens
+        assert list(engine.generate([replace(request, edit=None)])[0].token_ids) != tokens
+
+
 def test_the_real_chat_model_gives_the_tokens_of_hugging_face(repository_root: Path) -> None:
     directory = repository_root.parent / "shared" / "models" / "neo3m-chat"
     if not directory.is_dir():

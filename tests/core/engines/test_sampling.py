@@ -45,6 +45,13 @@ def test_temperature_zero_takes_the_most_likely(values: list[float]) -> None:
     assert sample(torch.tensor([values]), SamplingParams(0.0))[0] == int(np.argmax(np.float32(values)))
 
 
+@pytest.mark.parametrize("temperature", [1e-46, 1e-30, 9e-6])
+def test_a_temperature_too_small_for_float32_is_greedy_not_the_last_token(temperature: float) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, -2.0]])
+    assert sample(logits, SamplingParams(temperature, seed=1)) == [1]
+    assert sample(logits.expand(2, -1), SamplingParams(temperature), SamplingParams(1e-4)) == [1, 1]
+
+
 @given(scores, st.integers(0, 2**32))
 def test_top_k_of_one_is_greedy_at_any_temperature(values: list[float], seed: int) -> None:
     got = sample(torch.tensor([values]), SamplingParams(50.0, top_k=1, seed=seed))[0]

@@ -109,6 +109,15 @@ def test_a_full_queue_refuses_streams_and_recovers() -> None:
         assert list(waiting)[-1].finish_reason == "length"
 
 
+def test_without_a_queue_streams_get_the_free_slots_and_no_more() -> None:
+    with tiny_engine(max_slots=2, max_waiting=0) as own:
+        for _ in range(2):  # the second time with slots that were in use before
+            streams = [own.stream(greedy(**LONG)) for _ in range(2)]
+            with pytest.raises(EngineOverloaded):
+                own.stream(greedy())
+            assert [list(stream)[-1].finish_reason for stream in streams] == ["length"] * 2
+
+
 def test_closing_ends_running_and_waiting_requests_and_refuses_new_ones() -> None:
     own = tiny_engine(max_slots=1)
     streams = [own.stream(greedy(**LONG)) for _ in range(2)]
@@ -160,6 +169,38 @@ def test_a_failing_prefill_loses_its_own_requests_only(raised: Exception, expect
             own.generate([greedy()])
         assert first.text + "".join(chunk.text for chunk in running) == alone
         assert own.generate([greedy(**LONG)])[0].text == alone
+
+
+@pytest.mark.parametrize("part", ["__init__", "sample"])
+def test_a_request_that_cannot_be_sampled_loses_itself_only(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tiny_engine(max_slots=4, max_waiting=0) as own:
+        alone = own.generate([greedy(**LONG)])[0].text
+        running = iter(own.stream(greedy(**LONG)))
+        first = next(running)
+        real = getattr(BatchSampler, part)
+
+        def fail_on_the_newcomer(self: BatchSampler, given: object, *rest: object) -> object:
+            count = len(given)  # type: ignore[arg-type]
+            if count == 2:
+                raise RuntimeError("Overflow when unpacking long")
+            return real(self, given, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BatchSampler, part, fail_on_the_newcomer)
+            with pytest.raises(AlignezError, match="Overflow"):
+                own.generate([greedy(), greedy()])
+        assert first.text + "".join(chunk.text for chunk in running) == alone
+        assert own.load_now.running == 0
+        streams = [own.stream(greedy(**LONG)) for _ in range(4)]  # all four slots are free again
+        assert ["".join(chunk.text for chunk in stream) for stream in streams] == [alone] * 4
+
+
+def test_a_top_k_beyond_any_vocabulary_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="top_k"):
+        greedy(top_k=2**70)
+    with tiny_engine() as own:
+        request = GenerationRequest([5, 6, 7], 4, 1.0, top_k=2**31 - 1, seed=1, ignore_eos=True)
+        assert len(own.generate([request])[0].token_ids) == 4
 
 
 def test_a_failing_step_loses_the_running_requests_and_the_engine_goes_on() -> None:
@@ -225,6 +266,16 @@ def test_scores_agree_with_what_the_same_edit_generated(engine: TransformersEngi
     for score, completion in zip(engine.score(requests), made, strict=True):
         assert completion.logprobs is not None
         assert score.tolist() == pytest.approx([entry.logprob for entry in completion.logprobs], abs=1e-4)
+
+
+def test_scoring_computes_logits_of_the_continuations_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = tiny_model("llama"), []
+    model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.shape[:-1].numel()))
+    with TransformersEngine.from_model(model, byte_tokenizer(), "x", name="x") as own:
+        texts = prompts(3, seed=8, longest=60)
+        scores = own.score([ScoreRequest(p, [9] * n) for p, n in zip(texts, (1, 4, 2), strict=True)])
+    assert [len(score) for score in scores] == [1, 4, 2]
+    assert sum(seen) == 7
 
 
 def test_represent_and_score_beside_streams_disturb_nobody(engine: TransformersEngine) -> None:

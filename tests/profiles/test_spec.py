@@ -1,0 +1,191 @@
+"""What a spec may hold, as `profiles` itself sees it, whoever calls; and the normal form that is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from profiles.errors import InvalidSpec
+from profiles.spec import (
+    ANSWER_LIMIT,
+    DESCRIPTION_LIMIT,
+    NAME_LIMIT,
+    OWN_QUERIES,
+    PHRASE_LIMIT,
+    QUERIES_LIMIT,
+    TEXT_LIMIT,
+    TOTAL_LIMIT,
+    USER_LIMIT,
+    check_end_user,
+    check_layers,
+    check_name,
+    check_neighbors,
+    check_text,
+    normal_spec,
+    own_queries,
+    parse_id,
+)
+
+PERSONA = {"preferred": "cheerful", "dispreferred": "gloomy"}
+PAIR = {"query": "Tea?", "preferred": "Yes, please!", "dispreferred": "No."}
+
+
+def refusal(act: Callable[[], object]) -> InvalidSpec:
+    with pytest.raises(InvalidSpec) as caught:
+        act()
+    assert str(caught.value) == f"{caught.value.field}: {caught.value.message}"
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "says"),
+    [
+        ({}, "persona", "a persona, queries or pairs are needed"),
+        ({"persona": None, "queries": [], "pairs": None}, "persona", "needed"),
+        ({"persona": PERSONA, "colour": "blue"}, "colour", "not part of a spec"),
+        ({"persona": "cheerful"}, "persona", "an object"),
+        ({"persona": {**PERSONA, "tone": "x"}}, "persona.tone", "not part of a persona"),
+        ({"persona": {"preferred": ""}}, "persona.preferred", "empty"),
+        ({"persona": {"preferred": " \n"}}, "persona.preferred", "empty"),
+        ({"persona": {"preferred": 5}}, "persona.preferred", "text"),
+        ({"persona": {"preferred": "a\x00b"}}, "persona.preferred", "NUL"),
+        ({"persona": {"preferred": "\ud800"}}, "persona.preferred", "Unicode"),
+        ({"persona": {"preferred": "x" * (PHRASE_LIMIT + 1)}}, "persona.preferred", str(PHRASE_LIMIT)),
+        ({"persona": {"dispreferred": "x" * (PHRASE_LIMIT + 1)}}, "persona.dispreferred", str(PHRASE_LIMIT)),
+        ({"persona": {"description": "x" * (DESCRIPTION_LIMIT + 1)}}, "persona.description", str(DESCRIPTION_LIMIT)),
+        ({"queries": "one"}, "queries", "a list"),
+        ({"queries": {"text": "one"}}, "queries", "a list"),
+        ({"queries": ["q"] * (QUERIES_LIMIT + 1)}, "queries", str(QUERIES_LIMIT)),
+        ({"queries": ["ok", ""]}, "queries.1.text", "empty"),
+        ({"queries": ["ok", 5]}, "queries.1", "text or an object"),
+        ({"queries": [{}]}, "queries.0.text", "text"),
+        ({"queries": ["x" * (TEXT_LIMIT + 1)]}, "queries.0.text", str(TEXT_LIMIT)),
+        ({"queries": [{"text": "q", "preferred": "x" * (PHRASE_LIMIT + 1)}]}, "queries.0.preferred", str(PHRASE_LIMIT)),
+        ({"queries": [{"text": "q", "dispreferred": ""}]}, "queries.0.dispreferred", "empty"),
+        ({"pairs": ["one"]}, "pairs.0", "an object"),
+        ({"pairs": [{"query": "q", "preferred": "p"}]}, "pairs.0.dispreferred", "text"),
+        ({"pairs": [{**PAIR, "query": "x" * (TEXT_LIMIT + 1)}]}, "pairs.0.query", str(TEXT_LIMIT)),
+        ({"pairs": [PAIR, {**PAIR, "preferred": "x" * (ANSWER_LIMIT + 1)}]}, "pairs.1.preferred", str(ANSWER_LIMIT)),
+        ({"queries": ["q"] * QUERIES_LIMIT, "pairs": [PAIR]}, "queries", "2000 queries and 1 pairs"),
+        ({"queries": ["x" * TEXT_LIMIT] * (TOTAL_LIMIT // TEXT_LIMIT + 1)}, "queries", str(TOTAL_LIMIT)),
+        ({"queries": ["a", "b"], "fit": {"neighbors": 3}}, "fit.neighbors", "neighbors=3 is more than the 2"),
+        ({"queries": ["a"], "pairs": [PAIR], "fit": {"neighbors": 4, "own_queries": 1}}, "fit.neighbors", "the 3"),
+    ],
+)  # fmt: skip
+def test_a_bad_spec_is_refused_by_field_and_limit(spec: dict[str, Any], field: str, says: str) -> None:
+    error = refusal(lambda: normal_spec(spec))
+    assert error.field == field
+    assert says in error.message
+
+
+def test_the_normal_form_has_every_field() -> None:
+    assert normal_spec({"queries": ["One?", {"text": "Two?", "preferred": "formal"}], "pairs": [PAIR]}) == {
+        "persona": None,
+        "queries": [
+            {"text": "One?", "preferred": None, "dispreferred": None},
+            {"text": "Two?", "preferred": "formal", "dispreferred": None},
+        ],
+        "pairs": [PAIR],
+        "fit": {},
+    }
+    assert normal_spec({"persona": {"preferred": "kind"}})["persona"] == {
+        "description": None,
+        "preferred": "kind",
+        "dispreferred": None,
+    }
+
+
+def test_texts_just_within_their_limits_are_stored() -> None:
+    phrases = {"preferred": "x" * PHRASE_LIMIT, "dispreferred": "x" * PHRASE_LIMIT}
+    answers = {"preferred": "x" * ANSWER_LIMIT, "dispreferred": "x" * ANSWER_LIMIT}
+    spec = {
+        "persona": {"description": "x" * DESCRIPTION_LIMIT, **phrases},
+        "queries": [{"text": "x" * TEXT_LIMIT, **phrases}],
+        "pairs": [{"query": "x" * TEXT_LIMIT, **answers}],
+    }
+    assert normal_spec(spec) == {**spec, "fit": {}}
+
+
+class TestParent:
+    PARENT = normal_spec(
+        {"persona": PERSONA, "queries": ["a", "b"], "fit": {"method": "alignez", "neighbors": 2, "steps": 3}}
+    )
+
+    def test_what_is_not_given_is_taken_over(self) -> None:
+        assert normal_spec({}, self.PARENT) == self.PARENT
+        assert normal_spec({"persona": None, "fit": None}, self.PARENT) == self.PARENT
+
+    def test_a_field_is_replaced_as_a_whole_and_the_fit_setting_by_setting(self) -> None:
+        made = normal_spec({"persona": {"preferred": "kind"}, "fit": {"strength": 0.5}}, self.PARENT)
+        assert made["persona"] == {"description": None, "preferred": "kind", "dispreferred": None}
+        assert made["queries"] == self.PARENT["queries"]
+        assert made["fit"] == {"method": "alignez", "neighbors": 2, "steps": 3, "strength": 0.5}
+
+    def test_none_is_the_default_again_except_for_steps(self) -> None:
+        made = normal_spec({"fit": {"method": None, "neighbors": None, "steps": None, "seed": None}}, self.PARENT)
+        assert made["fit"] == {"steps": None}
+
+    def test_fewer_queries_than_an_explicit_k_are_refused_and_an_open_k_adapts(self) -> None:
+        assert refusal(lambda: normal_spec({"queries": ["a"]}, self.PARENT)).field == "fit.neighbors"
+        assert normal_spec({"queries": ["a"], "fit": {"neighbors": None}}, self.PARENT)["queries"][0]["text"] == "a"
+
+
+class TestNeighbors:
+    def spec(self, **fit: Any) -> dict[str, Any]:
+        return normal_spec({"persona": PERSONA, "fit": fit})
+
+    def test_on_the_bank_the_models_own_queries_count_too(self) -> None:
+        assert own_queries(self.spec()) == OWN_QUERIES
+        check_neighbors(self.spec(neighbors=4 + OWN_QUERIES), 4)
+        error = refusal(lambda: check_neighbors(self.spec(neighbors=5 + OWN_QUERIES), 4))
+        assert error.message.startswith(f"neighbors={5 + OWN_QUERIES} is more than the {4 + OWN_QUERIES} fit queries")
+        assert refusal(lambda: check_neighbors(self.spec(neighbors=5, own_queries=0), 4)).field == "fit.neighbors"
+
+    def test_an_unknown_bank_or_an_open_k_passes(self) -> None:
+        check_neighbors(self.spec(neighbors=2000), None)
+        check_neighbors(self.spec(), 1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [(5, "5 layers are asked for, nano has 4"), ([0, 4], "layer 4 does not exist, nano has 0 to 3")],
+)
+def test_layers_that_the_model_does_not_have(layers: object, says: str) -> None:
+    error = refusal(lambda: check_layers({"layers": layers}, 4, "nano"))
+    assert (error.field, error.message) == ("fit.layers", says)
+
+
+@pytest.mark.parametrize("layers", [None, "all", 1, 4, [0], [0, 3]])
+def test_layers_that_the_model_has(layers: object) -> None:
+    check_layers({"layers": layers}, 4, "nano")
+
+
+@pytest.mark.parametrize("name", ["a", "0", "A.b_c-d", "x" * NAME_LIMIT])
+def test_names(name: str) -> None:
+    assert check_name("name", name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-a", ".a", "_a", "a b", "a/b", "a@b", "a:b", "a#b", "a\n", "é", "x" * (NAME_LIMIT + 1), str(uuid4())]
+)
+def test_what_is_no_name(name: str) -> None:
+    assert refusal(lambda: check_name("name", name)).field == "name"
+
+
+@pytest.mark.parametrize("user", ["", " ", "x" * (USER_LIMIT + 1), "nul\x00", "\udfff"])
+def test_what_is_no_end_user(user: str) -> None:
+    assert refusal(lambda: check_end_user(user)).field == "user"
+
+
+def test_text_comes_back_as_it_is() -> None:
+    assert check_text("note", " Жанна ", 7) == " Жанна "
+
+
+def test_only_a_uuid_is_an_id() -> None:
+    given = uuid4()
+    assert parse_id(str(given)) == given
+    for ref in ("", "cheerful", str(given)[:-1], "{}"):
+        assert parse_id(ref) is None

@@ -1,0 +1,90 @@
+"""Vectors in their stored forms, and the projection that stored sketches were made with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from profiles import vectors
+from profiles.models import SKETCH_SIZE
+from profiles.vectors import Vector
+
+
+def rows(n: int, width: int, seed: int = 0) -> Vector:
+    return np.random.default_rng(seed).standard_normal((n, width)).astype(np.float32)
+
+
+def test_the_projection_never_changes() -> None:
+    """Another one would make every stored sketch wider than `SKETCH_SIZE` dimensions worthless."""
+    projection = vectors._projection(512)
+    assert projection.shape == (512, SKETCH_SIZE)
+    digest = hashlib.sha256(projection.astype("<f4").tobytes()).hexdigest()
+    assert digest == "b8c87b221326362919d5bc727da16ec3f1875ac5b8f73f7aab7eceeac59e4fc4"
+
+
+@pytest.mark.parametrize("width", [1, 6, SKETCH_SIZE])
+def test_up_to_its_size_a_sketch_is_the_embedding_itself(width: int) -> None:
+    embeddings = rows(3, width)
+    assert np.array_equal(vectors.sketch(embeddings), embeddings)
+
+
+@pytest.mark.parametrize("width", [SKETCH_SIZE + 1, 512, 4096])
+def test_a_sketch_keeps_squared_distances_to_about_nine_percent(width: int) -> None:
+    embeddings = rows(60, width)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    short = vectors.sketch(embeddings)
+    assert (short.shape, short.dtype) == ((60, SKETCH_SIZE), np.float32)
+    pairs = np.triu_indices(60, 1)
+    full = ((embeddings[pairs[0]] - embeddings[pairs[1]]) ** 2).sum(axis=1)
+    estimate = ((short[pairs[0]] - short[pairs[1]]) ** 2).sum(axis=1)
+    error = estimate / full - 1
+    assert abs(error.mean()) < 0.03
+    assert error.std() == pytest.approx((2 / SKETCH_SIZE) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("width", [1, 6, 512, 4096])
+def test_pgvectors_form_round_trips(width: int) -> None:
+    given = rows(5, width)
+    given[0, 0] = np.float32(-0.0)
+    given[1, 0] = np.finfo(np.float32).tiny
+    raw = [vectors.encode(row) for row in given]
+    assert {len(one) for one in raw} == {4 + 4 * width}
+    for one, row in zip(raw, given, strict=True):
+        assert vectors.decode(one).tobytes() == row.tobytes()
+    assert vectors.decode_many(raw).tobytes() == given.tobytes()
+
+
+def test_no_vectors_at_all_decode_to_none() -> None:
+    assert vectors.decode_many([]).shape == (0, 0)
+
+
+@pytest.mark.parametrize("width", [1, 6, 512, 4096])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e30])
+def test_the_packed_form_keeps_eleven_bits_whatever_the_size(width: int, size: float) -> None:
+    given = rows(5, width) * np.float32(size)
+    raw = [vectors.pack(row) for row in given]
+    assert {len(one) for one in raw} == {4 + 2 * width}
+    error = np.abs(vectors.unpack_many(raw) - given) / np.abs(given).max(1, keepdims=True)
+    assert error.max() <= 2.0**-11
+
+
+def test_a_packed_zero_is_zero() -> None:
+    assert not vectors.unpack_many([vectors.pack(np.zeros(4, np.float32))]).any()
+
+
+@pytest.mark.parametrize("store", [vectors.encode, vectors.pack])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_stored(store: Callable[[Vector], bytes], bad: float) -> None:
+    vector = rows(1, 8)[0]
+    vector[3] = bad
+    with pytest.raises(ValueError, match="not a finite vector"):
+        store(vector)
+
+
+@pytest.mark.parametrize("store", [vectors.encode, vectors.pack])
+def test_only_one_dimension_is_stored(store: Callable[[Vector], bytes]) -> None:
+    with pytest.raises(ValueError, match=r"\(2, 8\)"):
+        store(rows(2, 8))

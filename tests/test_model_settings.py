@@ -1,0 +1,56 @@
+"""The settings that say which model runs and how are shared by the API and the workers, and reach the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from alignez_core.engines.transformers_engine import TransformersEngine
+from api.loading import load_engine as load_api_engine
+from api.settings import ApiSettings
+from worker.engine import load_engine as load_worker_engine
+from worker.settings import WorkerSettings
+
+PROCESSES = [
+    pytest.param(lambda: load_api_engine(ApiSettings()), "API", id="api"),
+    pytest.param(lambda: load_worker_engine(WorkerSettings()), "WORKER", id="worker"),
+]
+
+
+class Loaded(Exception):
+    """Carries the arguments that the engine was to be loaded with."""
+
+
+def arguments(load: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    def refuse(path: str, **given: Any) -> None:
+        raise Loaded(given)
+
+    monkeypatch.setattr(TransformersEngine, "load", refuse)
+    with pytest.raises(Loaded) as raised:
+        load()
+    given: dict[str, Any] = raised.value.args[0]
+    return given
+
+
+@pytest.mark.parametrize(("load", "process"), PROCESSES)
+def test_mlp_path_and_prompt_format_reach_the_engine_of_either_process(
+    load: Callable[[], object], process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arguments(load, monkeypatch)
+    assert (given["mlp_path"], given["prompt_format"]) == (None, "auto")
+    monkeypatch.setenv("ALIGNEZ_MLP_PATH", "model.blocks.{layer}.ffn")
+    monkeypatch.setenv("ALIGNEZ_PROMPT_FORMAT", "plain")
+    given = arguments(load, monkeypatch)
+    assert (given["mlp_path"], given["prompt_format"]) == ("model.blocks.{layer}.ffn", "plain")
+    monkeypatch.setenv(f"ALIGNEZ_{process}_MLP_PATH", "own.{layer}")
+    assert arguments(load, monkeypatch)["mlp_path"] == "own.{layer}"
+
+
+def test_an_unknown_prompt_format_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNEZ_PROMPT_FORMAT", "poem")
+    for settings in (ApiSettings, WorkerSettings):
+        with pytest.raises(ValidationError, match="poem"):
+            settings()
