@@ -117,7 +117,8 @@ def fit_profile(
         progress: called between batches; raising from it (`FitCancelled`, a lost lease) stops the fit there.
         resume: chunks of an earlier, interrupted run of the same spec; they are not generated again.
     Raises: InvalidInput, LayerOutOfRange, TooFewSamples: the spec does not fit the model or its own queries.
-        DegenerateEmbeddings: no direction can be found. ContextTooLong, OutOfMemory: from the engine.
+        DegenerateEmbeddings: no direction can be found. ContextTooLong: a query leaves no room for its characteristics.
+        OutOfMemory: from the engine.
     Source: AlignEZ (arXiv 2406.03642), Algorithm 1, sections 2.1 to 2.4. Deviations: `representation`, the layer score
         and `method="transport"`, as their own docstrings say.
     """
@@ -132,7 +133,7 @@ def fit_profile(
     kept, embeddings, help_, harm, plain = run.represent(samples, characteristics, responses)
     config.check_samples(len(kept))
 
-    run.enter("directions", len(kept))
+    run.report("directions", 0, len(kept))
     found = fit_directions(help_, harm)
     choice = _choose_layers(config, found, engine.info.n_layers)
     edited = list(choice.layers)
@@ -140,7 +141,7 @@ def fit_profile(
     transport = _transport_or_none(config, help_, plain)
     run.report("directions", len(kept), len(kept))
 
-    run.enter("evaluation", 1)
+    run.report("evaluation", 0, 1)
     evaluation = evaluate_fit(
         engine, config, choice.layers, kept, characteristics, responses, embeddings, help_, harm, plain,
         without_room=len(run.no_room),

@@ -35,6 +35,7 @@ class FitConfig:
         steps: edited positions from the last prompt token on; "default": 1 for transport, no end for alignez;
             None: no end.
         responses: for how many queries response pairs are made when the fit does not need them; "all" or a number.
+            Given pairs keep their answers whatever it says.
         query_encoder: "lm" or a sentence-transformers model.
         seed: of all sampling. Row seeds derive from it and the query's index, so batching does not matter.
         temperature: of the self-generated data.

@@ -84,7 +84,6 @@ class FitRun:
         self._done: dict[str, dict[int, TextPair]] = {"characteristics": {}, "responses": {}}
         for chunk in resume:
             self._adopt(chunk)
-        self._stage: Stage = "characteristics"
         self._since = time.perf_counter()
 
     def samples(self) -> list[Sample]:
@@ -133,7 +132,7 @@ class FitRun:
         if kind == "responses":
             self.no_room = {s.index for s in missing if not self._has_room(s, characteristics[s.index])}
             missing = [s for s in missing if s.index not in self.no_room]
-        self.enter(kind, len(samples), len(samples) - len(missing))
+        self.report(kind, len(samples) - len(missing), len(samples))
         for chunk in _chunks(missing, self.spec.config.chunk_size):
             if kind == "characteristics":
                 pairs = generate_characteristics(self.engine, chunk, self.spec.config)
@@ -173,7 +172,7 @@ class FitRun:
             raise DegenerateEmbeddings(
                 f"none of the {len(samples)} samples can be used ({reasons}), so nothing to fit on"
             )
-        self.enter("representations", len(kept))
+        self.report("representations", 0, len(kept))
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         done = 0
         for chunk in _chunks(kept, config.chunk_size):
@@ -193,6 +192,7 @@ class FitRun:
             embeddings = from_representation(plain)
         else:
             embeddings = make_encoder(encoder, self.engine).encode([s.query for s in kept])
+        self._charge("representations")
         return kept, embeddings, help_, harm, plain
 
     def _unreadable(self, sample: Sample, characteristics: TextPair, responses: TextPair | None) -> str | None:
@@ -224,17 +224,16 @@ class FitRun:
                 spans.append(Span(end - 1 if last_only else min(start, end - 1), end))
         return self.engine.represent(texts, spans)
 
-    def enter(self, stage: Stage, total: int, done: int = 0) -> None:
-        self._stage = stage
-        self._since = time.perf_counter()
-        self.report(stage, done, total)
-
     def report(self, stage: Stage, done: int, total: int, chunk: PairChunk | None = None) -> None:
+        """Tells the progress; the time since the last report is the stage's."""
+        self._charge(stage)
+        self.progress(FitEvent(stage, done, total, chunk))
+        self._since = time.perf_counter()  # the callback's own time (a database write) is not the stage's
+
+    def _charge(self, stage: Stage) -> None:
         now = time.perf_counter()
         self.seconds[stage] += now - self._since
         self._since = now
-        self.progress(FitEvent(stage, done, total, chunk))
-        self._since = time.perf_counter()  # the callback's own time (a database write) is not the stage's
 
     def _adopt(self, chunk: PairChunk) -> None:
         if chunk.kind == "queries":
