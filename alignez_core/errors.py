@@ -82,6 +82,22 @@ class ContextTooLong(AlignezError):
         self.context_length = context_length
 
 
+class RequestTooLarge(AlignezError):
+    """Prompt plus the tokens asked for exceed what the engine may hold for all its rows together."""
+
+    code = "request_too_large"
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"{prompt_tokens} prompt tokens and {max_tokens} new tokens were requested "
+            f"({prompt_tokens + max_tokens} in all), but this server holds {limit} tokens at most for all requests "
+            "together; ask for fewer"
+        )
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.limit = limit
+
+
 class ModelNotFound(AlignezError):
     """The model directory or hub id cannot be loaded."""
 

@@ -173,6 +173,7 @@ _CORE_STATUS: tuple[tuple[type[core.AlignezError], int], ...] = (
     (core.ModelMismatch, 409),
     (core.DegenerateEmbeddings, 409),
     (core.ContextTooLong, 400),
+    (core.RequestTooLarge, 400),
     (core.EngineOverloaded, 429),
     (core.EngineClosed, 503),
     (core.OutOfMemory, 503),
@@ -199,7 +200,7 @@ def _of_core(error: core.AlignezError) -> Problem:
     param = error.field if isinstance(error, core.InvalidInput) else None
     if isinstance(error, core.InvalidInput):
         details = {"field": error.field}
-    elif isinstance(error, core.ContextTooLong):
+    elif isinstance(error, core.ContextTooLong | core.RequestTooLarge):
         param = "messages"
     elif isinstance(error, core.TooFewSamples):
         param = "fit.neighbors"

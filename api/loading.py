@@ -33,6 +33,7 @@ def load_engine(settings: ApiSettings) -> Engine:
         revision=settings.model_revision,
         max_slots=settings.max_running,
         max_waiting=settings.max_waiting,
+        max_cache_tokens=settings.max_cache_tokens,
         mlp_path=settings.mlp_path,
         prompt_format=settings.prompt_format,
         threads=settings.threads,
@@ -76,7 +77,14 @@ def load_query_bank(settings: ApiSettings) -> tuple[str, ...]:
 def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) -> Model:
     """The engine with what serves requests on it."""
     settings = services.settings
-    served = Served(engine, services.metrics, services.pace, services.usage, settings.default_max_tokens)
+    served = Served(
+        engine,
+        services.metrics,
+        services.pace,
+        services.usage,
+        settings.default_max_tokens,
+        settings.max_cache_tokens,
+    )
     personaliser = Personaliser(engine, services.sessions, services.metrics, settings.plan_cache_size)
     return Model(engine, settings.model_name or engine.info.name, served, personaliser, query_bank)
 

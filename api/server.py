@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 from types import FrameType
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 
 from api.app import create_app
 from api.logs import configure_logs
 from api.services import Services
 from api.settings import ApiSettings
 
+log = structlog.get_logger("api")
+
+#: After the drain, for the last bytes of answers that the engine's end has ended.
+_LAST_BYTES_S = 5
+
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which tells the app when it begins to end: only then can event streams let go."""
+    """uvicorn's server, which tells the app when it begins to end: only then can event streams let go.
+
+    Once no connection is taken any more, running requests have the settings' `drain_s`. Then the engine is closed:
+    whole answers become a 503, and streams end with an error event. uvicorn by itself would cancel their tasks, which a
+    client cannot tell from a broken connection.
+    """
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
@@ -26,6 +39,20 @@ class Server(uvicorn.Server):
         """First signal: drain. Second: leave at once."""
         self._services.draining.set()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more connections, and waits for those that there are."""
+        deadline = asyncio.create_task(self._end_generation())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            deadline.cancel()
+
+    async def _end_generation(self) -> None:
+        await asyncio.sleep(self._services.settings.drain_s)
+        if self._services.model is not None:
+            log.warning("drain_exceeded", drain_s=self._services.settings.drain_s)
+            await run_in_threadpool(self._services.model.engine.close)
 
 
 def server_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
@@ -37,7 +64,7 @@ def server_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
         log_config=None,  # configure_logs did it
         access_log=False,  # RequestContext writes a line with the request id
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        timeout_graceful_shutdown=round(settings.drain_s) + _LAST_BYTES_S,
         # Longer than load balancers keep a connection: who closes first must not be the server.
         timeout_keep_alive=75,
         # Long prompts come in one body; the limit on it is ours. Headers need no more than this.

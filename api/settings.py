@@ -61,8 +61,11 @@ class ApiSettings(BaseSettings):
     threads: int | None = Field(None, ge=1, le=1024)
     #: Rows that run in one batch; requests beyond wait.
     max_running: int = Field(64, ge=1, le=4096)
-    #: Requests that may wait for a place; one more gets 429.
+    #: Requests that may wait for a place; one more gets 429, unless its tenant has none waiting.
     max_waiting: int = Field(512, ge=0, le=100_000)
+    #: Prompt and answer tokens, at their longest, of all requests that run at once; more wait, and one that alone is
+    #: over it gets 400. None: `max_running` is the only limit.
+    max_cache_tokens: int | None = Field(None, ge=2)
 
     #: Answer length when a chat request names none (the context may allow less).
     default_max_tokens: int = Field(256, ge=1)
@@ -87,7 +90,8 @@ class ApiSettings(BaseSettings):
 
     job_poll_s: float = Field(0.3, gt=0)
     heartbeat_s: float = Field(15.0, gt=0)
-    #: Time that running requests get to finish at shutdown.
+    #: Time that running requests get to finish at shutdown; after it their streams end with an error event. The
+    #: process may live a few seconds longer.
     drain_s: float = Field(30.0, ge=0)
     #: Deadline of each of the checks behind `/ready`.
     ready_timeout_s: float = Field(2.0, gt=0)

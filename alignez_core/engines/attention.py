@@ -1,4 +1,4 @@
-"""Attention over slots: one new token per row against that row's own keys, or a causal prefill.
+"""Attention over slots: one new token per row against that row's own keys, or a causal prefill, whole or in pieces.
 
 Registered as an attention implementation of transformers; no mask function goes with it, so models build no mask of
 their own (transformers 5.23, `masking_utils._preprocess_mask_arguments`) and the step's mask is the only one.
@@ -36,7 +36,7 @@ def slot_attention(
     """Attention output of the current step, as transformers' attention interface wants it.
 
     Args:
-        query: (B, H, T, d). key, value: (B, Hkv, K, d), T = 1 in a decode, T = K in a prefill.
+        query: (B, H, T, d). key, value: (B, Hkv, K, d), T = 1 in a decode, K = start + T in a prefill.
     Returns: (B, T, H, d), and no weights.
     Raises: UnknownArchitecture: the model asks for a variant of attention that is not computed here.
     """
@@ -52,9 +52,7 @@ def slot_attention(
         packed = query.reshape(rows, heads // groups, groups, width)
         out = _attend(packed, key, value, mask, False, scaling, softcap)
         return out.reshape(rows, 1, heads, out.shape[-1]), None
-    mask = None
-    if sliding_window is not None and length > sliding_window:
-        mask = step.prefill_mask(sliding_window, length, query.dtype, query.device)
+    mask = step.prefill_mask(sliding_window, length, query.dtype, query.device)
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     out = _attend(query, key, value, mask, mask is None and length > 1, scaling, softcap)

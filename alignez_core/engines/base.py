@@ -53,6 +53,8 @@ class GenerationRequest:
         ignore_eos: go on past the end-of-sequence token.
         logprobs: None, or how many alternatives (0 to 20) to report beside each token.
         edit: None is the bare model.
+        group: who asks. Requests that wait are let in by turns of the groups, so that one caller's many hold up nobody
+            else's few; it has no part in the answer, nor in whether two requests are equal.
     """
 
     prompt: Prompt
@@ -65,6 +67,7 @@ class GenerationRequest:
     ignore_eos: bool = False
     logprobs: int | None = None
     edit: EditPlan | None = None
+    group: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
@@ -164,7 +167,7 @@ class Engine(Protocol):
         """Completes all requests, in their order; they share batches with whatever else is running.
 
         Raises: ContextTooLong: prompt + max_tokens exceed the context. ModelMismatch: an edit for another model.
-            OutOfMemory, EngineClosed.
+            RequestTooLarge: more than the engine may ever hold. OutOfMemory, EngineClosed.
         """
         ...
 

@@ -172,6 +172,11 @@ class Row:
         return reason, StreamChunk(piece, (token,), reason, logprobs, len(self.prompt))
 
     @property
+    def cache_tokens(self) -> int:
+        """Tokens whose keys and values the row may come to hold: its prompt and all that it may generate."""
+        return len(self.prompt) + self.request.max_tokens
+
+    @property
     def writer(self) -> StreamWriter | None:
         """The stream of this row, if it is streamed."""
         return self._writer

@@ -33,6 +33,10 @@ class SlotRunner:
         hidden_size = int(model.config.get_text_config().hidden_size)
         self._edits = SlotEdits(len(mlps), hidden_size, max_slots, self._device)
         self._lengths = np.zeros(max_slots, dtype=np.int64)
+        # The prompt that is prefilled in pieces has a place of its own, because live rows must be the first slots.
+        self._piece_cache = SlotCache(1, context_length)
+        self._piece_edits = SlotEdits(len(mlps), hidden_size, 1, self._device)
+        self._prefilled = 0
         self.max_slots = max_slots
         self.rows = 0
         self._handles = [mlp.register_forward_hook(_mlp_hook(layer)) for layer, mlp in enumerate(mlps)]
@@ -56,6 +60,44 @@ class SlotRunner:
         self._lengths[first : first + count] = lengths
         self.rows += count
         return logits[:, 0]
+
+    @torch.inference_mode()
+    def prefill_piece(self, prompt: Sequence[int], edit: EditPlan | None, tokens: int) -> Tensor | None:
+        """Prefills the next `tokens` of a prompt beside the live rows; with its last ones it takes the next slot.
+
+        One prompt at a time: calls repeat the same prompt and edit until it has joined or `drop_pieces` was called.
+
+        Returns: None, and at the end (1, vocabulary) logits of the token after it. On any error no row has joined.
+        """
+        start, length = self._prefilled, len(prompt)
+        end = min(start + tokens, length)
+        if start == 0:
+            self._piece_cache.reserve(1, length)
+            self._piece_edits.set(0, edit, length)
+        edits = self._piece_edits.prefill(0, [end - start], to_the_end=end == length)
+        last = self._tensor([0]), self._tensor([end - start - 1])
+        step = Step(start=start, wanted=last, edits=edits)
+        positions = torch.arange(start, end, device=self._device)[None]
+        view = StepCache(self._piece_cache, 0, start=start)
+        logits = self._forward(self._tensor(prompt[start:end])[None], step, view, positions)
+        self._prefilled = end
+        if end < length:
+            return None
+        slot = self.rows
+        self._cache.reserve(slot + 1, length)
+        self._cache.copy_from(self._piece_cache, slot, length)
+        self._edits.set(slot, edit, length)
+        self._lengths[slot] = length
+        self.drop_pieces()
+        self.rows += 1
+        return logits[:, 0]
+
+    @torch.inference_mode()
+    def drop_pieces(self) -> None:
+        """Forgets the prompt that is being prefilled in pieces and gives its memory back."""
+        self._prefilled = 0
+        self._piece_edits.set(0, None, 0)
+        self._piece_cache.clear()
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int]) -> Tensor:
@@ -97,6 +139,7 @@ class SlotRunner:
             self._edits.set(row, None, 0)
         self.rows = 0
         self._cache.clear()
+        self.drop_pieces()
 
     @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]], reader: MlpReader) -> None:

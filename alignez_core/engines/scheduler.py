@@ -1,7 +1,7 @@
 """The engine's thread: requests join and leave the running batch between two steps.
 
 One turn of the loop: drop cancelled rows, run one piece of other work on the model (`represent`, `score`), let a
-bounded batch of waiting requests in, then give every live row one token.
+bounded batch of waiting requests in, prefill one piece of a long prompt, then give every live row one token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from alignez_core.engines.rows import Row, alternatives
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.sampling import BatchSampler
 from alignez_core.engines.streams import StreamWriter, deliver
-from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory
+from alignez_core.engines.waiting import WaitingRows
+from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory, RequestTooLarge
 
 _log = logging.getLogger(__name__)
 
@@ -53,23 +54,38 @@ class Scheduler:
 
     Args:
         runner: the model; only this thread touches it.
-        max_waiting: requests that may wait when every slot is taken; a bounded submission beyond is refused.
+        max_waiting: requests that may wait when every slot is taken; a bounded submission beyond is refused. Full, the
+            queue still takes one request of a group that has none waiting, or one caller could shut all others out;
+            0 is no queue at all.
         prefill_tokens: tokens, padding included, of one batch of joining requests; it bounds how long running
-            streams pause for newcomers. One longer prompt still joins, alone.
+            streams pause for newcomers.
+        prefill_piece: tokens of a long prompt that one turn prefills; a prompt of more goes in pieces, one such prompt
+            at a time, so that running streams never wait for the whole of it and short newcomers pass it by.
+        max_cache_tokens: what the rows in slots may come to hold together, prompts and all that they may generate; a
+            request beyond waits. None: the slots are the only limit.
     """
 
     def __init__(
-        self, runner: SlotRunner, device: torch.device, max_waiting: int = 1024, prefill_tokens: int = 4096
+        self,
+        runner: SlotRunner,
+        device: torch.device,
+        max_waiting: int = 1024,
+        prefill_tokens: int = 4096,
+        max_cache_tokens: int | None = None,
+        prefill_piece: int = 512,
     ) -> None:
         self._runner = runner
         self._device = device
         self._max_waiting = max_waiting
         self._prefill_tokens = prefill_tokens
+        self._max_cache_tokens = max_cache_tokens
+        self._prefill_piece = prefill_piece
         self._changed = threading.Condition()
-        self._waiting: deque[Row] = deque()
+        self._waiting = WaitingRows()
         self._work: deque[Callable[[], None]] = deque()
         self._closed = False
         self._rows: list[Row] = []
+        self._long: Row | None = None  # the row whose prompt is being prefilled in pieces
         self._taken = 0  # rows out of the queue and not yet gone: joining or in a slot; the engine's thread counts
         self._sampler: BatchSampler | None = None
         self._generated = 0
@@ -78,13 +94,20 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, rows: Sequence[Row], *, bounded: bool) -> None:
-        """Queues rows, in order. Raises: EngineOverloaded: bounded and the queue is full. EngineClosed."""
+        """Queues rows, in order.
+
+        Raises: EngineOverloaded: bounded and the queue is full. RequestTooLarge: a row alone is over
+            `max_cache_tokens`. EngineClosed.
+        """
+        limit = self._max_cache_tokens
+        for row in rows:
+            if limit is not None and row.cache_tokens > limit:
+                raise RequestTooLarge(len(row.prompt), row.request.max_tokens, limit)
         with self._changed:
             self._require_open()
-            free = self._runner.max_slots - self._taken
-            if bounded and len(self._waiting) >= self._max_waiting + free:
+            if bounded and not self._has_room(rows[0].request.group):
                 raise EngineOverloaded(len(self._waiting), self._max_waiting)
-            self._waiting.extend(rows)
+            self._waiting.add(rows)
             self._changed.notify()
 
     def between_steps(self, work: Callable[[], T]) -> Future[T]:
@@ -113,7 +136,7 @@ class Scheduler:
         """A snapshot; safe from any thread."""
         with self._changed:
             waiting = len(self._waiting)
-        return EngineLoad(self._runner.rows, waiting, self._runner.max_slots, self._generated, self._steps)
+        return EngineLoad(self._taken, waiting, self._runner.max_slots, self._generated, self._steps)
 
     def close(self) -> None:
         """Ends every row with `EngineClosed` and the thread with them. Safe to call twice."""
@@ -122,6 +145,12 @@ class Scheduler:
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _has_room(self, group: str | None) -> bool:
+        free = self._runner.max_slots - self._taken
+        if len(self._waiting) < self._max_waiting + free:
+            return True
+        return self._max_waiting > 0 and self._waiting.waiting_of(group) == 0
 
     def _require_open(self) -> None:
         if self._closed:
@@ -132,8 +161,8 @@ class Scheduler:
             try:
                 self._turn()
             except Exception as error:  # the running rows are lost; the engine goes on with the next
-                rows, self._rows, self._sampler = self._rows, [], None
-                self._taken = 0
+                rows = self._let_in()
+                self._rows, self._long, self._sampler, self._taken = [], None, None, 0
                 self._runner.reset()
                 self._fail(rows, error)
         self._end()
@@ -144,39 +173,81 @@ class Scheduler:
             self._work.popleft()()
         joining = self._next_batch()
         if joining:
-            self._join(joining)
+            self._join(joining, lambda: self._prefill(joining))
+        long = self._long
+        if long is not None:
+            self._join([long], lambda: self._prefill_piece_of(long))
         if self._rows:
             self._step()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._rows or self._waiting or self._work)
+            self._changed.wait_for(lambda: self._closed or self._rows or self._long or self._waiting or self._work)
             return not self._closed
 
     def _drop_cancelled(self) -> None:
         with self._changed:
-            if any(row.sink.cancelled for row in self._waiting):
-                self._waiting = deque(row for row in self._waiting if not row.sink.cancelled)
+            self._waiting.drop_cancelled()
+        if self._long is not None and self._long.sink.cancelled:
+            self._long = None
+            self._taken -= 1
+            self._runner.drop_pieces()
         self._leave([i for i, row in enumerate(self._rows) if row.sink.cancelled])
 
     def _next_batch(self) -> list[Row]:
-        """The requests to let in now, first come first served."""
+        """The requests to let in now, as `WaitingRows` has their turns."""
         batch: list[Row] = []
         longest = 0
+        room = self._free_tokens()
         with self._changed:
-            while self._waiting and self._runner.rows + len(batch) < self._runner.max_slots:
-                longest = max(longest, len(self._waiting[0].prompt))
-                if batch and longest * (len(batch) + 1) > self._prefill_tokens:
+            while self._taken < self._runner.max_slots:
+                row = self._waiting.first(room, None if self._long is None else self._prefill_piece)
+                if row is None:
                     break
-                batch.append(self._waiting.popleft())
-            self._taken += len(batch)
+                is_long = len(row.prompt) > self._prefill_piece
+                if not is_long:
+                    longest = max(longest, len(row.prompt))
+                    if batch and longest * (len(batch) + 1) > self._prefill_tokens:
+                        break
+                self._waiting.remove(row, room)
+                self._taken += 1
+                room = None if room is None else room - row.cache_tokens
+                if is_long:
+                    self._long = row
+                else:
+                    batch.append(row)
         return batch
 
-    def _join(self, rows: list[Row]) -> None:
+    def _free_tokens(self) -> int | None:
+        if self._max_cache_tokens is None:
+            return None
+        return self._max_cache_tokens - sum(row.cache_tokens for row in self._let_in())
+
+    def _let_in(self) -> list[Row]:
+        return self._rows if self._long is None else [*self._rows, self._long]
+
+    def _prefill(self, rows: list[Row]) -> Tensor:
+        return self._runner.prefill([row.prompt for row in rows], [row.edit for row in rows])
+
+    def _prefill_piece_of(self, row: Row) -> Tensor | None:
+        try:
+            logits = self._runner.prefill_piece(row.prompt, row.edit, self._prefill_piece)
+        except Exception:
+            self._runner.drop_pieces()
+            self._long = None
+            raise
+        if logits is not None:
+            self._long = None
+        return logits
+
+    def _join(self, rows: list[Row], prefill: Callable[[], Tensor | None]) -> None:
+        """Makes rows live that `prefill` takes slots for; it returns None where a long prompt has more to come."""
         first = self._runner.rows
         try:
+            logits = prefill()
+            if logits is None:
+                return
             sampler = BatchSampler([row.params for row in rows], [len(row.generated) for row in rows], self._device)
-            logits = self._runner.prefill([row.prompt for row in rows], [row.edit for row in rows])
             drawn = _draw(rows, logits, sampler)
         except Exception as error:  # only the rows of this prefill are lost; the others go on
             self._runner.remove(range(first, self._runner.rows))  # the last ones, so nobody moves
@@ -233,10 +304,9 @@ class Scheduler:
 
     def _end(self) -> None:
         with self._changed:
-            rows = [*self._rows, *self._waiting]
-            self._waiting.clear()
+            rows = [*self._let_in(), *self._waiting.clear()]
             work, self._work = list(self._work), deque()
-        self._rows = []
+        self._rows, self._long, self._taken = [], None, 0
         for row in rows:
             row.sink.fail(EngineClosed("the engine was closed"))
         for item in work:

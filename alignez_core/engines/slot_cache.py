@@ -48,6 +48,13 @@ class SlotCache:
             for tensor in store.values():
                 tensor[target, :, :length] = tensor[source, :, :length]
 
+    def copy_from(self, other: SlotCache, target: int, length: int) -> None:
+        """Copies the first `length` tokens of another cache's first slot into a slot of this one."""
+        for index in other.keys:
+            keys, values = self.layer(index, other.keys[index], other.values[index])
+            keys[target, :, :length] = other.keys[index][0, :, :length]
+            values[target, :, :length] = other.values[index][0, :, :length]
+
     def clear(self) -> None:
         """Gives all memory back."""
         self.keys, self.values = {}, {}
@@ -67,7 +74,8 @@ class StepCache(Cache):
 
     Args:
         first: slot of the batch's first row; the others follow.
-        positions: (B,) positions to write to, or None for a prefill from position 0.
+        positions: (B,) positions to write to, or None for a prefill.
+        start: where a prefill begins; what is there before it is read back.
         uniform_position: the one position of all rows, if it is the same, else None.
         key_length: columns of the view that a decode reads.
     """
@@ -79,6 +87,7 @@ class StepCache(Cache):
         positions: Tensor | None = None,
         uniform_position: int | None = None,
         key_length: int = 0,
+        start: int = 0,
     ) -> None:
         super().__init__(layers=[])
         self._cache = cache
@@ -86,6 +95,7 @@ class StepCache(Cache):
         self._positions = positions
         self._uniform = uniform_position
         self._key_length = key_length
+        self._start = start
         self._place: tuple[int, Tensor] | None = None
 
     def update(
@@ -93,15 +103,19 @@ class StepCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Writes the new tokens' keys and values; returns those that the new tokens may see.
 
-        Args: (B, kv_heads, T, head_dim) each. Returns: a prefill's own, or (B, kv_heads, key_length, head_dim) views.
+        Args: (B, kv_heads, T, head_dim) each. Returns: a prefill's own, or (B, kv_heads, K, head_dim) views, K being
+            start + T for a later piece of a prefill and `key_length` for a decode.
         """
         keys, values = self._cache.layer(layer_idx, key_states, value_states)
         count, _, length, _ = key_states.shape
         slots = slice(self._first, self._first + count)
         if self._positions is None:
-            keys[slots, :, :length] = key_states
-            values[slots, :, :length] = value_states
-            return key_states, value_states
+            end = self._start + length
+            keys[slots, :, self._start : end] = key_states
+            values[slots, :, self._start : end] = value_states
+            if self._start == 0:
+                return key_states, value_states
+            return keys[slots, :, :end], values[slots, :, :end]
         if self._uniform is not None:
             keys[slots, :, self._uniform] = key_states[:, :, 0]
             values[slots, :, self._uniform] = value_states[:, :, 0]
@@ -122,7 +136,7 @@ class StepCache(Cache):
         return self._place[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0 if self._positions is None else self._key_length - 1
+        return self._start if self._positions is None else self._key_length - 1
 
 
 def _grown(old: Tensor, slots: int, length: int) -> Tensor:

@@ -74,17 +74,21 @@ class SlotEdits:
         edited = self._ends[:rows] > positions
         if not edited.any():
             return None
+        self._make_room(rows, 0)  # rows without a plan behind the last one with a plan have a place in the tables too
         mask = None if edited.all() else torch.from_numpy(edited).to(self._device)[:, None]
         layers, rank = self._live(rows)
         return _DecodeEdits(self._u[:, :rows, :rank], self._v[:, :rows, :rank], self._c[:, :rows, :rank], layers, mask)
 
-    def prefill(self, first: int, lengths: Sequence[int]) -> MlpEdits | None:
+    def prefill(self, first: int, lengths: Sequence[int], *, to_the_end: bool = True) -> MlpEdits | None:
         """The edits of a right-padded prefill of slots first, first + 1, …, or None when no row is edited.
 
-        Args: lengths: (B,) prompt lengths.
+        Args:
+            lengths: (B,) tokens of each row in this pass.
+            to_the_end: whether they are the prompts' last ones; a piece from before is edited by plans of all positions
+                only.
         """
         plans = self._plans[first : first + len(lengths)]
-        at_end = [i for i, plan in enumerate(plans) if plan is not None and plan.positions == "answer"]
+        at_end = [i for i, plan in enumerate(plans) if to_the_end and plan is not None and plan.positions == "answer"]
         throughout = [i for i, plan in enumerate(plans) if plan is not None and plan.positions == "all"]
         if not at_end and not throughout:
             return None

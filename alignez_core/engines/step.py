@@ -35,13 +35,14 @@ class Step:
     """What one forward pass needs to know beside its tokens.
 
     Args:
-        positions: (B,) position of each row's one new token; None in a prefill, whose rows all start at position 0 and
-            are padded on the right, so plain causal attention is right for every real token.
+        positions: (B,) position of each row's one new token; None in a prefill, whose rows all start at one position
+            and are padded on the right, so plain causal attention is right for every real token.
         key_length: columns of the key/value view in a decode.
         uniform: every row fills the whole view, so no mask is needed.
         wanted: rows (M,) and positions (M,) of the M places whose logits are wanted; None: all of them.
         edits: None when no row is edited in this pass.
         reader: receives every layer's MLP output.
+        start: position of a prefill's first tokens; above 0 in a later piece of a prompt that is prefilled in pieces.
     """
 
     positions: Tensor | None = None
@@ -50,6 +51,7 @@ class Step:
     wanted: tuple[Tensor, Tensor] | None = None
     edits: MlpEdits | None = None
     reader: MlpReader | None = None
+    start: int = 0
     _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
     def decode_mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
@@ -64,15 +66,25 @@ class Step:
             self._masks[window] = self._make_decode_mask(window, dtype)
         return self._masks[window]
 
-    def prefill_mask(self, window: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """(1, 1, T, T) additive mask of a causal sliding window."""
-        mask = self._masks.get(-window)
-        if mask is None:
-            at = torch.arange(length, device=device)
-            distance = at[:, None] - at[None, :]
-            mask = _additive((distance < 0) | (distance >= window), dtype)[None, None]
-            self._masks[-window] = mask
-        return mask
+    def prefill_mask(self, window: int | None, length: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """(1, 1, T, start + T) additive mask of T tokens from `start` on, or None when plain causal attention does.
+
+        Args:
+            window: the layer's sliding window in tokens, the token itself included; None: unlimited.
+        """
+        end = self.start + length
+        if window is not None and end <= window:
+            window = None
+        if window is None and self.start == 0:
+            return None
+        if window not in self._masks:
+            column = torch.arange(end, device=device)
+            distance = column[self.start :, None] - column[None, :]
+            hidden = distance < 0
+            if window is not None:
+                hidden |= distance >= window
+            self._masks[window] = _additive(hidden, dtype)[None, None]
+        return self._masks[window]
 
     def _make_decode_mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         if self.positions is None or (self.uniform and window is None):

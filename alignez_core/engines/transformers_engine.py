@@ -61,6 +61,8 @@ class TransformersEngine:
         revision: str | None = None,
         max_slots: int = 64,
         max_waiting: int = 1024,
+        max_cache_tokens: int | None = None,
+        prefill_piece: int = 512,
         mlp_path: str | None = None,
         prompt_format: PromptFormatName = "auto",
         threads: int | None = None,
@@ -73,6 +75,10 @@ class TransformersEngine:
             revision: commit or tag of a hub id.
             max_slots: requests that run at once; more wait.
             max_waiting: requests that may wait when every slot is taken; beyond, `stream` raises `EngineOverloaded`.
+            max_cache_tokens: prompt and new tokens of all running requests together at most; a request that does not
+                fit beside the others waits, one that never can raises `RequestTooLarge`. None: no limit. It bounds what
+                rows may come to hold; the cache is as long as its longest row in every slot, so uneven rows take more.
+            prefill_piece: a longer prompt is read in pieces of so many tokens, one between two steps of the others.
             mlp_path: module path of one block's MLP, with "{layer}", for an architecture that is not listed.
             prompt_format: "auto" takes the tokenizer's chat template if it has one.
             threads: torch's CPU threads, for the whole process; None leaves them.
@@ -83,6 +89,10 @@ class TransformersEngine:
             raise InvalidInput("max_slots", "must be at least 1")
         if max_waiting < 0:
             raise InvalidInput("max_waiting", "must be 0 or more")
+        if max_cache_tokens is not None and max_cache_tokens < 2:
+            raise InvalidInput("max_cache_tokens", "must be at least 2: a prompt's token and a new one")
+        if prefill_piece < 1:
+            raise InvalidInput("prefill_piece", "must be at least 1")
         if threads is not None:
             torch.set_num_threads(threads)
         loaded = load_model(path, device, dtype, revision)
@@ -94,6 +104,8 @@ class TransformersEngine:
             revision=loaded.revision,
             max_slots=max_slots,
             max_waiting=max_waiting,
+            max_cache_tokens=max_cache_tokens,
+            prefill_piece=prefill_piece,
             path_of_mlp=mlp_path,
             prompt_format=prompt_format,
         )
@@ -109,6 +121,8 @@ class TransformersEngine:
         revision: str | None = None,
         max_slots: int = 64,
         max_waiting: int = 1024,
+        max_cache_tokens: int | None = None,
+        prefill_piece: int = 512,
         path_of_mlp: str | None = None,
         prompt_format: PromptFormatName = "auto",
     ) -> TransformersEngine:
@@ -139,7 +153,10 @@ class TransformersEngine:
             prompt_format=chosen_format.name,
             revision=revision,
         )
-        return cls(info, runner, Scheduler(runner, model.device, max_waiting), tokens, chosen_format)
+        scheduler = Scheduler(
+            runner, model.device, max_waiting, max_cache_tokens=max_cache_tokens, prefill_piece=prefill_piece
+        )
+        return cls(info, runner, scheduler, tokens, chosen_format)
 
     @property
     def info(self) -> EngineInfo:

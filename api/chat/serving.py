@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -44,6 +44,8 @@ class Served:
     pace: Pace
     usage: UsageMeter
     default_max_tokens: int
+    #: What the engine may hold for all rows; an answer of open length is not asked to be longer.
+    max_cache_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def rows(
     info = served.engine.info
     room = info.context_length - len(prompt)
     if asked_tokens is None:
-        asked_tokens = max(1, min(room, served.default_max_tokens if chat else COMPLETION_TOKENS))
+        most = room if served.max_cache_tokens is None else min(room, served.max_cache_tokens - len(prompt))
+        asked_tokens = max(1, min(most, served.default_max_tokens if chat else COMPLETION_TOKENS))
     if asked_tokens > room:
         raise ContextTooLong(len(prompt), asked_tokens, info.context_length)
     stops = body.stops
@@ -148,7 +151,7 @@ class Generation:
 
     Args:
         personal: per row, whose behaviour it takes on (one object for all, except in comparisons).
-        tenant_id: on whose account the tokens go.
+        tenant_id: on whose account the tokens go, and with whom the rows take turns in the engine's queue.
         columns: per row, further constant fields of its choice.
         prompts: how many prompts the rows continue, in groups of equal length.
     """
@@ -166,6 +169,7 @@ class Generation:
     def __post_init__(self) -> None:
         self.id = f"{self.shape.id_prefix}{secrets.token_hex(12)}"
         self.created = int(time.time())
+        self.rows = [replace(row, group=str(self.tenant_id)) for row in self.rows]
         self.answers = [Answer(len(row.prompt)) for row in self.rows]
         self.timing = Timing(self.served.metrics, self.started)
         self.streams: list[TokenStream] = []
@@ -173,7 +177,7 @@ class Generation:
     def start(self) -> None:
         """Hands the rows to the engine, all or none.
 
-        Raises: ContextTooLong, EngineOverloaded, ModelMismatch, EngineClosed.
+        Raises: ContextTooLong, RequestTooLarge, EngineOverloaded, ModelMismatch, EngineClosed.
         """
         try:
             for row in self.rows:

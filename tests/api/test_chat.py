@@ -16,6 +16,7 @@ from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.errors import EngineClosed
 from tests.api.conftest import Tenant, serving
+from tests.core.engines.tiny_models import tiny_engine
 
 BARE = {"profile": None, "version": None, "sha256": None, "neighbors": None, "edit_ratio": None}
 
@@ -243,10 +244,11 @@ def test_the_base_model_needs_no_name(tenant: Tenant) -> None:
     assert tenant.chat(model="base@nobody").status_code == 404
 
 
-def test_a_full_queue_asks_to_come_back(make_app: Any, tenant: Tenant) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_asks_to_come_back(make_app: Any, tenant: Tenant, stream: bool) -> None:
     engine = FakeEngine(max_waiting=2, step_s=0.02)
     with TestClient(make_app(engine)) as client:
-        body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "n": 3}
+        body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "n": 3, "stream": stream}
         reply = client.post("/v1/chat/completions", json=body, headers=tenant.headers)
         assert reply.status_code == 429
         assert int(reply.headers["retry-after"]) >= 1
@@ -366,3 +368,65 @@ def test_an_inference_process_serves_no_control_routes(make_app: Any, tenant: Te
     with TestClient(make_app(FakeEngine(), role="inference")) as client:
         assert client.get("/v1/jobs", headers=tenant.headers).status_code == 404
         assert client.get("/v1/models", headers=tenant.headers).status_code == 200
+
+
+def test_every_row_says_on_whose_behalf_it_runs(tenant: Tenant, stranger: Tenant, engine: FakeEngine) -> None:
+    for whose in (tenant, stranger):
+        before = len(engine.requests)
+        assert whose.chat(n=2, max_tokens=1).status_code == 200
+        assert whose.post("/v1/completions", json={"model": "fake", "prompt": "a", "max_tokens": 1}).status_code == 200
+        assert {row.group for row in engine.requests[before:]} == {str(whose.caller.tenant_id)}
+        assert len(engine.requests) == before + 3
+
+
+def test_a_request_over_the_engines_memory_is_told_both_numbers(make_app: Any, tenant: Tenant) -> None:
+    with tiny_engine(max_cache_tokens=60) as engine, TestClient(make_app(engine, max_cache_tokens=60)) as client:
+        body = {"model": "llama", "messages": [{"role": "user", "content": "x"}], "ignore_eos": True}
+        for stream in (False, True):
+            reply = client.post(
+                "/v1/chat/completions", json={**body, "max_tokens": 80, "stream": stream}, headers=tenant.headers
+            )
+            assert reply.status_code == 400
+            error = reply.json()["error"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", "request_too_large")
+            assert error["details"]["limit"] == 60
+            assert "80 new tokens" in error["message"]
+            assert "60 tokens" in error["message"]
+        # An answer of open length takes what there is.
+        reply = client.post("/v1/chat/completions", json=body, headers=tenant.headers)
+        assert reply.status_code == 200
+        assert reply.json()["usage"]["total_tokens"] == 60
+
+
+def test_a_full_engine_asks_one_tenant_to_come_back_and_lets_another_in(
+    make_app: Any, tenant: Tenant, stranger: Tenant
+) -> None:
+    """The real engine behind a real server: one place, one more that waits."""
+    gate, inside = threading.Event(), threading.Event()
+    with tiny_engine(max_slots=1, max_waiting=1) as engine:
+        prefill = engine._runner.prefill
+
+        def held(*args: Any) -> Any:
+            inside.set()
+            assert gate.wait(20)
+            return prefill(*args)
+
+        engine._runner.prefill = held  # type: ignore[method-assign]
+        running = engine.stream(GenerationRequest("a", 1, group="nobody"))
+        assert inside.wait(20)
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "stream": True}
+        with serving(make_app(engine)) as (url, _), httpx.Client(timeout=20) as client:
+
+            def ask(whose: Tenant) -> Any:
+                return client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=whose.headers)
+
+            with ask(tenant) as first, ask(stranger) as other:
+                assert (first.status_code, other.status_code) == (200, 200)
+                with ask(tenant) as refused:
+                    assert refused.status_code == 429
+                    assert int(refused.headers["retry-after"]) >= 1
+                    assert json.loads(refused.read())["error"]["code"] == "engine_overloaded"
+                gate.set()
+                for reply in (first, other):
+                    assert "data: [DONE]" in list(reply.iter_lines())
+        list(running)

@@ -15,8 +15,11 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.errors import RequestTooLarge
 from api.app import create_app
+from api.loading import load_engine
 from api.settings import ApiSettings
 from profiles.service import list_base_models
 from profiles.uow import SessionFactory, UnitOfWork
@@ -152,3 +155,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_the_engine_is_loaded_with_the_limits_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MAX_RUNNING", "3"), ("MAX_CACHE_TOKENS", "300")):
+        monkeypatch.setenv(f"ALIGNEZ_API_{name}", value)
+    engine = load_engine(ApiSettings())
+    try:
+        assert engine.load_now.max_slots == 3  # type: ignore[attr-defined]
+        with pytest.raises(RequestTooLarge, match="300 tokens"):
+            engine.generate([GenerationRequest([5] * 200, 150)])
+    finally:
+        engine.close()

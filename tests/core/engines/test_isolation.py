@@ -174,3 +174,14 @@ def test_the_same_prompt_with_different_seeds_gives_different_tokens(engine: Tra
     request = GenerationRequest(prompts(1)[0], 8, 1.5, ignore_eos=True)
     assert len(set(tokens(engine, [replace(request, seed=seed) for seed in range(16)]))) == 16
     assert len(set(tokens(engine, [request] * 16))) == 16
+
+
+@pytest.mark.parametrize("edited", [0, 1, 4])
+def test_one_edited_row_among_plain_ones_may_have_any_place(edited: int) -> None:
+    """A new engine, whose tables hold nothing yet."""
+    requests = [GenerationRequest(prompt, 6, 0, ignore_eos=True) for prompt in prompts(5, seed=4)]
+    requests[edited] = replace(requests[edited], edit=plan("alignez", 3))
+    with tiny_engine() as own:
+        together = tokens(own, requests)
+    with tiny_engine() as own:
+        assert together == alone(own, requests)

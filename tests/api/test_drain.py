@@ -1,0 +1,138 @@
+"""The end of a real API process: what runs is finished, or told in words; what comes is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from alignez_core.engines.fake_engine import FakeEngine
+from tests.api.conftest import Tenant, serving
+from tests.api.test_startup import environment, free_port
+
+BODY = {"messages": [{"role": "user", "content": "Tell me of the sea."}], "ignore_eos": True, "max_tokens": 300}
+
+
+@contextmanager
+def process(postgres_url: str, log: Path, drain_s: int) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """`python -m api.server` with the shipped model, ready to serve, and a client of it."""
+    port = free_port()
+    settings = {"ALIGNEZ_API_PORT": str(port), "ALIGNEZ_API_ROLE": "inference", "ALIGNEZ_API_DRAIN_S": str(drain_s)}
+    with (
+        log.open("wb") as output,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client,
+    ):
+        server = subprocess.Popen(
+            [sys.executable, "-m", "api.server"], env=environment(postgres_url, **settings), stderr=output
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not _has_model(client):
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            yield server, client
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _has_model(client: httpx.Client) -> bool:
+    try:
+        return bool(client.get("/ready").json()["checks"]["model"]["ok"])
+    except httpx.TransportError:
+        return False
+
+
+def _until_refused(client: httpx.Client, headers: dict[str, str]) -> None:
+    """Asks on new connections until the process takes no more; whoever is still let in gets an answer."""
+    url = f"{client.base_url}/v1/chat/completions"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            reply = httpx.post(url, json={**BODY, "max_tokens": 1}, headers=headers, trust_env=False)
+        except httpx.TransportError:
+            return
+        if reply.status_code == 503:
+            return
+        assert reply.status_code == 200
+    raise AssertionError("new requests were taken all along")
+
+
+@pytest.mark.slow
+def test_a_stream_that_runs_at_sigterm_is_finished_and_new_requests_are_refused(
+    postgres_url: str, tenant: Tenant, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with process(postgres_url, log, drain_s=60) as (server, client):
+        # Eight rows in one response run for seconds.
+        body = {**BODY, "stream": True, "n": 8}
+        with client.stream("POST", "/v1/chat/completions", json=body, headers=tenant.headers) as reply:
+            lines = reply.iter_lines()
+            seen = [next(lines)]
+            server.send_signal(signal.SIGTERM)
+            _until_refused(client, tenant.headers)
+            assert server.poll() is None
+            seen += lines
+        events = [json.loads(line.removeprefix("data: ")) for line in seen if line.startswith("data: {")]
+        ends = [choice["finish_reason"] for event in events for choice in event["choices"]]
+        assert ends.count("length") == 8
+        assert not any("error" in event for event in events)
+        assert [line for line in seen if line][-1] == "data: [DONE]"
+        assert server.wait(20) in (0, -signal.SIGTERM)
+    assert "Traceback" not in log.read_text()
+    assert "drain_exceeded" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_stream_past_the_drain_ends_with_an_error_event(postgres_url: str, tenant: Tenant, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with process(postgres_url, log, drain_s=0) as (server, client):
+        body = {**BODY, "stream": True, "n": 8, "max_tokens": 450}
+        with client.stream("POST", "/v1/chat/completions", json=body, headers=tenant.headers) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        last = json.loads(rest[-1].removeprefix("data: "))
+        assert (last["error"]["type"], last["error"]["code"]) == ("server_error", "engine_closed")
+        assert server.wait(20) in (0, -signal.SIGTERM)
+    assert "Traceback" not in log.read_text()
+    assert "drain_exceeded" in log.read_text()
+
+
+def test_past_the_drain_whole_answers_are_a_503_and_streams_end_in_words(make_app: Any, tenant: Tenant) -> None:
+    engine = FakeEngine(step_s=0.02)
+    body = {**BODY, "model": "fake", "max_tokens": 500}
+    with serving(make_app(engine, drain_s=0.3)) as (url, server), httpx.Client(timeout=20) as client:
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=tenant.headers, timeout=20))
+
+        whole = threading.Thread(target=ask)
+        whole.start()
+        streamed = {**body, "stream": True}
+        with client.stream("POST", f"{url}/v1/chat/completions", json=streamed, headers=tenant.headers) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            deadline = time.monotonic() + 10
+            while engine.running < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            server.handle_exit(signal.SIGTERM, None)
+            rest = [line for line in lines if line]
+        whole.join(20)
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "engine_closed"
+    assert answers[0].status_code == 503
+    assert int(answers[0].headers["retry-after"]) >= 1
