@@ -34,7 +34,9 @@ Start = Callable[..., Any]
 
 def save_tiny(kind: str, directory: Path) -> Path:
     """A tiny model of one architecture and the byte tokenizer, as a model directory."""
-    tiny_model(kind, **SHAPE).save_pretrained(directory)
+    # vLLM's Gemmas have no output embedding of their own.
+    tied = {"tie_word_embeddings": True} if kind.startswith("gemma") else {}
+    tiny_model(kind, **SHAPE, **tied).save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return directory
 

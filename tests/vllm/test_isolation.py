@@ -18,7 +18,7 @@ pytestmark = pytest.mark.vllm
 WAYS: dict[str, dict[str, Any]] = {
     "eager": {},
     "compiled": {"compile": True},
-    "chunked": {"max_num_batched_tokens": 64},
+    "chunked": {"max_num_batched_tokens": 32, "max_running": 32},
     # Too few blocks for all rows: vLLM preempts some and computes them anew.
     "preempted": {"num_gpu_blocks_override": 12, "block_size": 32, "max_running": 32},
     "without prefix cache": {"prefix_caching": False},
@@ -38,7 +38,9 @@ def test_64_profiles_and_64_plain_requests_give_the_tokens_of_transformers(
     expected = [tokens_of(reference, [request])[0] for request in requests]
     assert tokens_of(engine, requests) == expected
     bare = tokens_of(reference, [replace(request, edit=None) for request in requests])
-    assert [a != b for a, b in zip(expected, bare, strict=True)] == [r.edit is not None for r in requests]
+    changed = [a != b for a, b in zip(expected, bare, strict=True)]
+    assert not any(change for change, request in zip(changed, requests, strict=True) if request.edit is None)
+    assert sum(changed) >= 50  # an edit of one position need not change a greedy token
 
 
 def test_more_profiles_than_slots_wait_for_each_other(start: Start, reference: TransformersEngine) -> None:
