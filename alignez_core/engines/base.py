@@ -99,6 +99,8 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_tokens: int = 0
+    #: Tokens of the prompt whose keys and values an engine had from earlier requests; they change nothing.
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from alignez_core.errors import InvalidInput, ModelNotFound, OutOfMemory
@@ -34,6 +41,45 @@ class LoadedModel:
     revision: str | None
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that somebody else loads: where it is, and its tokenizer.
+
+    Args:
+        source: what loads it, a directory's path or a hub id.
+        directory: the path, or None for a hub id.
+    """
+
+    source: str
+    directory: Path | None
+    revision: str | None
+    tokenizer: PreTrainedTokenizerBase
+
+    def resolved(self) -> tuple[str, str | None]:
+        """(fingerprint, commit) once the files are on this machine."""
+        if self.directory is not None:
+            return fingerprint(self.directory), None
+        config = AutoConfig.from_pretrained(self.source, revision=self.revision)
+        commit = getattr(config, "_commit_hash", None) or self.revision
+        return fingerprint(_snapshot(self.source, self.revision, config)), commit
+
+
+def locate(path: str | Path, revision: str | None = None) -> ModelFiles:
+    """The model at `path`, a directory or a Hugging Face id, without its weights; remote code never runs.
+
+    Raises: ModelNotFound: no such directory, or no usable tokenizer in it.
+    """
+    name = str(path)
+    directory = Path(name).expanduser()
+    is_local = directory.is_dir()
+    if not is_local and (directory.is_absolute() or name.startswith((".", "~")) or not name):
+        raise ModelNotFound(f"no model directory at {name!r}; {_ADVICE}")
+    if is_local and not (directory / "config.json").is_file():
+        raise ModelNotFound(f"{name} has no config.json; {_ADVICE}")
+    source = str(directory) if is_local else name
+    return ModelFiles(source, directory if is_local else None, revision, _load_tokenizer(source, revision))
+
+
 def load_model(path: str | Path, device: str, dtype: str, revision: str | None = None) -> LoadedModel:
     """The model at `path`, a directory or a Hugging Face id; remote code never runs.
 
@@ -45,26 +91,19 @@ def load_model(path: str | Path, device: str, dtype: str, revision: str | None =
     """
     if dtype not in DTYPES:
         raise InvalidInput("dtype", f"{dtype!r} is not one of {', '.join(DTYPES)}")
-    name = str(path)
-    directory = Path(name).expanduser()
-    is_local = directory.is_dir()
-    if not is_local and (directory.is_absolute() or name.startswith((".", "~")) or not name):
-        raise ModelNotFound(f"no model directory at {name!r}; {_ADVICE}")
-    if is_local and not (directory / "config.json").is_file():
-        raise ModelNotFound(f"{name} has no config.json; {_ADVICE}")
-    source = str(directory) if is_local else name
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    tokenizer = _load_tokenizer(source, revision)
-    model = _load_weights(source, DTYPES[dtype], revision)
+    files = locate(path, revision)
+    model = _load_weights(files.source, DTYPES[dtype], revision)
     try:
         model = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"{name} does not fit on {device} as {dtype}") from error
+        raise OutOfMemory(f"{path} does not fit on {device} as {dtype}") from error
     except (RuntimeError, AssertionError) as error:
         raise InvalidInput("device", f"{device!r} cannot be used: {_one_line(error)}") from error
-    files = directory if is_local else _snapshot(name, revision, model.config)
-    commit = None if is_local else getattr(model.config, "_commit_hash", None) or revision
-    return LoadedModel(model, tokenizer, fingerprint(files), commit)
+    if files.directory is not None:
+        return LoadedModel(model, files.tokenizer, fingerprint(files.directory), None)
+    commit = getattr(model.config, "_commit_hash", None) or revision
+    return LoadedModel(model, files.tokenizer, fingerprint(_snapshot(str(path), revision, model.config)), commit)
 
 
 def fingerprint(directory: Path) -> str:

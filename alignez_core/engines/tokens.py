@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from alignez_core.engines.base import Prompt
 from alignez_core.errors import InvalidInput
@@ -98,3 +98,13 @@ class TextTokens:
         if not all(0 <= token < self._vocab_size for token in ids):
             raise InvalidInput(field, f"holds a token id outside 0 to {self._vocab_size - 1}")
         return ids
+
+
+def eos_ids(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, generation: GenerationConfig | None
+) -> frozenset[int]:
+    """Every id that ends an answer: the tokenizer's and those that the model's own configurations add."""
+    ids: set[int] = set()
+    for value in (tokenizer.eos_token_id, config.eos_token_id, getattr(generation, "eos_token_id", None)):
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    return frozenset(ids)

@@ -24,7 +24,7 @@ from alignez_core.engines.rows import ResultList, Row, Sink, StreamSink
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.scheduler import EngineLoad, Scheduler
 from alignez_core.engines.streams import QueuedStream, StreamWriter
-from alignez_core.engines.tokens import PromptFormatName, TextTokens
+from alignez_core.engines.tokens import PromptFormatName, TextTokens, eos_ids
 from alignez_core.errors import ContextTooLong, InvalidInput
 from alignez_core.prompts import PromptFormat
 
@@ -133,7 +133,9 @@ class TransformersEngine:
         model.train(False)
         n_layers, length = int(config.num_hidden_layers), context_length(model.config)
         mlps = find_mlp_modules(model, n_layers, mlp_path(model.config.model_type, path_of_mlp))
-        tokens = TextTokens(tokenizer, int(config.vocab_size), _eos_ids(model, tokenizer))
+        tokens = TextTokens(
+            tokenizer, int(config.vocab_size), eos_ids(tokenizer, model.config, model.generation_config)
+        )
         chosen_format = tokens.format(prompt_format)
         expected = None if model.config.model_type in MLP_PATHS else self_check.plain_logits(model)
         runner = SlotRunner(model, mlps, max_slots, length)
@@ -264,15 +266,3 @@ class TransformersEngine:
         finally:
             for _, future in futures:
                 future.cancel()
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends an answer: the tokenizer's and those that the model's own configurations add."""
-    ids: set[int] = set()
-    for value in (
-        tokenizer.eos_token_id,
-        model.config.eos_token_id,
-        getattr(model.generation_config, "eos_token_id", None),
-    ):
-        ids.update(value if isinstance(value, list) else [] if value is None else [value])
-    return frozenset(ids)

@@ -31,6 +31,9 @@ def greedy(prompt: str = PROMPT, max_tokens: int = 8, **fields: object) -> Gener
 
 
 class EngineContract:
+    #: How far two computations of one representation may be apart.
+    tolerance = 1e-5
+
     def test_satisfies_the_protocol_and_states_its_facts(self, engine: Engine) -> None:
         assert isinstance(engine, Engine)
         assert engine.info.n_layers > 1
@@ -128,13 +131,15 @@ class EngineContract:
         assert rows.shape == (3, engine.info.n_layers, engine.info.hidden_size)
         assert rows.dtype == torch.float32
         single = torch.cat([engine.represent([text]) for text in texts])
-        torch.testing.assert_close(rows, single, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rows, single, atol=self.tolerance, rtol=self.tolerance)
         last = [Span(len(engine.tokenize(text)) - 1, len(engine.tokenize(text))) for text in texts]
-        torch.testing.assert_close(engine.represent(texts, last), rows)
+        torch.testing.assert_close(engine.represent(texts, last), rows, atol=self.tolerance, rtol=self.tolerance)
 
     def test_a_span_is_the_mean_of_its_positions(self, engine: Engine) -> None:
         each = torch.cat([engine.represent([PROMPT], [Span(t, t + 1)]) for t in range(2, 5)])
-        torch.testing.assert_close(engine.represent([PROMPT], [Span(2, 5)])[0], each.mean(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            engine.represent([PROMPT], [Span(2, 5)])[0], each.mean(0), atol=self.tolerance, rtol=self.tolerance
+        )
 
     def test_a_span_beyond_the_text_is_refused(self, engine: Engine) -> None:
         with pytest.raises(InvalidInput):

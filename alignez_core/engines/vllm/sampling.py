@@ -1,0 +1,55 @@
+"""A `GenerationRequest` in vLLM's words, and its log-probabilities back in ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from alignez_core.engines.base import FinishReason, GenerationRequest, TokenLogprob
+from alignez_core.engines.tokens import TextTokens
+
+#: Below this vLLM's sampler and ours are greedy.
+_GREEDY = 1e-5
+
+
+def sampling_params(
+    request: GenerationRequest, eos_ids: Sequence[int], extra_args: dict[str, Any] | None, *, streamed: bool
+) -> SamplingParams:
+    """What vLLM needs to know. Several end-of-sequence ids become stop tokens."""
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=0.0 if request.temperature < _GREEDY else request.temperature,
+        top_p=request.top_p,
+        top_k=min(request.top_k, 2**31 - 1),
+        seed=None if request.seed is None else request.seed % 2**63,
+        stop=list(request.stop) or None,
+        stop_token_ids=None if request.ignore_eos else list(eos_ids),
+        ignore_eos=request.ignore_eos,
+        logprobs=request.logprobs,
+        output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
+        extra_args=extra_args,
+    )
+
+
+def finish_reason(reason: str | None) -> FinishReason | None:
+    """vLLM's reason in ours."""
+    if reason is None:
+        return None
+    return "cancelled" if reason == "abort" else "length" if reason == "length" else "stop"
+
+
+def token_logprobs(
+    ids: Sequence[int], found: Sequence[Mapping[int, Any]] | None, count: int | None, tokens: TextTokens
+) -> tuple[TokenLogprob, ...] | None:
+    """One entry per token, with the `count` most likely alternatives; None when none were asked for."""
+    if count is None or found is None:
+        return None
+    entries = []
+    for token, alternatives in zip(ids, found, strict=True):
+        ranked = sorted(alternatives.items(), key=lambda item: item[1].rank)[:count]
+        top = tuple((i, tokens.token_text(i), float(entry.logprob)) for i, entry in ranked)
+        entries.append(TokenLogprob(token, tokens.token_text(token), float(alternatives[token].logprob), top))
+    return tuple(entries)

@@ -1,0 +1,70 @@
+"""A row gives what it gives alone, whoever shares its batch and however vLLM runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignez_core.engines.transformers_engine import TransformersEngine
+from tests.vllm.conftest import Start, requests_with_profiles, save_tiny, tokens_of
+
+pytestmark = pytest.mark.vllm
+
+#: Ways to run the same requests, each through another part of vLLM.
+WAYS: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "compiled": {"compile": True},
+    "chunked": {"max_num_batched_tokens": 32, "max_running": 32},
+    # Too few blocks for all rows: vLLM preempts some and computes them anew.
+    "preempted": {"num_gpu_blocks_override": 12, "block_size": 32, "max_running": 32},
+    "without prefix cache": {"prefix_caching": False},
+}
+
+
+@pytest.fixture(scope="module", params=list(WAYS), ids=list(WAYS))
+def engine(request: pytest.FixtureRequest, start: Start) -> Iterator[Any]:
+    with start(**({"max_running": 128, "slots": 64} | WAYS[request.param])) as loaded:
+        yield loaded
+
+
+def test_64_profiles_and_64_plain_requests_give_the_tokens_of_transformers(
+    engine: Any, reference: TransformersEngine
+) -> None:
+    requests = requests_with_profiles(64, 64)
+    expected = [tokens_of(reference, [request])[0] for request in requests]
+    assert tokens_of(engine, requests) == expected
+    bare = tokens_of(reference, [replace(request, edit=None) for request in requests])
+    changed = [a != b for a, b in zip(expected, bare, strict=True)]
+    assert not any(change for change, request in zip(changed, requests, strict=True) if request.edit is None)
+    assert sum(changed) >= 50  # an edit of one position need not change a greedy token
+
+
+def test_more_profiles_than_slots_wait_for_each_other(start: Start, reference: TransformersEngine) -> None:
+    requests = requests_with_profiles(24, 8)
+    with start(slots=3) as engine:
+        assert tokens_of(engine, requests) == tokens_of(reference, requests)
+        counts = engine.slot_counts
+        assert counts.loads >= 24
+        assert (counts.live, counts.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_plain_request_is_bit_equal_with_and_without_the_plugin(start: Start, compiled: bool) -> None:
+    requests = [replace(request, logprobs=3) for request in requests_with_profiles(0, 6)]
+    found = []
+    for slots in (0, 8):
+        with start(slots=slots, compile=compiled) as engine:
+            found.append([engine.generate([request])[0] for request in requests])
+    assert found[0] == found[1]  # tokens, and every log-probability to the last bit
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3", "gemma", "gemma2"])
+def test_every_listed_architecture_is_edited_like_in_transformers(kind: str, start: Start, tmp_path: Path) -> None:
+    directory = save_tiny(kind, tmp_path)
+    requests = requests_with_profiles(6, 2)
+    with TransformersEngine.load(directory) as reference, start(directory) as engine:
+        assert tokens_of(engine, requests) == tokens_of(reference, requests)
