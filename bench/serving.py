@@ -5,10 +5,12 @@
 Measured, per system: tokens per second of greedy answers, 32 tokens in and 64 out, at 64 rows at once, with 0, 1, 8, 64
 and 256 distinct `alignez` profiles (5 layers, rank 2, every position of the answer). The workload is the same 256
 requests at every count; request i has profile i mod count, so that 256 profiles are 256 requests queued over 64 rows.
-Systems with a queue run all of them; `generate` has none and is timed on one batch of 64, a different one each round;
-profile by profile, a batch of 8 or fewer rows stands for the rest: rates are per token. Every system runs at every
+Our engines and plain vLLM run all of them at every count, vLLM multi-LoRA (slow here) at 256 and one batch of 64 below;
+`generate` has no queue and is timed on one batch of 64, a different one each round; profile by profile, with as many
+profiles as rows, 4 rows one after the other stand for the rest: rates are per token. Every system runs at every
 count once a round, in an order that turns round, and ratios are medians over rounds of runs of the same round, because
-a shared machine drifts. "Same tokens" compares a run's answers with those of `TransformersEngine`.
+a shared machine drifts. "Same tokens" compares 64 answers of a run with
+those of `TransformersEngine` to the same edits.
 
 Then, for our two engines: time to first token and time between tokens as a client of `Engine.stream` sees them, N
 streams started at the same moment, with 64 distinct profiles that the engine has met before.
@@ -35,6 +37,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, MistralConfig
+from transformers.utils.logging import disable_progress_bar
 
 from alignez_core.editing import EditPlan, Positions
 from alignez_core.engines.base import GenerationRequest
@@ -59,6 +62,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore",  # vLLM's processes have many
 }
 
 
@@ -80,7 +84,7 @@ class Load:
         return cls(concurrency, 4 * concurrency, (0, 1, 8, concurrency, 4 * concurrency), (1, 16, 64), 3, 64, rounds)
 
 
-QUICK = Load(16, 64, (0, 1, 8, 16, 64), (1, 16), 1, 16, 1)
+QUICK = Load(8, 32, (0, 1, 8, 32), (1, 8), 1, 8, 1)
 
 
 def random_mistral_7b(directory: Path) -> None:
@@ -124,6 +128,7 @@ def make_bench(scratch: Path, options: argparse.Namespace, load: Load) -> Bench:
         load.new_tokens,
         options.device,
         dtype,
+        not options.quick,
         options.vllm_memory,
     )
 
@@ -166,22 +171,23 @@ def run(bench: Bench, load: Load, only: Sequence[str], out: Path) -> None:
         ]
         latency = latencies(engines, requests, load.streams, load.bursts)
         truth = engines.get(Transformers.name)
-        same = same_tokens(cells, bench, truth, prompts) if truth else {}
+        same = same_tokens(cells, bench, truth, prompts[: load.concurrency]) if truth else {}
     parameters = sum(weight.numel() for weight in bench.model.parameters())
     title = (
         f"{parameters / 1e6:,.1f} M parameters, {bench.dtype}, {bench.device}, {PROMPT_TOKENS} tokens in, "
-        f"{load.new_tokens} out, {load.concurrency} rows at once; medians of {load.rounds} rounds"
+        f"{load.new_tokens} out, {load.concurrency} rows at once; rounds: {load.rounds}, medians"
+        + ("" if bench.compile else "; vLLM not compiled")
     )
     results = Results(cells)
-    table = table_of(results, latency, same, left_out, title)
-    write(report_of(results, latency, same, title), table, results, out)
+    report = report_of(results, latency, same, title)
+    write(report, table_of(report, results, latency, same), left_out, results, out)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run, figures mean little")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="default %(default)s")
     parser.add_argument("--concurrency", type=int, default=64, help="rows at once")
     parser.add_argument("--only", nargs="*", default=(), metavar="WORD", help="of the systems' names")
     parser.add_argument("--device", default="cpu")
@@ -193,6 +199,7 @@ def main() -> None:
     if options.device == "cpu":
         os.environ.update(ENVIRONMENT)
         torch.set_num_threads(1)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as scratch:
         run(make_bench(Path(scratch), options, load), load, options.only, options.out)
 

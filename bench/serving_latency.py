@@ -12,7 +12,7 @@ import numpy as np
 from alignez_core.engines.base import Engine, GenerationRequest
 
 #: One stream gives too few answers for a 95th percentile, so fewer streams start more often.
-LEAST_ANSWERS = 48
+LEAST_ANSWERS = 24
 
 
 @dataclass

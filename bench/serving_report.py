@@ -72,32 +72,31 @@ def report_of(results: Results, latency: Sequence[Latency], same: Mapping[str, f
     generate, plain, transformers = HuggingFace.name, PlainVLLM.name, Transformers.name
     add("TransformersEngine ÷ generate, 0 profiles", results.ratio((transformers, 0), (generate, 0)), "", "≥ 0.9")
     for count in results.counts:
-        add(f"VLLMEngine, {count} profiles ÷ plain vLLM", results.ratio(("VLLMEngine", count), (plain, 0)))
+        must = _MUST["VLLMEngine"] if count == _many(results) else ""
+        add(f"VLLMEngine, {count} profiles ÷ plain vLLM", results.ratio(("VLLMEngine", count), (plain, 0)), "", must)
     for name, share in same.items():
-        add(f"same tokens, {name}" if name != "edited" else "answers that the profiles leave unchanged", share)
+        add(f"same tokens, {name}", share)
     for row in latency:
         for what, value in row.percentiles_ms().items():
             add(f"{row.engine}, {row.streams} streams, {what}", value, "ms")
     return report
 
 
-def table_of(
-    results: Results, latency: Sequence[Latency], same: Mapping[str, float], left_out: Mapping[str, str], title: str
-) -> Table:
-    """The same, a line per system, to be read."""
-    table = Table(title=f"serving: {title}", title_justify="left")
-    table.add_column("tokens/s (÷ own 0)")
-    for column in ("edits", *map(str, results.counts), "÷ generate", "same tokens"):
-        table.add_column(column, justify="left" if column == "edits" else "right")
+def table_of(report: Report, results: Results, latency: Sequence[Latency], same: Mapping[str, float]) -> Table:
+    """The same to be read: a line per system, then latency, then what is asked for."""
     many = _many(results)
+    table = Table(title=f"serving: {report.title}", title_justify="left")
+    table.add_column("distinct profiles: tokens/s (÷ own 0)", no_wrap=True)
+    table.add_column("edits")
+    for column in (*map(str, results.counts), f"{many} ÷ generate", "same tokens"):
+        table.add_column(column, justify="right")
     for system in results.systems:
         cells = []
         for count in results.counts:
             rate, relative = results.rate(system.name, count), results.relative(system.name, count)
             cells.append("" if rate is None else f"{rate:,.0f}" + (f" ({relative:.2f})" if count and relative else ""))
-        top = 0 if system.edits == "none" else many
-        against = results.ratio((system.name, top), (HuggingFace.name, 0))
-        share = same.get(system.name)
+        top = (system.name, 0 if system.edits == "none" else many)
+        against, share = results.ratio(top, (HuggingFace.name, 0)), same.get(system.name)
         table.add_row(
             system.name,
             system.edits,
@@ -105,14 +104,20 @@ def table_of(
             "" if against is None else f"{against:.2f}",
             "" if share is None else f"{share:.0%}",
         )
-    for name, reason in left_out.items():
-        table.add_row(name, "", f"left out: {reason}"[:60])
     table.add_section()
-    table.add_row("p50 / p95, ms", "", *(["", ""] if latency else []))
+    table.add_row("latency: p50 / p95, ms", "", "first", "between")
     for row in latency:
-        found = [f"{value:.1f}" for value in row.percentiles_ms().values()]
-        table.add_row(f"{row.engine}, {row.streams} streams", "answer", "first", " / ".join(found[:2]), "between",
-                      " / ".join(found[2:]))  # fmt: skip
+        first50, first95, between50, between95 = row.percentiles_ms().values()
+        table.add_row(
+            f"{row.engine}, streams: {row.streams}",
+            "answer",
+            f"{first50:.1f} / {first95:.1f}",
+            f"{between50:.1f} / {between95:.1f}",
+        )
+    table.add_section()
+    for what, value, _, must in report.rows:
+        if must:
+            table.add_row(what, "", f"{value:.3f}", f"must: {must}")
     return table
 
 
@@ -144,11 +149,14 @@ def draw(results: Results, out: Path) -> None:
     plt.close(figure)
 
 
-def write(report: Report, table: Table, results: Results, folder: Path) -> None:
-    """Prints the table, writes serving.json and serving.svg."""
+def write(report: Report, table: Table, left_out: Mapping[str, str], results: Results, folder: Path) -> None:
+    """Prints the table and what it lacks, writes serving.json and serving.svg."""
     Console(width=max(150, Console().width)).print(table)
-    print(f"written to {report.save(folder)}")
+    for name, reason in left_out.items():
+        print(f"left out: {name} ({reason})")
+    path = report.save(folder)
     draw(results, folder / "serving.svg")
+    print(f"written to {path} and {folder / 'serving.svg'}")
 
 
 _MUST = {"TransformersEngine": "≥ 0.95", "VLLMEngine": "≥ 0.97"}

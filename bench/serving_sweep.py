@@ -42,7 +42,7 @@ def rows_of(prompts: Sequence[list[int]], cell: Cell, turn: int) -> tuple[int, l
 
 def sweep(cells: Sequence[Cell], prompts: Sequence[list[int]], rounds: int) -> None:
     """Fills the cells: one run each a round, the order turned round from one to the next."""
-    for cell in cells:  # warm, and never timed
+    for cell in _most(cells).values():  # warm, and never timed
         _, rows = rows_of(prompts, cell, 0)
         cell.system.run(rows[: cell.system.bench.concurrency])
     for turn in range(rounds):
@@ -59,20 +59,26 @@ def sweep(cells: Sequence[Cell], prompts: Sequence[list[int]], rounds: int) -> N
 def same_tokens(cells: Sequence[Cell], bench: Bench, engine: Engine, prompts: Sequence[list[int]]) -> dict[str, float]:
     """Shares of answers that are equal to the token.
 
-    Returns: per system, of its run with most profiles beside what `engine` answers alone to the same plans; under
-        "edited" the share of answers that the plans leave as the bare model gives them.
+    Args:
+        prompts: those to compare, the first of the workload.
+    Returns: per system, of its run with most profiles beside what `engine` answers to the same plans in a run of its
+        own; under "bare model" the share of answers that the plans leave as the bare model gives them.
     """
     known = {
         "none": _answers(engine, bench, prompts, None),
         "answer": _answers(engine, bench, prompts, bench.plans),
         "all": _answers(engine, bench, prompts, bench.everywhere),
     }
-    most = {cell.system.name: cell for cell in cells}  # the last cell of a system has most profiles
-    shares = {
-        name: statistics.mean(answer == known[cell.system.edits][i] for i, answer in cell.answers.items())
-        for name, cell in most.items()
-    }
-    return shares | {"edited": statistics.mean(a == b for a, b in zip(known["none"], known["answer"], strict=True))}
+    shares = {"bare model": statistics.mean(a == b for a, b in zip(known["none"], known["answer"], strict=True))}
+    for name, cell in _most(cells).items():
+        expected = known[cell.system.edits]
+        shares[name] = statistics.mean(cell.answers[i] == expected[i] for i in cell.answers if i < len(expected))
+    return shares
+
+
+def _most(cells: Sequence[Cell]) -> dict[str, Cell]:
+    """Every system's cell with most profiles, which is its last."""
+    return {cell.system.name: cell for cell in cells}
 
 
 def _answers(

@@ -37,6 +37,7 @@ class Bench:
         plans: the profiles, editing the answer. everywhere: the same profiles editing every position.
         adapters: the LoRA directory of each of `everywhere`.
         concurrency: rows that run at once at most.
+        compile: False: vLLM's eager mode, which starts faster.
         vllm_memory: share of a GPU's memory that each vLLM takes.
     """
 
@@ -49,12 +50,13 @@ class Bench:
     new_tokens: int
     device: str
     dtype: str
+    compile: bool
     vllm_memory: float
 
     def vllm_settings(self) -> dict[str, Any]:
         """What vLLM's three ways of running have in common. No prefix cache, because prompts repeat from run to run."""
         memory = {} if self.device == "cpu" else {"gpu_memory_utilization": self.vllm_memory}
-        return {"max_num_batched_tokens": 4096, "max_model_len": 512, **memory}
+        return {"max_num_batched_tokens": 4096, "max_model_len": 512, "use_tqdm_on_load": False, **memory}
 
 
 class System(ABC):
@@ -121,7 +123,7 @@ class Transformers(EngineSystem):
 
 
 class VLLM(EngineSystem):
-    """Ours, over vLLM, compiled."""
+    """Ours, over vLLM."""
 
     name = "VLLMEngine"
     slots: ClassVar[int | None] = None
@@ -135,6 +137,7 @@ class VLLM(EngineSystem):
             max_running=bench.concurrency,
             slots=self.slots,
             prefix_caching=False,
+            compile=bench.compile,
             prompt_format="plain",
             **bench.vllm_settings(),
         )
@@ -167,6 +170,7 @@ class LoraVLLM(System):
             max_num_seqs=bench.concurrency,
             enable_prefix_caching=False,
             generation_config="vllm",
+            enforce_eager=not bench.compile,
             enable_lora=True,
             max_loras=min(bench.concurrency, len(bench.adapters)),
             max_cpu_loras=len(bench.adapters),
@@ -188,6 +192,10 @@ class LoraVLLM(System):
             lora_request=[None if profile is None else self._adapters[profile] for _, profile in rows],
         )
         return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def sample(self, profiles: int, requests: int) -> int:
+        # Slow; it needs more than a batch only where profiles are more than rows.
+        return requests if profiles > self.bench.concurrency else min(requests, self.bench.concurrency)
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
@@ -264,7 +272,7 @@ class SteeringVectors(HuggingFace):
 
     def sample(self, profiles: int, requests: int) -> int:
         batch = super().sample(profiles, requests)
-        return batch if profiles < batch else max(1, batch // 8)
+        return batch if profiles < batch else max(1, batch // 16)
 
 
 class Peft(HuggingFace):
