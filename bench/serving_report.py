@@ -18,8 +18,8 @@ from bench.serving_systems import HuggingFace, PlainVLLM, Transformers
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = ("#2f6fb0", "#b5403b", "#7fb38a", "#f0b429", "#8e8e93", "#6b4fa0")
-OURS = ("TransformersEngine", "VLLMEngine")
+OURS = {"TransformersEngine": "#2f6fb0", "VLLMEngine": "#b5403b"}
+THEIRS = ("#8e8e93", "#7fb38a", "#f0b429", "#a48cc4")
 
 
 class Results:
@@ -126,14 +126,15 @@ def draw(results: Results, out: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "alignez"
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     steered = [system for system in results.systems if system.edits != "none"]
-    for system, colour in zip(steered, COLOURS, strict=False):
+    others = iter(THEIRS)
+    for system in steered:
         values = [1.0, *(results.relative(system.name, count) for count in results.counts[1:])]
         ours = system.name in OURS
         axes.plot(
             range(len(values)),
             [float("nan") if value is None else value for value in values],
             marker="o",
-            color=colour,
+            color=OURS[system.name] if ours else next(others),
             linewidth=2.4 if ours else 1.4,
             linestyle="-" if ours else "--",
             label=system.name,
