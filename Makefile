@@ -7,10 +7,11 @@ STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
+BASELINES_STAMP := $(VLLM_VENV)/.baselines-installed
 # Two OpenMP teams on few cores wait for each other; tests of numerics are small enough for one thread.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench openapi migration clean
+.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench bench-serving openapi migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -66,6 +67,14 @@ imports: $(STAMP)
 
 bench: $(STAMP) ## every measurement of the README, as one table per file in artifacts/bench/
 	$(BIN)/python -m bench
+
+# Without their dependencies: they must not change what vLLM pins, and steering-vectors asks for an old transformers.
+$(BASELINES_STAMP): $(VLLM_STAMP) bench/baselines.txt
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps -r bench/baselines.txt
+	@touch $@
+
+bench-serving: $(BASELINES_STAMP) ## our engines beside generate, hooks, PEFT and vLLM: throughput by profiles, latency
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m bench.serving $(ARGS)
 
 openapi: $(STAMP) ## write api/openapi.json anew
 	$(BIN)/python -m api.openapi

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
@@ -36,7 +36,6 @@ Run = Callable[[], int]  # runs once, returns the tokens it made
 
 def random_llama(directory: Path) -> None:
     """A Llama the size of the shipped model, with random weights, saved where both sides load it."""
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -47,25 +46,39 @@ def random_llama(directory: Path) -> None:
         max_position_embeddings=512,
         tie_word_embeddings=False,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    vocab = {f"<{i}>": i for i in range(VOCABULARY)}
+    save_random(config, directory)
+
+
+def save_random(config: PretrainedConfig, directory: Path, dtype: str = "float32") -> None:
+    """A model of this configuration with random weights, and a tokenizer of one word per id, as a model directory."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))  # type: ignore[no-untyped-call]
+    model.save_pretrained(directory)
+    vocab = {f"<{i}>": i for i in range(config.vocab_size)}
     words = Tokenizer(models.WordLevel(vocab, unk_token="<0>"))
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)  # type: ignore[no-untyped-call]
+
+
+def greedy(model: Any, prompts: torch.Tensor, new_tokens: int, **arguments: Any) -> torch.Tensor:
+    """(B, new_tokens): what `generate` adds to prompts (B, T) of one length, past any end-of-sequence token."""
+    with torch.inference_mode():
+        tokens: torch.Tensor = model.generate(
+            input_ids=prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            **arguments,
+        )
+    return tokens[:, prompts.shape[1] :]
 
 
 def hugging_face(model: Any, prompts: torch.Tensor, new_tokens: int, useful: int) -> Run:
     """`generate` on one batch; `useful` tokens are those that a request asked for, not padding to the longest."""
 
     def run() -> int:
-        with torch.inference_mode():
-            model.generate(
-                prompts,
-                attention_mask=torch.ones_like(prompts),
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=0,
-            )
+        greedy(model, prompts, new_tokens)
         return useful
 
     return run
