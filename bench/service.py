@@ -47,9 +47,9 @@ from worker.engine import LoadedEngine
 from worker.fit import FitOptions, FitRunner
 
 STREAMS = 64
-ANSWERS = 4
+ANSWERS = 2
 TOKENS = 96
-ROUNDS = 7
+ROUNDS = 4
 FIRST_TOKENS = 60
 
 
