@@ -65,8 +65,8 @@ class PreferencePairRow(Base):
 class PairRepresentation(Base):
     """Representations of one fit query at one edited layer, (D,) numbers each, as `vectors.pack` writes them.
 
-    Bytes and not vectors, because no SQL compares them and bytes are read in half the time; scaled half precision,
-    because the lookup's time is the bytes that it reads. The version's own directions are fitted on the full numbers.
+    Bytes and not vectors, because no SQL compares them and bytes are read in half the time; two bytes a number, because
+    the lookup's time is the bytes that it reads. The version's own directions are fitted on the full numbers.
     """
 
     __tablename__ = "pair_representations"

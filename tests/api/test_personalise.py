@@ -21,8 +21,8 @@ from tests.api.test_chat import BARE, chunks
 
 GLOBAL = {"conditional": False}
 
-#: Representations are stored in half precision, scaled (`profiles.vectors.pack`).
-STORED = {"atol": 5e-3, "rtol": 5e-3}
+#: Representations are stored with two bytes a number (`profiles.vectors.pack`).
+STORED = {"atol": 1e-3, "rtol": 1e-3}
 
 
 def edit(tenant: Tenant) -> EditPlan:

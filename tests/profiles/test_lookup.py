@@ -60,7 +60,7 @@ def test_wide_embeddings_of_many_queries_find_what_brute_force_finds(uow: UnitOf
             assert found.similarities == pytest.approx(content.embeddings[expected] @ query, abs=1e-5)
             assert found.layers == content.layers
             for side in SIDES:
-                np.testing.assert_allclose(getattr(found, side), content.sides[side][expected], atol=3e-3)
+                np.testing.assert_allclose(getattr(found, side), content.sides[side][expected], atol=1e-4)
 
 
 def test_as_many_neighbours_as_there_are_queries_is_all_of_them(uow: UnitOfWork, make: Factory) -> None:
@@ -78,7 +78,7 @@ def test_only_the_asked_sides_are_read(uow: UnitOfWork, make: Factory) -> None:
     assert found.harm is None
     assert found.plain is not None
     assert found.plain is not None
-    np.testing.assert_allclose(found.plain, content.sides["plain"][expected], atol=3e-3)
+    np.testing.assert_allclose(found.plain, content.sides["plain"][expected], atol=1e-4)
 
 
 def test_other_versions_have_no_part_in_it(uow: UnitOfWork, make: Factory) -> None:
