@@ -37,6 +37,7 @@ from alignez_core.engines.scheduler import EngineLoad
 from alignez_core.engines.streams import QueuedStream, StreamWriter
 from alignez_core.engines.tokens import PromptFormatName, TextTokens, eos_ids
 from alignez_core.engines.vllm import plugin
+from alignez_core.engines.vllm.loop_thread import LoopThread
 from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, to_extra_args
 from alignez_core.engines.vllm.sampling import finish_reason, sampling_params, token_logprobs
 from alignez_core.engines.vllm.settings import EditSettings
@@ -65,7 +66,7 @@ class VLLMEngine:
         info: EngineInfo,
         tokens: TextTokens,
         prompt_format: PromptFormat,
-        loop: _Loop,
+        loop: LoopThread,
         llm: AsyncLLM,
         settings: EditSettings,
         max_running: int,
@@ -156,7 +157,7 @@ class VLLMEngine:
                 **vllm_args,
             }
         )
-        loop = _Loop()
+        loop = LoopThread()
         try:
             llm = loop.run(_start(args))
         except BaseException as error:
@@ -265,7 +266,7 @@ class VLLMEngine:
             if self._closed:
                 return
             self._closed = True
-        self._loop.cancel_all(only_ours=True)  # their ends still talk to vLLM
+        self._loop.cancel_all(of=__file__)  # their ends still talk to vLLM
         self._loop.run(self._shut_down())
         self._loop.cancel_all()
         self._loop.close()
@@ -429,49 +430,6 @@ class VLLMEngine:
 
     def _eos(self) -> tuple[int, ...]:
         return tuple(sorted(self._tokens.eos_ids))
-
-
-class _Loop:
-    """An event loop in a thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="alignez-vllm", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Coroutine[Any, Any, T]) -> Any:
-        """Starts `work`; a `concurrent.futures.Future`."""
-        if self._loop.is_closed():
-            work.close()
-            raise EngineClosed("the engine is closed")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs `work` to its end, from another thread."""
-        result: T = self.submit(work).result()
-        return result
-
-    def cancel_all(self, *, only_ours: bool = False) -> None:
-        """Cancels what runs, vLLM's own tasks too, and waits for it."""
-
-        async def cancel() -> None:
-            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            tasks = [task for task in others if _ours(task)] if only_ours else others
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        self.run(cancel())
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-def _ours(task: asyncio.Task[Any]) -> bool:
-    code = getattr(task.get_coro(), "cr_code", None)
-    return code is not None and code.co_filename == __file__
 
 
 async def _start(args: AsyncEngineArgs) -> AsyncLLM:
