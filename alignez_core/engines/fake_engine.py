@@ -28,8 +28,9 @@ from alignez_core.engines.base import (
     StreamChunk,
     TokenLogprob,
 )
+from alignez_core.engines.checks import RequestChecks
 from alignez_core.engines.streams import QueuedStream, StreamWriter
-from alignez_core.errors import ContextTooLong, EngineClosed, EngineOverloaded, InvalidInput
+from alignez_core.errors import EngineClosed, EngineOverloaded
 from alignez_core.prompts import PlainFormat, PromptFormat
 
 _WORDS = re.findall(
@@ -75,6 +76,7 @@ class FakeEngine:
         self._info = EngineInfo(
             name, fingerprint, n_layers, hidden_size, _VOCAB, context_length, "float32", "cpu", self._format.name
         )
+        self._checks = RequestChecks(self._info, _PiecesAsTokens())
         self._step_s = step_s
         self._max_waiting = max_waiting
         self._reply = reply
@@ -101,7 +103,7 @@ class FakeEngine:
         return len(self._cancellations)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        return [_token_id(piece) for piece in _pieces(prompt)] if isinstance(prompt, str) else list(prompt)
+        return _PiecesAsTokens().prompt_ids(prompt)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         lengths = [self._check(request) for request in requests]
@@ -135,13 +137,7 @@ class FakeEngine:
     def represent(self, texts: Sequence[Prompt], positions: Literal["last"] | Sequence[Span] = "last") -> Tensor:
         self._require_open()
         rows = []
-        for i, text in enumerate(texts):
-            ids = self.tokenize(text)
-            if len(ids) > self._info.context_length:
-                raise ContextTooLong(len(ids), 0, self._info.context_length)
-            span = Span(len(ids) - 1, len(ids)) if positions == "last" else positions[i]
-            if span.end > len(ids):
-                raise InvalidInput("positions", f"span ends at {span.end}, text {i} has {len(ids)} tokens")
+        for ids, span in zip(*self._checks.texts(texts, positions), strict=True):
             rows.append(np.mean([self._vector(ids[: t + 1]) for t in range(span.start, span.end)], axis=0))
         shape = (len(rows), self._info.n_layers, self._info.hidden_size)
         return torch.from_numpy(np.asarray(rows, dtype=np.float32).reshape(shape))
@@ -149,11 +145,7 @@ class FakeEngine:
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         self._require_open()
         scores = []
-        for request in requests:
-            ids = self.tokenize(request.prompt)
-            tail = self.tokenize(request.continuation)
-            if len(ids) + len(tail) > self._info.context_length:
-                raise ContextTooLong(len(ids), len(tail), self._info.context_length)
+        for request, (ids, tail) in zip(requests, self._checks.scored(requests), strict=True):
             key = request.edit.sha256 if request.edit else ""
             values = [_logprob(key, ids + tail[:t], tail[t]) for t in range(len(tail))]
             scores.append(torch.tensor(values, dtype=torch.float32))
@@ -168,12 +160,7 @@ class FakeEngine:
 
     def _check(self, request: GenerationRequest) -> int:
         self._require_open()
-        if request.edit is not None:
-            request.edit.check_fits(self._info.n_layers, self._info.hidden_size)
-        length = len(self.tokenize(request.prompt))
-        if length + request.max_tokens > self._info.context_length:
-            raise ContextTooLong(length, request.max_tokens, self._info.context_length)
-        return length
+        return len(self._checks.prompt(request))
 
     def _require_open(self) -> None:
         if self._closed.is_set():
@@ -260,6 +247,15 @@ class FakeEngine:
         """(L, D) vectors of the last of these tokens."""
         seed = int.from_bytes(hashlib.sha256(np.asarray(ids, dtype="<i8").tobytes()).digest()[:8], "little")
         return np.random.default_rng(seed).standard_normal((self._info.n_layers, self._info.hidden_size))
+
+
+class _PiecesAsTokens:
+    """The tokenizer: a piece of text is a token, and nothing is added."""
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        return [_token_id(piece) for piece in _pieces(prompt)] if isinstance(prompt, str) else list(prompt)
+
+    continuation_ids = prompt_ids
 
 
 def _pieces(text: str) -> list[str]:

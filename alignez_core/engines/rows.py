@@ -13,7 +13,7 @@ from torch import Tensor
 from alignez_core.engines.base import Completion, FinishReason, GenerationRequest, StreamChunk, TokenLogprob
 from alignez_core.engines.detokenize import IncrementalText, full_text
 from alignez_core.engines.sampling import SamplingParams
-from alignez_core.engines.streams import StreamWriter
+from alignez_core.engines.streams import ChunkWriter
 from alignez_core.engines.tokens import TextTokens
 
 
@@ -33,7 +33,7 @@ class Sink(Protocol):
 class StreamSink:
     """Chunks to a stream; the scheduler delivers them, this only ends the stream on an error."""
 
-    def __init__(self, writer: StreamWriter) -> None:
+    def __init__(self, writer: ChunkWriter) -> None:
         self.writer = writer
 
     @property
@@ -177,7 +177,7 @@ class Row:
         return len(self.prompt) + self.request.max_tokens
 
     @property
-    def writer(self) -> StreamWriter | None:
+    def writer(self) -> ChunkWriter | None:
         """The stream of this row, if it is streamed."""
         return self._writer
 

@@ -21,9 +21,9 @@ from alignez_core.engines.base import FinishReason, StreamChunk, TokenLogprob
 from alignez_core.engines.rows import Row, alternatives
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.sampling import BatchSampler
-from alignez_core.engines.streams import StreamWriter, deliver
+from alignez_core.engines.streams import ChunkWriter, deliver
 from alignez_core.engines.waiting import WaitingRows
-from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory, RequestTooLarge
+from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory
 
 _log = logging.getLogger(__name__)
 
@@ -94,15 +94,10 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, rows: Sequence[Row], *, bounded: bool) -> None:
-        """Queues rows, in order.
+        """Queues rows, in order; none alone is over `max_cache_tokens` (`checks`), or it would wait for ever.
 
-        Raises: EngineOverloaded: bounded and the queue is full. RequestTooLarge: a row alone is over
-            `max_cache_tokens`. EngineClosed.
+        Raises: EngineOverloaded: bounded and the queue is full. EngineClosed.
         """
-        limit = self._max_cache_tokens
-        for row in rows:
-            if limit is not None and row.cache_tokens > limit:
-                raise RequestTooLarge(len(row.prompt), row.request.max_tokens, limit)
         with self._changed:
             self._require_open()
             if bounded and not self._has_room(rows[0].request.group):
@@ -268,7 +263,7 @@ class Scheduler:
     def _hand_out(self, first: int, drawn: _Drawn) -> None:
         """Gives the rows from `first` on their tokens, and lets finished rows leave."""
         rows = self._rows[first:]
-        chunks: list[tuple[StreamWriter, StreamChunk]] = []
+        chunks: list[tuple[ChunkWriter, StreamChunk]] = []
         finished: list[tuple[int, FinishReason]] = []
         for i, (row, token) in enumerate(zip(rows, drawn.tokens, strict=True)):
             reason, chunk = row.accept(token, drawn.logprobs.get(i))

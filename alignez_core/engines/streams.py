@@ -10,10 +10,29 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Protocol
 
 from alignez_core.engines.base import StreamChunk
 
-_Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+#: An event loop, and what it waits for there.
+Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+
+
+class ChunkWriter(Protocol):
+    """Where an engine puts one row's chunks: a stream of this process, or the way to another."""
+
+    @property
+    def closed(self) -> bool:
+        """True once nobody reads any more; the engine then drops the row."""
+        ...
+
+    def put(self, chunk: StreamChunk) -> Waiter | None:
+        """Takes a chunk; returns whom to wake for it, so that one step's chunks wake each loop once (`deliver`)."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the stream with an error."""
+        ...
 
 
 class StreamWriter:
@@ -25,7 +44,7 @@ class StreamWriter:
         self._error: BaseException | None = None
         self._ended = False
         self._closed = False
-        self._waiter: _Waiter | None = None
+        self._waiter: Waiter | None = None
 
     @property
     def closed(self) -> bool:
@@ -34,7 +53,7 @@ class StreamWriter:
 
     def push(self, chunk: StreamChunk) -> None:
         """Hands over one chunk; one with a finish reason ends the stream."""
-        _wake([self._put(chunk)])
+        _wake([self.put(chunk)])
 
     def fail(self, error: BaseException) -> None:
         """Ends the stream: chunks pushed before are still read, then `error` is raised."""
@@ -45,7 +64,8 @@ class StreamWriter:
             waiter = self._take_waiter()
         _wake([waiter])
 
-    def _put(self, chunk: StreamChunk) -> _Waiter | None:
+    def put(self, chunk: StreamChunk) -> Waiter | None:
+        """Hands over one chunk and leaves the waking to the caller."""
         with self._ready:
             if self._ended or self._closed:
                 return None
@@ -53,7 +73,7 @@ class StreamWriter:
             self._ended = chunk.finish_reason is not None
             return self._take_waiter()
 
-    def _take_waiter(self) -> _Waiter | None:
+    def _take_waiter(self) -> Waiter | None:
         waiter, self._waiter = self._waiter, None
         self._ready.notify_all()
         return waiter
@@ -79,9 +99,9 @@ class StreamWriter:
             raise error
 
 
-def deliver(pairs: Iterable[tuple[StreamWriter, StreamChunk]]) -> None:
+def deliver(pairs: Iterable[tuple[ChunkWriter, StreamChunk]]) -> None:
     """Pushes the chunks of one engine step, waking each event loop once for all of its streams."""
-    _wake([writer._put(chunk) for writer, chunk in pairs])
+    _wake([writer.put(chunk) for writer, chunk in pairs])
 
 
 class QueuedStream:
@@ -181,7 +201,7 @@ class _AsyncChunks:
         self._stream.close()
 
 
-def _wake(waiters: Iterable[_Waiter | None]) -> None:
+def _wake(waiters: Iterable[Waiter | None]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for waiter in waiters:
         if waiter is not None:

@@ -18,14 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignez_core.engines import batches, self_check
 from alignez_core.engines.base import Completion, EngineInfo, GenerationRequest, Prompt, ScoreRequest, Span
+from alignez_core.engines.checks import RequestChecks
 from alignez_core.engines.loading import context_length, load_model
 from alignez_core.engines.mlp_modules import MLP_PATHS, find_mlp_modules, mlp_path
 from alignez_core.engines.rows import ResultList, Row, Sink, StreamSink
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.scheduler import EngineLoad, Scheduler
-from alignez_core.engines.streams import QueuedStream, StreamWriter
+from alignez_core.engines.streams import ChunkWriter, QueuedStream, StreamWriter
 from alignez_core.engines.tokens import PromptFormatName, TextTokens, eos_ids
-from alignez_core.errors import ContextTooLong, InvalidInput
+from alignez_core.errors import InvalidInput
 from alignez_core.prompts import PromptFormat
 
 T = TypeVar("T")
@@ -44,8 +45,10 @@ class TransformersEngine:
         scheduler: Scheduler,
         tokens: TextTokens,
         prompt_format: PromptFormat,
+        max_cache_tokens: int | None = None,
     ) -> None:
         self._info = info
+        self._checks = RequestChecks(info, tokens, max_cache_tokens=max_cache_tokens)
         self._runner = runner
         self._scheduler = scheduler
         self._tokens = tokens
@@ -156,7 +159,7 @@ class TransformersEngine:
         scheduler = Scheduler(
             runner, model.device, max_waiting, max_cache_tokens=max_cache_tokens, prefill_piece=prefill_piece
         )
-        return cls(info, runner, scheduler, tokens, chosen_format)
+        return cls(info, runner, scheduler, tokens, chosen_format, max_cache_tokens)
 
     @property
     def info(self) -> EngineInfo:
@@ -184,22 +187,18 @@ class TransformersEngine:
 
     def stream(self, request: GenerationRequest) -> QueuedStream:
         writer = StreamWriter()
-        row = self._row(request, StreamSink(writer))
-        self._scheduler.submit([row], bounded=True)
+        self.start(request, writer)
         # Nobody need be told of a closed stream: while rows wait or run, every turn of the loop looks for one.
         return QueuedStream(writer)
 
+    def start(self, request: GenerationRequest, writer: ChunkWriter, *, bounded: bool = True) -> None:
+        """`stream` into a writer of the caller's. bounded: False: the queue takes it however full it is."""
+        self._scheduler.submit([self._row(request, StreamSink(writer))], bounded=bounded)
+
     def represent(self, texts: Sequence[Prompt], positions: Literal["last"] | Sequence[Span] = "last") -> Tensor:
-        ids = [self._tokens.prompt_ids(text) for text in texts]
+        ids, spans = self._checks.texts(texts, positions)
         if not ids:
             return torch.zeros(0, self._info.n_layers, self._info.hidden_size)
-        spans = [Span(len(text) - 1, len(text)) for text in ids] if positions == "last" else list(positions)
-        if len(spans) != len(ids):
-            raise InvalidInput("positions", f"{len(spans)} spans for {len(ids)} texts")
-        for i, (text, span) in enumerate(zip(ids, spans, strict=True)):
-            if span.end > len(text):
-                raise InvalidInput("positions", f"the span of text {i} ends at {span.end}, it has {len(text)} tokens")
-            self._check_length(len(text), 0)
         out = torch.empty(len(ids), self._info.n_layers, self._info.hidden_size)
 
         def work(chosen: list[int]) -> Tensor:
@@ -212,25 +211,20 @@ class TransformersEngine:
         return out
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
-        prompts = [self._tokens.prompt_ids(request.prompt) for request in requests]
-        tails = [self._tokens.continuation_ids(request.continuation) for request in requests]
-        for request, prompt, tail in zip(requests, prompts, tails, strict=True):
-            self._check_length(len(prompt), len(tail))
-            if request.edit is not None:
-                request.edit.check_fits(self._info.n_layers, self._info.hidden_size)
+        rows = self._checks.scored(requests)
 
         def work(chosen: list[int]) -> list[Tensor]:
             return batches.continuation_logprobs(
                 self._runner,
-                [prompts[i] for i in chosen],
-                [tails[i] for i in chosen],
+                [rows[i][0] for i in chosen],
+                [rows[i][1] for i in chosen],
                 [requests[i].edit for i in chosen],
             )
 
         scores = [torch.empty(0)] * len(requests)
-        lengths = [len(prompt) + len(tail) for prompt, tail in zip(prompts, tails, strict=True)]
-        for chosen, rows in self._run_batches(lengths, work):
-            for i, row in zip(chosen, rows, strict=True):
+        lengths = [len(prompt) + len(tail) for prompt, tail in rows]
+        for chosen, found in self._run_batches(lengths, work):
+            for i, row in zip(chosen, found, strict=True):
                 scores[i] = row.clone()  # made on the engine's thread, in inference mode
         return scores
 
@@ -244,16 +238,9 @@ class TransformersEngine:
         self.close()
 
     def _row(self, request: GenerationRequest, sink: Sink) -> Row:
-        if request.edit is not None:
-            request.edit.check_fits(self._info.n_layers, self._info.hidden_size)
-        prompt = self._tokens.prompt_ids(request.prompt)
-        self._check_length(len(prompt), request.max_tokens)
+        prompt = self._checks.prompt(request)
         seed = secrets.randbits(64) if request.seed is None else request.seed
         return Row(request, prompt, sink, self._tokens, seed)
-
-    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
-        if prompt_tokens + max_tokens > self._info.context_length:
-            raise ContextTooLong(prompt_tokens, max_tokens, self._info.context_length)
 
     def _run_batches(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
         """Runs `work` on batches of like lengths, each between two steps, so that streams go on meanwhile."""
