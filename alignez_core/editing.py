@@ -123,7 +123,7 @@ class EditPlan:
         """D, the width of the edited activations."""
         return int(self.U.shape[2])
 
-    @property
+    @cached_property
     def is_identity(self) -> bool:
         """True when the plan changes nothing (strength 0); engines then skip it, so the row is bit-equal."""
         return not bool(self.V.any())

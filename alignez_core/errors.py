@@ -5,12 +5,25 @@ They carry facts, not HTTP codes; `api/errors.py` is the only place that maps th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class AlignezError(Exception):
     """Root of the core's errors."""
 
     #: Stable, machine-readable name; a failed job stores it.
     code = "alignez_error"
+
+    def __reduce__(self) -> tuple[Callable[..., AlignezError], tuple[object, ...]]:
+        # By itself an exception is made anew from `args`, the message, which is not what our constructors take.
+        return _restored, (type(self), self.args, dict(self.__dict__))
+
+
+def _restored(kind: type[AlignezError], args: tuple[object, ...], facts: dict[str, object]) -> AlignezError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
 
 
 class InvalidInput(AlignezError, ValueError):

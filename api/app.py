@@ -138,9 +138,14 @@ async def _start_model(services: Services, engine: Engine | None, on_fatal: Call
     from alignez_core.query_bank import default_queries
     from api.loading import assemble, load_engine, load_query_bank, register
 
+    def lost(line: str) -> None:
+        services.model_error = line
+        services.metrics.engine_ready.set(0)
+        on_fatal(line)
+
     try:
         bank = default_queries() if engine is not None else load_query_bank(services.settings)
-        loaded = engine if engine is not None else await run_in_threadpool(load_engine, services.settings)
+        loaded = engine if engine is not None else await run_in_threadpool(load_engine, services.settings, lost)
     except (AlignezError, OSError) as error:
         services.model_error = f"the model could not be loaded: {error}"
         on_fatal(services.model_error)

@@ -63,8 +63,8 @@ async def ready(services: ServicesDep) -> JSONResponse:
         runs.append(_run(_broker, services, timeout))
     checks = dict(zip(names, await asyncio.gather(*runs), strict=True))
     if services.settings.serves_generation:
-        detail = services.model_error or "loading"
-        checks["model"] = Check(ok=True) if services.model is not None else Check(ok=False, detail=detail)
+        works = services.model is not None and services.model_error is None
+        checks["model"] = Check(ok=True) if works else Check(ok=False, detail=services.model_error or "loading")
     if services.draining.is_set():
         checks["draining"] = Check(ok=False, detail="the process is shutting down")
     ok = all(check.ok for check in checks.values())

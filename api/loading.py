@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from api.chat.personalise import Personaliser
 from api.chat.serving import Served
@@ -15,30 +16,35 @@ if TYPE_CHECKING:
     from alignez_core.engines.base import Engine
 
 
-def load_engine(settings: ApiSettings) -> Engine:
+def load_engine(settings: ApiSettings, on_lost: Callable[[str], None] | None = None) -> Engine:
     """The engine that the settings name; the shipped persona-nano when they name none.
 
+    Args:
+        on_lost: called with one line, from any thread, when the engine's own process ends by itself.
     Raises: ModelNotFound, UnknownArchitecture, OutOfMemory.
     """
-    from alignez_core import nano
-
     if settings.engine == "vllm":
         return _load_vllm(settings)
+    from alignez_core import nano
+    from alignez_core.engines.process.engine import ProcessEngine
     from alignez_core.engines.transformers_engine import TransformersEngine
 
-    return TransformersEngine.load(
-        settings.model or nano.MODEL_DIR,
-        device=settings.device,
-        dtype=settings.dtype,
-        revision=settings.model_revision,
-        max_slots=settings.max_running,
-        max_waiting=settings.max_waiting,
-        max_cache_tokens=settings.max_cache_tokens,
-        mlp_path=settings.mlp_path,
-        prompt_format=settings.prompt_format,
-        threads=settings.threads,
-        name=settings.model_name,
-    )
+    path = settings.model or nano.MODEL_DIR
+    arguments: dict[str, Any] = {
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "revision": settings.model_revision,
+        "max_slots": settings.max_running,
+        "max_waiting": settings.max_waiting,
+        "max_cache_tokens": settings.max_cache_tokens,
+        "mlp_path": settings.mlp_path,
+        "prompt_format": settings.prompt_format,
+        "threads": settings.threads,
+        "name": settings.model_name,
+    }
+    if settings.engine_process:
+        return ProcessEngine.load(path, on_lost=on_lost, **arguments)
+    return TransformersEngine.load(path, **arguments)
 
 
 def _load_vllm(settings: ApiSettings) -> Engine:

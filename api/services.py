@@ -46,7 +46,7 @@ class Services:
     pace: Pace
     usage: UsageMeter
     model: Model | None = None
-    #: Why the model could not be loaded, for `/ready`.
+    #: Why there is no model, or none any more, for `/ready`.
     model_error: str | None = None
     #: Where Prometheus finds this process, when it has a port.
     metrics_port: int | None = None

@@ -50,6 +50,9 @@ class ApiSettings(BaseSettings):
     )
     #: What runs the model. "vllm" needs vLLM 0.32 in this environment (`make setup-vllm`); `device` is then vLLM's own.
     engine: Literal["transformers", "vllm"] = "transformers"
+    #: Whether "transformers" runs in a process of its own, so that model and event loop do not take the interpreter's
+    #: lock from each other. vLLM always does.
+    engine_process: bool = True
     #: vLLM: plans in use at once (None: as many as rows), their rank, GPUs of one replica, and whether it compiles.
     vllm_slots: int | None = Field(None, ge=1, le=65536)
     vllm_rank: int = Field(2, ge=1, le=8)

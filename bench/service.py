@@ -1,8 +1,9 @@
 """What the HTTP service costs on top of the engine: `python -m bench.service`.
 
-One process holds the engine and a real uvicorn (in a thread, as deployed: engine and API share a process); a second
-process is the client, which speaks HTTP/1.1 over plain asyncio streams, so that measuring costs as little as can be.
-"Bare" is the same engine in the same process without HTTP. Both are measured in turn, `ROUNDS` times, and ratios are of
+One process holds a real uvicorn (in a thread) and, as deployed, the engine's model is in a process of its own
+(`ProcessEngine`); a third process is the client, which speaks HTTP/1.1 over plain asyncio streams, so that measuring
+costs as little as can be. "Engine alone" is a `TransformersEngine` in one process with its callers, without HTTP; what
+a process of its own wins or loses is a row of its own. All are measured in turn, `ROUNDS` times, and ratios are of
 neighbours in time, because a shared machine's speed drifts.
 
 Throughput: `STREAMS` clients at once, each with `ANSWERS` requests of `TOKENS` tokens one after another; tokens per
@@ -31,7 +32,8 @@ from typing import Any
 from uuid import UUID
 
 from alignez_core import nano
-from alignez_core.engines.base import GenerationRequest
+from alignez_core.engines.base import Engine, GenerationRequest
+from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.engines.transformers_engine import TransformersEngine
 from api.app import create_app
 from api.logs import configure_logs
@@ -56,8 +58,9 @@ FIRST_TOKENS = 60
 def run() -> Report:
     """Measures both figures for the bare base model, a global and a sample-conditional profile."""
     configure_logs("warning", "json")
-    engine = TransformersEngine.load(nano.MODEL_DIR, max_slots=STREAMS, threads=1)
-    with tempfile.TemporaryDirectory() as folder, PostgresServer(Path(folder)) as postgres:
+    alone = TransformersEngine.load(nano.MODEL_DIR, max_slots=STREAMS, threads=1)
+    engine = ProcessEngine.load(nano.MODEL_DIR, max_slots=STREAMS, threads=1)
+    with alone, engine, tempfile.TemporaryDirectory() as folder, PostgresServer(Path(folder)) as postgres:
         migrate.upgrade(postgres.url)
         database = DatabaseSettings(database_url=postgres.url)
         sessions = make_session_factory(database)
@@ -65,13 +68,12 @@ def run() -> Report:
         settings = ApiSettings(role="inference", port=0, max_running=STREAMS)
         app = create_app(settings, engine=engine, session_factory=sessions, database=database)
         with _serving(app) as port, _Client(port, key, engine.info.name) as client:
-            report = _measure(engine, client)
+            report = _measure(alone, engine, client)
         sessions.kw["bind"].dispose()
-    engine.close()
     return report
 
 
-def _measure(engine: TransformersEngine, client: _Client) -> Report:
+def _measure(engine: TransformersEngine, apart: ProcessEngine, client: _Client) -> Report:
     report = Report(
         "service",
         f"{engine.info.name}, {STREAMS} streams of {ANSWERS} answers of {TOKENS} tokens, {ROUNDS} rounds; "
@@ -83,6 +85,8 @@ def _measure(engine: TransformersEngine, client: _Client) -> Report:
         client.throughput(queries, suffix)
         client.first_tokens(queries[:5], suffix)
     _bare_throughput(engine, queries)
+    _bare_throughput(apart, queries)
+    own_process: list[float] = []
     ratios: dict[str, list[float]] = {name: [] for name in models}
     added: dict[str, list[float]] = {name: [] for name in models}
     bare_speed, bare_first = [], []
@@ -91,6 +95,7 @@ def _measure(engine: TransformersEngine, client: _Client) -> Report:
             before = _bare_throughput(engine, queries)
             served = client.throughput(queries, suffix)
             after = _bare_throughput(engine, queries)
+            own_process.append(_bare_throughput(apart, queries) / after)
             bare_speed += [before, after]
             ratios[name].append(served / ((before + after) / 2))
             probe = (queries * 2)[:FIRST_TOKENS]
@@ -99,6 +104,7 @@ def _measure(engine: TransformersEngine, client: _Client) -> Report:
             added[name].append(statistics.median(client.first_tokens(probe, suffix)) - first)
     report.add("engine alone, throughput", statistics.median(bare_speed), "tokens/s")
     report.add("engine alone, time to first token", statistics.median(bare_first) * 1e3, "ms")
+    report.add("own process ÷ same process, engine alone", statistics.median(own_process))
     for name in models:
         must = "≥ 0.95" if name == "base model" else ""
         report.add(f"service ÷ engine throughput, {name}", statistics.median(ratios[name]), "", must)
@@ -110,7 +116,7 @@ def _measure(engine: TransformersEngine, client: _Client) -> Report:
     return report
 
 
-def _rows(engine: TransformersEngine, queries: Sequence[str], max_tokens: int) -> list[GenerationRequest]:
+def _rows(engine: Engine, queries: Sequence[str], max_tokens: int) -> list[GenerationRequest]:
     return [
         GenerationRequest(
             engine.tokenize(engine.prompt_format.render([{"role": "user", "content": query}])),
@@ -122,7 +128,7 @@ def _rows(engine: TransformersEngine, queries: Sequence[str], max_tokens: int) -
     ]
 
 
-def _bare_throughput(engine: TransformersEngine, queries: Sequence[str]) -> float:
+def _bare_throughput(engine: Engine, queries: Sequence[str]) -> float:
     """Tokens per second of one loop over `stream` per query."""
     rows = _rows(engine, queries, TOKENS)
 
@@ -141,7 +147,7 @@ def _bare_throughput(engine: TransformersEngine, queries: Sequence[str]) -> floa
     return tokens / (time.perf_counter() - started)
 
 
-def _bare_first_tokens(engine: TransformersEngine, queries: Sequence[str]) -> list[float]:
+def _bare_first_tokens(engine: Engine, queries: Sequence[str]) -> list[float]:
     """Seconds to the first text of each query, one after another."""
     seconds = []
     for query in queries:
@@ -155,7 +161,7 @@ def _bare_first_tokens(engine: TransformersEngine, queries: Sequence[str]) -> li
     return seconds
 
 
-def _profiles(sessions: SessionFactory, engine: TransformersEngine) -> str:
+def _profiles(sessions: SessionFactory, engine: Engine) -> str:
     """Fits the two profiles; returns a key."""
     persona = {"preferred": nano.PERSONAS[0].preferred, "dispreferred": nano.PERSONAS[0].dispreferred}
     with UnitOfWork.open(sessions) as uow:

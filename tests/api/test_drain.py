@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -136,3 +137,46 @@ def test_past_the_drain_whole_answers_are_a_503_and_streams_end_in_words(make_ap
     assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "engine_closed"
     assert answers[0].status_code == 503
     assert int(answers[0].headers["retry-after"]) >= 1
+
+
+@pytest.mark.slow
+def test_a_lost_model_ends_its_streams_in_words_and_the_process_to_be_started_again(
+    postgres_url: str, tenant: Tenant, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with process(postgres_url, log, drain_s=20) as (server, client):
+        body = {**BODY, "stream": True, "n": 8, "max_tokens": 450}
+        with client.stream("POST", "/v1/chat/completions", json=body, headers=tenant.headers) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            (model,) = _children(server.pid)
+            os.kill(model, signal.SIGKILL)
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "engine_closed"
+        assert server.wait(20) == 1
+    assert log.read_text().splitlines()[-1].startswith("alignez: the engine's process has ended (signal 9")
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_no_process_of_the_model_outlives_a_killed_server(postgres_url: str, tmp_path: Path) -> None:
+    with process(postgres_url, tmp_path / "log", drain_s=20) as (server, _):
+        (model,) = _children(server.pid)
+        server.kill()
+        server.wait()
+        deadline = time.monotonic() + 20
+        while _is_running(model):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
