@@ -8,6 +8,7 @@ from profiles.repository.accounts import Accounts
 from profiles.repository.catalog import Catalog
 from profiles.repository.fits import Fits
 from profiles.repository.jobs import Jobs
+from profiles.repository.routes import Routes
 
 
 class Repository:
@@ -18,3 +19,4 @@ class Repository:
         self.catalog = Catalog(session)
         self.fits = Fits(session)
         self.jobs = Jobs(session)
+        self.routes = Routes(session)

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from profiles.errors import NotFound, VersionNotReady
-from profiles.models import Profile, ProfileVersion, VersionState
+from profiles.models import Profile, VersionState
 from profiles.repository.fits import SIDES, Neighbourhood
-from profiles.service.aliases import DEFAULT_ALIAS, get_assignment
+from profiles.repository.routes import Route, Target
+from profiles.service.aliases import DEFAULT_ALIAS
 from profiles.service.keys import Caller
-from profiles.service.profiles import get_profile, get_version
+from profiles.service.profiles import profile_ref
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
 
@@ -79,21 +80,18 @@ def pick_version(
 
     Raises: NotFound: profile, alias or version. VersionNotReady: pending, failed or archived.
     """
-    row = get_profile(uow, caller, profile)
+    ref = profile_ref(profile)
+    routes = uow.repository.routes
     if version is not None:
-        chosen = get_version(uow, caller, row.id, version)
-        return _resolved(uow, row, chosen, None)
-    name = alias or DEFAULT_ALIAS
-    targets = uow.repository.catalog.alias_targets(row.id, name)
-    if not targets:
-        if name != DEFAULT_ALIAS:
-            raise NotFound("alias", f"{name} of profile {row.name}")
-        latest = uow.repository.catalog.latest_version(row.id)
-        if latest is None:
-            raise NotFound("version", f"of profile {row.name}")
-        return _resolved(uow, row, latest, name)
-    chosen = targets[0][0] if len(targets) == 1 else _draw(targets, row.id, name, end_user)
-    return _resolved(uow, row, chosen, name)
+        # What no version can be called is no question for the database.
+        route = routes.by_number(caller.tenant_id, ref, version if 0 < version < 2**31 else 0)
+    else:
+        route = routes.by_alias(caller.tenant_id, ref, alias or DEFAULT_ALIAS)
+    if route is None:
+        raise NotFound("profile", profile)
+    if version is not None and not route.targets:
+        raise NotFound("version", f"{version} of profile {route.profile_name}")
+    return _resolved(uow, route, end_user)
 
 
 def load_active(uow: UnitOfWork, version_id: UUID) -> ActiveProfile:
@@ -127,18 +125,10 @@ def load_active(uow: UnitOfWork, version_id: UUID) -> ActiveProfile:
 
 def resolve_for_user(uow: UnitOfWork, caller: Caller, end_user: str) -> ResolvedVersion | None:
     """The version that an end user's assignment means; None without one. Raises: VersionNotReady."""
-    try:
-        found = get_assignment(uow, caller, end_user)
-    except NotFound:
+    if "\x00" in end_user:
         return None
-    return pick_version(
-        uow,
-        caller,
-        found.profile.id,
-        alias=found.assignment.alias,
-        version=found.version,
-        end_user=end_user,
-    )
+    route = uow.repository.routes.of_user(caller.tenant_id, end_user, DEFAULT_ALIAS)
+    return None if route is None else _resolved(uow, route, end_user)
 
 
 def nearest_representations(
@@ -153,28 +143,42 @@ def nearest_representations(
     return uow.repository.fits.nearest(version_id, embedding, k, sides)
 
 
-def _resolved(uow: UnitOfWork, row: Profile, version: ProfileVersion, alias: str | None) -> ResolvedVersion:
-    if version.state is not VersionState.READY:
-        job = uow.repository.jobs.of_version(version.id)
-        raise VersionNotReady(row.name, version.number, version.state.value, job.id if job else None)
-    return ResolvedVersion(row.id, row.name, alias, version.id, version.number, _present(version.sha256))
+def _resolved(uow: UnitOfWork, route: Route, end_user: str | None) -> ResolvedVersion:
+    chosen = _draw(route, end_user) if route.targets else _latest(uow, route)
+    if chosen.state is not VersionState.READY:
+        job = uow.repository.jobs.of_version(chosen.version_id)
+        raise VersionNotReady(route.profile_name, chosen.number, chosen.state.value, job.id if job else None)
+    return ResolvedVersion(
+        route.profile_id, route.profile_name, route.alias, chosen.version_id, chosen.number, _present(chosen.sha256)
+    )
 
 
-def _draw(
-    targets: Sequence[tuple[ProfileVersion, float]], profile_id: UUID, alias: str, end_user: str | None
-) -> ProfileVersion:
+def _latest(uow: UnitOfWork, route: Route) -> Target:
+    """Where a default leads that was never set: to the version whose state says why. Raises: NotFound."""
+    if route.alias != DEFAULT_ALIAS:
+        raise NotFound("alias", f"{route.alias} of profile {route.profile_name}")
+    latest = uow.repository.catalog.latest_version(route.profile_id)
+    if latest is None:
+        raise NotFound("version", f"of profile {route.profile_name}")
+    return Target(latest.id, latest.number, latest.state, latest.sha256, 1.0)
+
+
+def _draw(route: Route, end_user: str | None) -> Target:
     """One target by weight; the end user's hash decides, so raising a canary's weight moves users one way only."""
+    targets = route.targets
+    if len(targets) == 1:
+        return targets[0]
     if end_user is None:
         point = random.random()
     else:
-        digest = hashlib.sha256(f"{profile_id}/{alias}/{end_user}".encode("utf-8", "surrogatepass")).digest()
-        point = int.from_bytes(digest[:8], "big") / 2**64
-    point *= sum(weight for _, weight in targets)
-    for version, weight in targets:
-        point -= weight
+        name = f"{route.profile_id}/{route.alias}/{end_user}"
+        point = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+    point *= sum(target.weight for target in targets)
+    for target in targets:
+        point -= target.weight
         if point < 0:
-            return version
-    return targets[-1][0]
+            return target
+    return targets[-1]
 
 
 def _present(value: T | None) -> T:

@@ -41,13 +41,18 @@ def get_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str, *, lock: b
         lock: hold others back that change its versions or aliases, until the transaction ends.
     Raises: NotFound: also for a foreign or deleted one.
     """
-    ref = profile if isinstance(profile, UUID) else parse_id(profile) or profile
-    if isinstance(ref, str) and "\x00" in ref:
-        raise NotFound("profile", "with a NUL byte")
-    row = uow.repository.catalog.profile(caller.tenant_id, ref, lock=lock)
+    row = uow.repository.catalog.profile(caller.tenant_id, profile_ref(profile), lock=lock)
     if row is None:
         raise NotFound("profile", profile)
     return row
+
+
+def profile_ref(profile: UUID | str) -> UUID | str:
+    """An id where the text is one, else a name. Raises: NotFound: what cannot be a name."""
+    ref = profile if isinstance(profile, UUID) else parse_id(profile) or profile
+    if isinstance(ref, str) and "\x00" in ref:
+        raise NotFound("profile", "with a NUL byte")
+    return ref
 
 
 def update_profile(

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 import pytest
+from sqlalchemy import event
 
 from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAssigned, VersionNotReady
 from profiles.models import Profile
@@ -320,3 +321,30 @@ def test_every_move_is_audited_with_its_key(uow: UnitOfWork, caller: Caller, pro
     ]
     by_the_system = [entry.details for entry in entries if entry.key_id is None]
     assert by_the_system == [{"version": 1}]  # the first ready version became the default
+
+
+class TestCost:
+    def test_every_way_to_a_version_is_one_statement_that_reads_no_content(
+        self, uow: UnitOfWork, caller: Caller, profile: Profile
+    ) -> None:
+        set_alias(uow, caller, profile.id, "canary", weights={1: 1.0, 2: 1.0})
+        assign_user(uow, caller, "ann", profile.id, version=2)
+        assign_user(uow, caller, "bob", profile.id, alias="canary")
+        uow.session.flush()
+        statements: list[str] = []
+
+        def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+            statements.append(statement)
+
+        connection = uow.session.connection()
+        event.listen(connection, "before_cursor_execute", note)
+        try:
+            pick_version(uow, caller, profile.name)
+            pick_version(uow, caller, str(profile.id), version=3)
+            pick_version(uow, caller, profile.name, alias="canary", end_user="cid")
+            for user in ("ann", "bob", "nobody"):
+                resolve_for_user(uow, caller, user)
+        finally:
+            event.remove(connection, "before_cursor_execute", note)
+        assert len(statements) == 6
+        assert not [statement for statement in statements if "spec" in statement or "diagnostics" in statement]

@@ -1,0 +1,124 @@
+"""From what a request names to the version that it gets, in one statement each, because every request asks.
+
+Columns only: a version's row also holds its spec, queries and diagnostics, which may be megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy.orm import Session
+
+from profiles.models import Assignment, Profile, ProfileAlias, ProfileVersion, VersionState
+
+_PROFILE, _VERSION = Profile.__table__.c, ProfileVersion.__table__.c
+_ALIAS, _ASSIGNMENT = ProfileAlias.__table__.c, Assignment.__table__.c
+
+
+@dataclass(frozen=True)
+class Target:
+    """A version that a pointer leads to, and its share of the pointer's requests."""
+
+    version_id: UUID
+    number: int
+    state: VersionState
+    sha256: str | None
+    weight: float
+
+
+@dataclass(frozen=True)
+class Route:
+    """A live profile, and where a pointer into it leads.
+
+    Args:
+        alias: None when a version was named.
+        targets: by version number; none where the alias, or the version, does not exist.
+    """
+
+    profile_id: UUID
+    profile_name: str
+    alias: str | None
+    targets: tuple[Target, ...]
+
+
+class Routes:
+    """Reads for a caller, so every query takes the tenant."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def by_alias(self, tenant_id: UUID, profile: UUID | str, alias: str) -> Route | None:
+        """None: no such live profile."""
+        pointer = and_(_ALIAS.profile_id == _PROFILE.id, _ALIAS.alias == alias)
+        statement = (
+            select(*_columns(_ALIAS.weight))
+            .select_from(Profile.__table__)
+            .outerjoin(ProfileAlias.__table__, pointer)
+            .outerjoin(ProfileVersion.__table__, _VERSION.id == _ALIAS.version_id)
+            .where(*_live(tenant_id, profile))
+            .order_by(_VERSION.number)
+        )
+        return self._route(statement, alias)
+
+    def by_number(self, tenant_id: UUID, profile: UUID | str, number: int) -> Route | None:
+        """None: no such live profile."""
+        named = and_(_VERSION.profile_id == _PROFILE.id, _VERSION.number == number)
+        statement = (
+            select(*_columns())
+            .select_from(Profile.__table__)
+            .outerjoin(ProfileVersion.__table__, named)
+            .where(*_live(tenant_id, profile))
+        )
+        return self._route(statement, None)
+
+    def of_user(self, tenant_id: UUID, end_user: str, default_alias: str) -> Route | None:
+        """By the end user's assignment. None: there is none, or its profile is gone."""
+        named = func.coalesce(_ASSIGNMENT.alias, default_alias)
+        pointer = and_(
+            _ALIAS.profile_id == _PROFILE.id, _ALIAS.alias == named, _ASSIGNMENT.version_id.is_(None)
+        )  # fmt: skip
+        version = func.coalesce(_ASSIGNMENT.version_id, _ALIAS.version_id)
+        statement = (
+            select(*_columns(_ALIAS.weight), _ASSIGNMENT.version_id.label("pinned"), named.label("alias"))
+            .select_from(Assignment.__table__)
+            .join(Profile.__table__, _PROFILE.id == _ASSIGNMENT.profile_id)
+            .outerjoin(ProfileAlias.__table__, pointer)
+            .outerjoin(ProfileVersion.__table__, _VERSION.id == version)
+            .where(
+                _ASSIGNMENT.tenant_id == tenant_id,
+                _ASSIGNMENT.end_user == end_user,
+                _PROFILE.tenant_id == tenant_id,
+                _PROFILE.archived_at.is_(None),
+            )
+            .order_by(_VERSION.number)
+        )
+        rows = self._session.execute(statement).all()
+        return _route(rows, None if rows[0].pinned else rows[0].alias) if rows else None
+
+    def _route(self, statement: Select[Any], alias: str | None) -> Route | None:
+        rows = self._session.execute(statement).all()
+        return _route(rows, alias) if rows else None
+
+
+def _columns(weight: ColumnElement[Any] | None = None) -> list[ColumnElement[Any]]:
+    profile = [_PROFILE.id.label("profile_id"), _PROFILE.name]
+    version = [_VERSION.id.label("version_id"), _VERSION.number, _VERSION.state, _VERSION.sha256]
+    return [*profile, *version, *([] if weight is None else [weight])]
+
+
+def _live(tenant_id: UUID, profile: UUID | str) -> list[ColumnElement[bool]]:
+    named = _PROFILE.id == profile if isinstance(profile, UUID) else _PROFILE.name == profile
+    return [_PROFILE.tenant_id == tenant_id, named, _PROFILE.archived_at.is_(None)]
+
+
+def _route(rows: Sequence[Any], alias: str | None) -> Route:
+    targets = tuple(
+        Target(row.version_id, row.number, row.state, row.sha256, getattr(row, "weight", None) or 1.0)
+        for row in rows
+        if row.version_id is not None
+    )
+    return Route(rows[0].profile_id, rows[0].name, alias, targets)
