@@ -90,7 +90,7 @@ def _top_directions(groups: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     if largest > _LARGE:
         # Rescaled by the largest entry, so that squaring does not overflow; the singular vectors are the same and the
         # scale returns for the threshold. Underflow needs no such care: `EPS` has already refused what is that small.
-        rows = [group / part.view(m, 1, 1) for group, part in zip(rows, scale.split(m), strict=True)]
+        rows = [group / part.view(m, 1, 1) for group, part in zip(rows, torch.split(scale, m), strict=True)]
     else:
         scale = torch.ones_like(scale)
     short = n < d
@@ -100,12 +100,12 @@ def _top_directions(groups: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     energy = values[:, -1] / values.sum(dim=1)
     top = vectors[:, :, -1].unsqueeze(1)
     # The mean row lies along theta as the left vector's sum does: 1ᵀX·(Xᵀu) = λ·1ᵀu.
-    theta = torch.cat([part @ x for part, x in zip(top.split(m), rows, strict=True)]) if short else top
+    theta = torch.cat([part @ x for part, x in zip(torch.split(top, m), rows, strict=True)]) if short else top
     agree = top.sum(dim=2) if short else torch.cat([x.mean(dim=1) for x in rows]).mul(top[:, 0]).sum(1, keepdim=True)
     theta = theta.squeeze(1)
     length = torch.linalg.vector_norm(theta, dim=1, keepdim=True)
     theta = theta / torch.where(agree < 0, -length, length)
-    return list(zip(theta.split(m), energy.split(m), strict=True))
+    return list(zip(torch.split(theta, m), torch.split(energy, m), strict=True))
 
 
 def fit_directions(help: Tensor, harm: Tensor) -> Directions:
@@ -149,5 +149,6 @@ def _require_energy(largest: Tensor, layers: int) -> None:
     if float(largest.min()) < EPS:
         index = int((largest < EPS).nonzero()[0])
         raise DegenerateEmbeddings(
-            f"the rows of layer index {index % layers} are (nearly) all zero: largest singular value {float(largest[index]):.3g}"
+            f"the rows of layer index {index % layers} are (nearly) all zero:"
+            f" largest singular value {float(largest[index]):.3g}"
         )

@@ -269,7 +269,8 @@ def _unit(vectors: Tensor, name: str) -> Tensor:
     if not (shortest >= 1e-12 and longest < math.inf):
         bad = longest if shortest >= 1e-12 else shortest
         raise DegenerateEmbeddings(f"{name} has no direction (length {bad:g})")
-    return vectors / norms
+    unit: Tensor = vectors / norms
+    return unit
 
 
 def _orthogonal(p: Tensor, h: Tensor) -> Tensor:

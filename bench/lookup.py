@@ -151,13 +151,13 @@ def _copy(session: Session, tenant: UUID, version: UUID, ids: Sequence[UUID], em
     def representations() -> Iterable[tuple[object, ...]]:
         width = rows.shape[1]
         for i, own in enumerate(embeddings[:, :width]):
-            for j, layer in enumerate(LAYERS):
-                sides = (vectors.pack(rows[(7 * i + 3 * j + s) % len(rows)] + own) for s in range(3))
-                yield (ids[i], layer, tenant, version, *sides)
+            chosen = 7 * i + 3 * np.arange(L)
+            sides = (vectors.pack(rows[(chosen + s) % len(rows)] + own) for s in range(3))
+            yield (ids[i], tenant, version, list(LAYERS), *sides)
 
-    columns = [("query_id", "uuid"), ("layer", "int4"), ("tenant_id", "uuid"), ("version_id", "uuid")]
+    columns = [("query_id", "uuid"), ("tenant_id", "uuid"), ("version_id", "uuid"), ("layers", "int4[]")]
     columns += [("help", "bytea"), ("harm", "bytea"), ("plain", "bytea")]
-    vectors.copy_rows(session, "pair_representations", columns, representations())
+    vectors.copy_rows(session, "query_representations", columns, representations())
 
 
 def _structured(random: np.random.Generator, count: int) -> Vector:
