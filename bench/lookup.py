@@ -5,8 +5,8 @@ L layers of representations; each other one has `FILL` queries of full width, wh
 representations of 8 numbers, because a thousand full ones are 240 GB. Embeddings have a power-law spectrum, as those of
 language models do; for points without any structure, where a projection does worst, recall is computed beside.
 
-Timed is what a request does after its query embedding is there: a transaction of its own with the K nearest
-representations in it, then the plan. Every request has another embedding.
+Timed is what a request does after its query embedding is there: a connection of the pool, the statement that reads the
+K nearest and their representations, then the plan. Every request has another embedding.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _measure(
     seconds = []
     for query in queries:
         started = time.perf_counter()
-        with UnitOfWork.open(sessions) as uow:
+        with UnitOfWork.reading(sessions) as uow:
             near = nearest_representations(uow, version_id, query, K, sides)
         read = time.perf_counter()
         given = {side: _tensor(getattr(near, side)) for side in ("help", "harm", "plain")}
@@ -98,11 +98,11 @@ def _measure(
 
 
 def _tensor(array: Vector | None) -> torch.Tensor | None:
-    return None if array is None else torch.tensor(array)
+    return None if array is None else torch.from_numpy(array)
 
 
 def _nearest_ids(sessions: SessionFactory, version_id: UUID, query: Vector) -> list[UUID]:
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.reading(sessions) as uow:
         return list(nearest_representations(uow, version_id, query, K, ("help",)).query_ids)
 
 
