@@ -5,6 +5,8 @@ Shapes: N samples, L layers, D hidden size, K neighbours. All in float32 (float6
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,9 @@ from alignez_core.errors import DegenerateEmbeddings, InvalidInput
 #: A matrix whose largest singular value is below this (relative to its row count and width: absolute, activations
 #: are of order 1) defines no direction.
 EPS = 1e-6
+
+#: Entries up to this are squared and summed as they are.
+_LARGE = 1e8
 
 
 @dataclass(frozen=True)
@@ -67,29 +72,40 @@ def top_directions(rows: Tensor) -> tuple[Tensor, Tensor]:
     Returns: theta (M, D) unit rows, and energy (M,), the first squared singular value's share of all.
     Raises: DegenerateEmbeddings: as `top_direction`, naming the first matrix (layer) concerned.
     """
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    m, n, d = rows.shape
+    return _top_directions([rows])[0]
+
+
+def _top_directions(groups: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """`top_directions` of several (M, N, D) of one shape: their small Gram matrices are decomposed as one batch."""
+    wide = any(group.dtype == torch.float64 for group in groups)
+    rows = [group.to(torch.float64 if wide else torch.float32) for group in groups]
+    m, n, d = rows[0].shape
     if n == 0 or d == 0:
         raise DegenerateEmbeddings("no rows: a direction needs at least one sample")
-    # Rescaled by the largest entry, so that squaring neither overflows nor underflows; the singular vectors are the
-    # same and the scale returns for the threshold.
-    scale = rows.abs().amax(dim=(1, 2))
-    if not bool(torch.isfinite(scale).all()):  # a maximum keeps NaN and infinity, so no second pass is needed
+    scale = torch.cat([torch.maximum(group.amax(dim=(1, 2)), -group.amin(dim=(1, 2))) for group in rows])
+    largest = float(scale.max())
+    if not math.isfinite(largest):  # a maximum keeps NaN and infinity, so no second pass is needed
         raise DegenerateEmbeddings("the representations hold values that are not finite")
-    _require_energy(scale)
-    scaled = rows / scale.view(m, 1, 1)
-    if n < d:
-        values, left = torch.linalg.eigh(scaled @ scaled.mT)  # ascending
-        theta = (left[:, :, -1].unsqueeze(1) @ scaled).squeeze(1)
+    _require_energy(scale, m)
+    if largest > _LARGE:
+        # Rescaled by the largest entry, so that squaring does not overflow; the singular vectors are the same and the
+        # scale returns for the threshold. Underflow needs no such care: `EPS` has already refused what is that small.
+        rows = [group / part.view(m, 1, 1) for group, part in zip(rows, torch.split(scale, m), strict=True)]
     else:
-        values, right = torch.linalg.eigh(scaled.mT @ scaled)
-        theta = right[:, :, -1]
+        scale = torch.ones_like(scale)
+    short = n < d
+    values, vectors = torch.linalg.eigh(torch.cat([x @ x.mT if short else x.mT @ x for x in rows]))  # ascending
     values = values.clamp_min(0)
-    _require_energy(scale * values[:, -1].sqrt())
-    theta = theta / theta.norm(dim=1, keepdim=True)
-    agree = (scaled.mean(dim=1) * theta).sum(dim=1)
-    theta = torch.where(agree.unsqueeze(1) < 0, -theta, theta)
-    return theta, values[:, -1] / values.sum(dim=1)
+    _require_energy(scale * values[:, -1].sqrt(), m)
+    energy = values[:, -1] / values.sum(dim=1)
+    top = vectors[:, :, -1].unsqueeze(1)
+    # The mean row lies along theta as the left vector's sum does: 1ᵀX·(Xᵀu) = λ·1ᵀu.
+    theta = torch.cat([part @ x for part, x in zip(torch.split(top, m), rows, strict=True)]) if short else top
+    agree = top.sum(dim=2) if short else torch.cat([x.mean(dim=1) for x in rows]).mul(top[:, 0]).sum(1, keepdim=True)
+    theta = theta.squeeze(1)
+    length = torch.linalg.vector_norm(theta, dim=1, keepdim=True)
+    theta = theta / torch.where(agree < 0, -length, length)
+    return list(zip(torch.split(theta, m), torch.split(energy, m), strict=True))
 
 
 def fit_directions(help: Tensor, harm: Tensor) -> Directions:
@@ -101,8 +117,8 @@ def fit_directions(help: Tensor, harm: Tensor) -> Directions:
     Source: AlignEZ (arXiv 2406.03642), Algorithm 1 and eq. 1.
     """
     _same_shape("harm", help, harm)
-    theta_help, energy_help = top_directions(help.transpose(0, 1))
-    theta_harm, energy_harm = top_directions(harm.transpose(0, 1))
+    found = _top_directions([help.transpose(0, 1), harm.transpose(0, 1)])
+    (theta_help, energy_help), (theta_harm, energy_harm) = found
     cosine = (theta_help * theta_harm).sum(-1).abs().clamp_max(1.0)
     return Directions(theta_help, theta_harm, energy_help, energy_harm, cosine)
 
@@ -118,7 +134,7 @@ def fit_transport(help: Tensor, plain: Tensor) -> Transport:
     """
     _same_shape("plain", help, plain)
     theta, energy = top_directions((help - plain).transpose(0, 1))
-    tau = torch.einsum("nld,ld->nl", help.to(theta.dtype), theta).mean(0)
+    tau = (help.to(theta.dtype).mean(0) * theta).sum(1)
     return Transport(theta, tau, energy)
 
 
@@ -129,10 +145,10 @@ def _same_shape(name: str, first: Tensor, second: Tensor) -> None:
         raise InvalidInput(name, f"shape {tuple(second.shape)} differs from help's {tuple(first.shape)}")
 
 
-def _require_energy(largest: Tensor) -> None:
-    weak = (largest < EPS).nonzero()
-    if len(weak):
-        index = int(weak[0])
+def _require_energy(largest: Tensor, layers: int) -> None:
+    if float(largest.min()) < EPS:
+        index = int((largest < EPS).nonzero()[0])
         raise DegenerateEmbeddings(
-            f"the rows of layer index {index} are (nearly) all zero: largest singular value {float(largest[index]):.3g}"
+            f"the rows of layer index {index % layers} are (nearly) all zero:"
+            f" largest singular value {float(largest[index]):.3g}"
         )

@@ -12,6 +12,7 @@ keep a key/value cache that no profile has touched.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class EditPlan:
             raise InvalidInput("positions", f"must be one of {get_args(Positions)}")
         for name in ("U", "V", "c"):
             value = getattr(self, name).detach().to("cpu", torch.float32).contiguous()
-            if not bool(torch.isfinite(value).all()):
+            if value.numel() and not all(math.isfinite(float(bound)) for bound in torch.aminmax(value)):
                 raise DegenerateEmbeddings(f"the edit's {name} holds values that are not finite")
             object.__setattr__(self, name, value)
 
@@ -195,8 +196,8 @@ class EditPlan:
         _check_rule(rule)
         _check_strength(strength)
         order, (harm, help_) = _sorted_rows(layers, theta_harm, theta_help)
-        h = torch.stack([_unit(row, "theta_harm") for row in harm])
-        p = torch.stack([_unit(row, "theta_help") for row in help_])
+        h = _unit(harm, "theta_harm")
+        p = _unit(help_, "theta_help")
         if rule == "orthogonal":
             p = torch.stack([_orthogonal(a, b) for a, b in zip(p, h, strict=True)])
         cross = torch.zeros(len(order), 1) if rule == "simultaneous" else (p * h).sum(-1, keepdim=True)
@@ -225,7 +226,7 @@ class EditPlan:
         """
         _check_strength(strength)
         order, (rows, levels) = _sorted_rows(layers, theta, tau.reshape(-1, 1))
-        t = torch.stack([_unit(row, "theta") for row in rows]).unsqueeze(1)
+        t = _unit(rows, "theta").unsqueeze(1)
         return cls(order, -t, strength * t, levels, steps, positions)
 
     @classmethod
@@ -251,19 +252,24 @@ class EditPlan:
 def _sorted_rows(layers: Sequence[int], *values: Tensor) -> tuple[tuple[int, ...], list[Tensor]]:
     """The layers ascending, and each (L, …) tensor's float32 rows in that order."""
     index = sorted(range(len(layers)), key=lambda i: layers[i])
+    in_order = index == list(range(len(layers)))
     rows = []
     for value in values:
         if value.ndim != 2 or value.shape[0] != len(layers):
             raise InvalidInput("layers", f"{len(layers)} layers do not match a tensor of shape {tuple(value.shape)}")
-        rows.append(value.detach().to("cpu", torch.float32)[index])
+        given = value.detach().to("cpu", torch.float32)
+        rows.append(given if in_order else given[index])
     return tuple(int(layers[i]) for i in index), rows
 
 
-def _unit(vector: Tensor, name: str) -> Tensor:
-    norm = vector.norm()
-    if not bool(torch.isfinite(norm)) or float(norm) < 1e-12:
-        raise DegenerateEmbeddings(f"{name} has no direction (length {float(norm):g})")
-    unit: Tensor = vector / norm
+def _unit(vectors: Tensor, name: str) -> Tensor:
+    """(…, D) vectors at length 1. Raises: DegenerateEmbeddings: one has none."""
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    shortest, longest = (float(bound) for bound in torch.aminmax(norms))  # both NaN when any is
+    if not (shortest >= 1e-12 and longest < math.inf):
+        bad = longest if shortest >= 1e-12 else shortest
+        raise DegenerateEmbeddings(f"{name} has no direction (length {bad:g})")
+    unit: Tensor = vectors / norms
     return unit
 
 

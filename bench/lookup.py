@@ -5,8 +5,8 @@ L layers of representations; each other one has `FILL` queries of full width, wh
 representations of 8 numbers, because a thousand full ones are 240 GB. Embeddings have a power-law spectrum, as those of
 language models do; for points without any structure, where a projection does worst, recall is computed beside.
 
-Timed is what a request does after its query embedding is there: a transaction of its own with the K nearest
-representations in it, then the plan. Every request has another embedding.
+Timed is what a request does after its query embedding is there: a connection of the pool, the statement that reads the
+K nearest and their representations, then the plan. Every request has another embedding.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _measure(
     seconds = []
     for query in queries:
         started = time.perf_counter()
-        with UnitOfWork.open(sessions) as uow:
+        with UnitOfWork.reading(sessions) as uow:
             near = nearest_representations(uow, version_id, query, K, sides)
         read = time.perf_counter()
         given = {side: _tensor(getattr(near, side)) for side in ("help", "harm", "plain")}
@@ -98,11 +98,11 @@ def _measure(
 
 
 def _tensor(array: Vector | None) -> torch.Tensor | None:
-    return None if array is None else torch.tensor(array)
+    return None if array is None else torch.from_numpy(array)
 
 
 def _nearest_ids(sessions: SessionFactory, version_id: UUID, query: Vector) -> list[UUID]:
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.reading(sessions) as uow:
         return list(nearest_representations(uow, version_id, query, K, ("help",)).query_ids)
 
 
@@ -151,13 +151,13 @@ def _copy(session: Session, tenant: UUID, version: UUID, ids: Sequence[UUID], em
     def representations() -> Iterable[tuple[object, ...]]:
         width = rows.shape[1]
         for i, own in enumerate(embeddings[:, :width]):
-            for j, layer in enumerate(LAYERS):
-                sides = (vectors.pack(rows[(7 * i + 3 * j + s) % len(rows)] + own) for s in range(3))
-                yield (ids[i], layer, tenant, version, *sides)
+            chosen = 7 * i + 3 * np.arange(L)
+            sides = (vectors.pack(rows[(chosen + s) % len(rows)] + own) for s in range(3))
+            yield (ids[i], tenant, version, list(LAYERS), *sides)
 
-    columns = [("query_id", "uuid"), ("layer", "int4"), ("tenant_id", "uuid"), ("version_id", "uuid")]
+    columns = [("query_id", "uuid"), ("tenant_id", "uuid"), ("version_id", "uuid"), ("layers", "int4[]")]
     columns += [("help", "bytea"), ("harm", "bytea"), ("plain", "bytea")]
-    vectors.copy_rows(session, "pair_representations", columns, representations())
+    vectors.copy_rows(session, "query_representations", columns, representations())
 
 
 def _structured(random: np.random.Generator, count: int) -> Vector:

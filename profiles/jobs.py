@@ -245,7 +245,7 @@ def publish(uow: UnitOfWork, claim: Claim, fitted: FittedVersion) -> None:
         fits = uow.repository.fits
         for position, reason in (fitted.dropped or {}).items():
             fits.drop_pair(claim.tenant_id, claim.version_id, position, reason)
-        total, complete = fits.count_complete(claim.version_id, len(fitted.layers))
+        total, complete = fits.count_complete(claim.version_id, fitted.layers)
         if complete != total - len(fitted.dropped or {}) or not complete:
             raise Conflict(f"{complete} of {total} fit queries have their representations")
         fits.write_directions(claim.tenant_id, claim.version_id, fitted.directions)

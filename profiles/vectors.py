@@ -24,32 +24,30 @@ from profiles.models.fits import SKETCH_SIZE
 
 Vector = npt.NDArray[np.float32]
 
-_REAL_ARRAY = 1021  # the oid of float4[]
-_REAL = 700
 _STEPS = np.float32(32767)
 
 
-class _Reals:
-    """A query parameter: (D,) float32, sent as float4[], which pgvector casts to vector."""
+class _Parameter:
+    """A query parameter: (D,) numbers, sent in pgvector's own binary form."""
 
     def __init__(self, vector: Vector) -> None:
         self.vector = vector
 
 
-class _RealsDumper(Dumper):
+class _ParameterDumper(Dumper):
     format = Format.BINARY
-    oid = _REAL_ARRAY
+    oid = 0  # an extension's types have other oids in every database; Postgres takes the type from the cast
 
-    def dump(self, obj: _Reals) -> Buffer | None:
-        values = np.empty(len(obj.vector), dtype=[("size", ">i4"), ("value", ">f4")])
-        values["size"] = 4
-        values["value"] = obj.vector
-        return struct.pack(">iiiii", 1, 0, _REAL, len(values), 1) + values.tobytes()
+    def dump(self, obj: _Parameter) -> Buffer | None:
+        return encode(obj.vector)
 
 
 def parameter(vector: Vector) -> Any:
-    """The vector as a parameter of a `binary_cursor` statement; write `%b::vector` in the SQL."""
-    return _Reals(np.ascontiguousarray(vector, dtype=np.float32))
+    """The vector as a parameter of a `binary_cursor` statement; write `%b::vector` in the SQL.
+
+    Raises: ValueError: when it is sent, as `encode`.
+    """
+    return _Parameter(vector)
 
 
 def binary_cursor(session: Session) -> psycopg.Cursor[TupleRow]:
@@ -58,7 +56,7 @@ def binary_cursor(session: Session) -> psycopg.Cursor[TupleRow]:
     if not isinstance(connection, psycopg.Connection):
         raise TypeError("the database URL must use the psycopg driver: postgresql+psycopg://…")
     cursor = connection.cursor(binary=True)
-    cursor.adapters.register_dumper(_Reals, _RealsDumper)
+    cursor.adapters.register_dumper(_Parameter, _ParameterDumper)
     return cursor
 
 
@@ -82,31 +80,46 @@ def decode_many(raw: Sequence[bytes]) -> Vector:
     return np.frombuffer(b"".join(raw), ">f4").reshape(len(raw), -1)[:, 1:].astype(np.float32)
 
 
-def pack(vector: Vector) -> bytes:
-    """(D,) numbers as a `bytea` column holds them: the largest magnitude as float32, then each number's share of it in
-    32767ths as int16, little-endian.
+def pack(rows: Vector) -> bytes:
+    """(L, D) numbers as one `bytea` holds them: per row the largest magnitude as float32, then each number's share of
+    it in 32767ths as int16, little-endian.
 
     For vectors that no SQL compares. Postgres hands a `bytea` out as it lies there, a `vector` number by number, and
     what a lookup costs is the bytes that it reads (`bench/lookup.py`): two bytes a number halve them. The error is at
-    most 2^-16 of the largest number, and no activation is too large. Not float16: numpy turns it into float32 twenty
-    times slower.
+    most 2^-16 of the row's largest number, and no activation is too large. Not float16: numpy turns it into float32
+    twenty times slower.
 
-    Raises: ValueError: not finite, or not one-dimensional.
+    Raises: ValueError: not finite, or not two-dimensional.
     """
-    if vector.ndim != 1 or not np.isfinite(vector).all():
-        raise ValueError(f"not a finite vector: shape {vector.shape}")
-    largest = np.float32(np.abs(vector).max(initial=0.0)) or np.float32(1.0)
-    steps: npt.NDArray[np.int16] = np.rint(vector / largest * _STEPS).astype("<i2")
-    return struct.pack("<f", largest) + steps.tobytes()
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise ValueError(f"not finite vectors: shape {rows.shape}")
+    packed = np.empty(len(rows), _packed(rows.shape[1]))
+    largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float32)
+    largest[largest == 0] = 1.0
+    packed["largest"] = largest
+    packed["steps"] = np.rint(rows / largest[:, None] * _STEPS)
+    return packed.tobytes()
 
 
-def unpack_many(raw: Sequence[bytes]) -> Vector:
-    """(n, D) float32 from n packed vectors, all of one width."""
-    packed = np.dtype([("largest", "<f4"), ("steps", "<i2", ((len(raw[0]) - 4) // 2,))])
-    rows = np.frombuffer(b"".join(raw), packed)
-    vectors = rows["steps"].astype(np.float32)
-    vectors *= (rows["largest"] / _STEPS)[:, None]
-    return vectors
+def unpack_many(raw: Sequence[bytes], layers: int) -> Vector:
+    """(n, L, D) float32 from n packed values of L rows each.
+
+    In memory it is (L, n, D): whoever reads it takes all rows of one layer, then of the next.
+    """
+    kind = _packed((len(raw[0]) // layers - 4) // 2)
+    vectors = np.empty((layers, len(raw), *kind["steps"].shape), np.float32)
+    largest = np.empty((layers, len(raw), 1), np.float32)
+    for i, value in enumerate(raw):
+        rows = np.frombuffer(value, kind)
+        vectors[:, i] = rows["steps"]
+        largest[:, i, 0] = rows["largest"]
+    vectors *= largest / _STEPS
+    return vectors.transpose(1, 0, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _packed(width: int) -> np.dtype[np.void]:
+    return np.dtype([("largest", "<f4"), ("steps", "<i2", (width,))])
 
 
 def copy_rows(
@@ -144,4 +157,10 @@ def sketch(embeddings: Vector) -> Vector:
         embeddings: (n, D) float32, rows of unit length.
     """
     width = embeddings.shape[1]
-    return embeddings if width <= SKETCH_SIZE else np.asarray(embeddings @ _projection(width), np.float32)
+    if width <= SKETCH_SIZE:
+        return embeddings
+    if len(embeddings) == 1:
+        # Not BLAS: it would start its threads for this one product, and they spin for milliseconds afterwards, in the
+        # way of the search itself (with two cores a request's lookup took four times as long).
+        return np.asarray(np.einsum("nd,dk->nk", embeddings, _projection(width)), np.float32)
+    return np.asarray(embeddings @ _projection(width), np.float32)

@@ -1,7 +1,7 @@
 """From a selection to the edit that a request runs with.
 
 Three steps, each as short as it can be: a transaction that says which version it is, the query's embedding (a forward
-pass, no connection held), and for sample-conditional profiles a second transaction that reads the nearest fit queries.
+pass, no connection held), and for sample-conditional profiles one statement that reads the nearest fit queries.
 A version never changes, so everything made from it alone is kept.
 """
 
@@ -198,7 +198,7 @@ class Personaliser:
         plain = self._passes.represent(prompt)
         embedding = self._embed(config.query_encoder, plain, query.text or "")
         needed = ("help", "plain") if config.method == "transport" else ("help", "harm")
-        with UnitOfWork.open(self._sessions) as uow:
+        with UnitOfWork.reading(self._sessions) as uow:
             near = nearest_representations(uow, picked.version_id, embedding.numpy(), config.neighbors, needed)
         plan = conditional_plan(
             config,
@@ -313,8 +313,10 @@ def _pick(uow: UnitOfWork, caller: Caller, selection: Selection) -> ResolvedVers
 def _tensor(array: Any) -> Tensor | None:
     import torch
 
-    # Arrays read from the database are read-only views, which torch must not wrap.
-    return None if array is None else torch.tensor(array, dtype=torch.float32)
+    if array is None:
+        return None
+    # Without a copy where that is safe; torch must not wrap what is read-only.
+    return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
 
 
 def _required(value: Tensor | None) -> Tensor:

@@ -15,8 +15,8 @@ from profiles.models.fits import (
     SKETCH_SIZE,
     DirectionRow,
     FitQueryRow,
-    PairRepresentation,
     PreferencePairRow,
+    QueryRepresentations,
     QuerySource,
 )
 from profiles.models.jobs import FINISHED, Job, JobEvent, JobStatus, OutboxMessage
@@ -37,11 +37,11 @@ __all__ = [
     "JobEvent",
     "JobStatus",
     "OutboxMessage",
-    "PairRepresentation",
     "PreferencePairRow",
     "Profile",
     "ProfileAlias",
     "ProfileVersion",
+    "QueryRepresentations",
     "QuerySource",
     "Role",
     "Tenant",

@@ -10,7 +10,8 @@ from enum import StrEnum
 from uuid import UUID
 
 from pgvector.sqlalchemy import VECTOR
-from sqlalchemy import ForeignKey, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import ForeignKey, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, deferred, mapped_column
 
 from profiles.models.base import Base, PublicId, TenantId, state_column
@@ -40,7 +41,7 @@ class FitQueryRow(Base):
     preferred: Mapped[str | None] = mapped_column(Text)
     dispreferred: Mapped[str | None] = mapped_column(Text)
     source: Mapped[QuerySource] = mapped_column(state_column(QuerySource, "source"))
-    #: (D,) unit length, float32; out of line when wide.
+    #: (D,) unit length (the search takes inner products), float32; out of line when wide.
     embedding: Mapped[list[float] | None] = deferred(mapped_column(VECTOR()))
     #: (SKETCH_SIZE,) projection of the embedding, always in line: finds candidates without reading the wide column.
     embedding_sketch: Mapped[list[float] | None] = deferred(mapped_column(VECTOR()))
@@ -62,19 +63,24 @@ class PreferencePairRow(Base):
     dropped: Mapped[str | None] = mapped_column(String(200))
 
 
-class PairRepresentation(Base):
-    """Representations of one fit query at one edited layer, (D,) numbers each, as `vectors.pack` writes them.
+class QueryRepresentations(Base):
+    """Representations of one fit query at all L edited layers: per side one value of (L, D) numbers, in the order of
+    `layers`, as `vectors.pack` writes them.
 
     Bytes and not vectors, because no SQL compares them and bytes are read in half the time; two bytes a number, because
-    the lookup's time is the bytes that it reads. The version's own directions are fitted on the full numbers.
+    the lookup's time is the bytes that it reads; one value a side, because each value that lies out of line is a search
+    of its own. The version's own directions are fitted on the full numbers.
+
+    The view `pair_representations` shows the same by query and layer, and takes rows in that form: the previous release
+    reads and writes it. It goes when that release does.
     """
 
-    __tablename__ = "pair_representations"
+    __tablename__ = "query_representations"
 
     query_id: Mapped[UUID] = mapped_column(ForeignKey("fit_queries.id", ondelete="CASCADE"), primary_key=True)
-    layer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     tenant_id: Mapped[TenantId]
     version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id", ondelete="CASCADE"), index=True)
+    layers: Mapped[list[int]] = mapped_column(ARRAY(Integer))  #: L, ascending
     help: Mapped[bytes | None] = deferred(mapped_column(LargeBinary))
     harm: Mapped[bytes | None] = deferred(mapped_column(LargeBinary))
     plain: Mapped[bytes | None] = deferred(mapped_column(LargeBinary))

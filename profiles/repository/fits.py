@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from profiles import vectors
 from profiles.ids import new_id
-from profiles.models import DirectionRow, FitQueryRow, PairRepresentation, PreferencePairRow
+from profiles.models import DirectionRow, FitQueryRow, PreferencePairRow, QueryRepresentations
 from profiles.paging import Page, fetch_page
 from profiles.vectors import Vector
 
@@ -143,22 +143,21 @@ class Fits:
         """Replaces the representations of some queries.
 
         Args:
-            sides: "help", "harm", "plain" → (n, L, D) float32; a missing side is stored as NULL.
+            layers: L, ascending. sides: "help", "harm", "plain" → (n, L, D) float32; a missing one is stored as NULL.
         """
         self._session.execute(
-            delete(PairRepresentation).where(PairRepresentation.query_id.in_(query_ids)),
+            delete(QueryRepresentations).where(QueryRepresentations.query_id.in_(query_ids)),
             execution_options={"synchronize_session": False},
         )
 
         def rows() -> Iterable[tuple[object, ...]]:
             for i, query_id in enumerate(query_ids):
-                for j, layer in enumerate(layers):
-                    values = (vectors.pack(sides[side][i, j]) if side in sides else None for side in SIDES)
-                    yield (query_id, layer, tenant_id, version_id, *values)
+                values = (vectors.pack(sides[side][i]) if side in sides else None for side in SIDES)
+                yield (query_id, tenant_id, version_id, list(layers), *values)
 
-        columns = [("query_id", "uuid"), ("layer", "int4"), ("tenant_id", "uuid"), ("version_id", "uuid")]
+        columns = [("query_id", "uuid"), ("tenant_id", "uuid"), ("version_id", "uuid"), ("layers", "int4[]")]
         columns += [(side, "bytea") for side in SIDES]
-        vectors.copy_rows(self._session, "pair_representations", columns, rows())
+        vectors.copy_rows(self._session, "query_representations", columns, rows())
 
     def write_directions(self, tenant_id: UUID, version_id: UUID, directions: StoredDirections) -> None:
         """Replaces the version's own directions."""
@@ -194,18 +193,13 @@ class Fits:
             tau=None if not taus or taus[0] is None else np.array(taus, np.float32),
         )
 
-    def count_complete(self, version_id: UUID, layers: int) -> tuple[int, int]:
-        """(number of queries, number of queries that have an embedding and `layers` representations)."""
-        counts = (
-            select(PairRepresentation.query_id, func.count().label("n"))
-            .where(PairRepresentation.version_id == version_id)
-            .group_by(PairRepresentation.query_id)
-            .subquery()
-        )
+    def count_complete(self, version_id: UUID, layers: Sequence[int]) -> tuple[int, int]:
+        """(number of queries, number of queries that have an embedding and representations at just these layers)."""
+        complete = FitQueryRow.embedding.is_not(None) & (QueryRepresentations.layers == list(layers))
         statement = (
-            select(func.count(), func.count().filter(FitQueryRow.embedding.is_not(None), counts.c.n == layers))
+            select(func.count(), func.count().filter(complete))
             .select_from(FitQueryRow)
-            .outerjoin(counts, counts.c.query_id == FitQueryRow.id)
+            .outerjoin(QueryRepresentations, QueryRepresentations.query_id == FitQueryRow.id)
             .where(FitQueryRow.version_id == version_id)
         )
         row = self._session.execute(statement).one()
@@ -224,19 +218,19 @@ class Fits:
         wanted = [side for side in SIDES if side in sides]
         columns = "".join(f", r.{side}" for side in wanted)
         # The parameters' casts stand in subqueries, which run once: in a prepared statement's generic plan they would
-        # run for every row that they are compared with.
+        # run for every row that they are compared with. All vectors have unit length: inner products rank as cosines.
         statement = (
             "WITH candidates AS MATERIALIZED ("
             " SELECT id, position, embedding FROM fit_queries WHERE version_id = %(version)b"
             " AND embedding_sketch IS NOT NULL"
             f" ORDER BY embedding_sketch <-> (SELECT %(short)b::vector) LIMIT {max(CANDIDATES, 4 * k):d}),"
             " best AS MATERIALIZED ("
-            " SELECT id, position, embedding <=> (SELECT %(wide)b::vector) AS distance FROM candidates"
+            " SELECT id, position, embedding <#> (SELECT %(wide)b::vector) AS distance FROM candidates"
             f" ORDER BY distance, position LIMIT {k:d})"
-            f" SELECT b.id, b.distance, r.layer{columns} FROM best b"
-            " JOIN pair_representations r ON r.query_id = b.id ORDER BY b.distance, b.position, r.layer"
+            f" SELECT b.id, b.distance, r.layers{columns} FROM best b"
+            " JOIN query_representations r ON r.query_id = b.id ORDER BY b.distance, b.position"
         )
-        wide = np.ascontiguousarray(embedding, np.float32)
+        wide = np.asarray(embedding, np.float32)
         values = {
             "version": version_id,
             "short": vectors.parameter(vectors.sketch(wide[None])[0]),
@@ -244,13 +238,11 @@ class Fits:
         }
         with vectors.binary_cursor(self._session) as cursor:
             rows = cursor.execute(statement, values).fetchall()
-        layers = tuple(sorted({row[2] for row in rows}))
-        first = rows[:: len(layers)] if layers else []
-        shape = (len(first), len(layers), -1)
-        read = {side: _unpack([row[3 + i] for row in rows], shape) for i, side in enumerate(wanted)}
+        layers = tuple(rows[0][2]) if rows else ()
+        read = {side: _unpack([row[3 + i] for row in rows], len(layers)) for i, side in enumerate(wanted)}
         return Neighbourhood(
-            query_ids=tuple(row[0] for row in first),
-            similarities=np.array([1.0 - row[1] for row in first], np.float32),
+            query_ids=tuple(row[0] for row in rows),
+            similarities=np.array([-row[1] for row in rows], np.float32),
             layers=layers,
             help=read.get("help"),
             harm=read.get("harm"),
@@ -264,10 +256,10 @@ def _stack(raw: Sequence[bytes | None]) -> Vector | None:
     return None if present is None else vectors.decode_many(present)
 
 
-def _unpack(raw: Sequence[bytes | None], shape: tuple[int, ...]) -> Vector | None:
-    """Packed vectors as one array of a shape; None when there are none, or the column is NULL."""
+def _unpack(raw: Sequence[bytes | None], layers: int) -> Vector | None:
+    """Packed values of some layers each as one array; None when there are none, or the column is NULL."""
     present = _present(raw)
-    return None if present is None else vectors.unpack_many(present).reshape(shape)
+    return None if present is None else vectors.unpack_many(present, layers)
 
 
 def _present(raw: Sequence[bytes | None]) -> list[bytes] | None:

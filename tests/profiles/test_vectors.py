@@ -63,28 +63,43 @@ def test_no_vectors_at_all_decode_to_none() -> None:
 
 @pytest.mark.parametrize("width", [1, 6, 512, 4096])
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e30])
-def test_the_packed_form_keeps_fifteen_bits_whatever_the_size(width: int, size: float) -> None:
-    given = rows(5, width) * np.float32(size)
-    raw = [vectors.pack(row) for row in given]
-    assert {len(one) for one in raw} == {4 + 2 * width}
-    error = np.abs(vectors.unpack_many(raw) - given) / np.abs(given).max(1, keepdims=True)
+def test_the_packed_form_keeps_fifteen_bits_of_each_row_whatever_its_size(width: int, size: float) -> None:
+    given = np.stack([rows(3, width, seed) * np.float32(size) for seed in range(5)])
+    given[:, 1] *= 1e-6  # rows of one value have scales of their own
+    raw = [vectors.pack(value) for value in given]
+    assert {len(one) for one in raw} == {3 * (4 + 2 * width)}
+    error = np.abs(vectors.unpack_many(raw, 3) - given) / np.abs(given).max(-1, keepdims=True)
     assert error.max() <= 2.0**-15.9
 
 
+def test_a_packed_value_is_its_rows_one_after_the_other() -> None:
+    """What the migration from one value a layer rests on."""
+    given = rows(3, 6)
+    assert vectors.pack(given) == b"".join(vectors.pack(row[None]) for row in given)
+
+
 def test_a_packed_zero_is_zero() -> None:
-    assert not vectors.unpack_many([vectors.pack(np.zeros(4, np.float32))]).any()
+    assert not vectors.unpack_many([vectors.pack(np.zeros((2, 4), np.float32))], 2).any()
 
 
-@pytest.mark.parametrize("store", [vectors.encode, vectors.pack])
+def test_one_sketch_is_the_sketch_of_many() -> None:
+    embeddings = rows(5, 512)
+    alone = [vectors.sketch(row[None])[0] for row in embeddings]
+    np.testing.assert_allclose(alone, vectors.sketch(embeddings), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_not_stored(store: Callable[[Vector], bytes], bad: float) -> None:
-    vector = rows(1, 8)[0]
-    vector[3] = bad
+def test_what_is_not_finite_is_not_stored(bad: float) -> None:
+    given = rows(2, 8)
+    given[1, 3] = bad
     with pytest.raises(ValueError, match="not a finite vector"):
-        store(vector)
+        vectors.encode(given[1])
+    with pytest.raises(ValueError, match="not finite vectors"):
+        vectors.pack(given)
 
 
-@pytest.mark.parametrize("store", [vectors.encode, vectors.pack])
-def test_only_one_dimension_is_stored(store: Callable[[Vector], bytes]) -> None:
-    with pytest.raises(ValueError, match=r"\(2, 8\)"):
-        store(rows(2, 8))
+@pytest.mark.parametrize(("store", "dimensions"), [(vectors.encode, 1), (vectors.pack, 2)])
+def test_only_the_right_number_of_dimensions_is_stored(store: Callable[[Vector], bytes], dimensions: int) -> None:
+    given = rows(2, 8)
+    with pytest.raises(ValueError, match=r"\(2, 8\)" if dimensions == 1 else r"\(8,\)"):
+        store(given if dimensions == 1 else given[0])

@@ -22,7 +22,7 @@ from alignez_core.fit_config import FitConfig
 from alignez_core.query_bank import default_queries
 from profiles import jobs
 from profiles.errors import DatabaseUnavailable
-from profiles.models import FitQueryRow, Job, JobStatus, PairRepresentation, ProfileVersion, QuerySource, VersionState
+from profiles.models import FitQueryRow, Job, JobStatus, ProfileVersion, QueryRepresentations, QuerySource, VersionState
 from profiles.service import FitRequest, cancel_job, get_job, load_active, nearest_representations
 from profiles.spec import OWN_QUERIES
 from profiles.uow import SessionFactory, UnitOfWork
@@ -106,8 +106,8 @@ def queries_of(bench: Bench, request: FitRequest) -> list[FitQueryRow]:
 
 def stored_vectors(bench: Bench, request: FitRequest) -> int:
     with bench.open() as uow:
-        count = select(func.count()).select_from(PairRepresentation)
-        return uow.session.scalars(count.where(PairRepresentation.version_id == request.version.id)).one()
+        count = select(func.coalesce(func.sum(func.cardinality(QueryRepresentations.layers)), 0))
+        return uow.session.scalars(count.where(QueryRepresentations.version_id == request.version.id)).one()
 
 
 def finished_texts(bench: Bench, request: FitRequest) -> dict[str, list[int]]:
