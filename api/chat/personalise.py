@@ -1,6 +1,6 @@
 """From a selection to the edit that a request runs with.
 
-Three steps, each as short as it can be: a transaction that says which version it is, the query's embedding (a forward
+Three steps, each as short as it can be: one statement that says which version it is, the query's embedding (a forward
 pass, no connection held), and for sample-conditional profiles one statement that reads the nearest fit queries.
 A version never changes, so everything made from it alone is kept.
 """
@@ -156,7 +156,8 @@ class Personaliser:
             ModelMismatch: the version was fitted on another model than the one that is served.
         """
         started = time.perf_counter()
-        with UnitOfWork.open(self._sessions) as uow:
+        # Not one transaction: which version is one statement, and what is read of a version never changes.
+        with UnitOfWork.reading(self._sessions) as uow:
             picked = _pick(uow, caller, selection)
             if picked is None:
                 return BARE
