@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy import ColumnElement, Select, Text, and_, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from profiles.models import Assignment, Profile, ProfileAlias, ProfileVersion, VersionState
@@ -53,66 +53,74 @@ class Routes:
 
     def by_alias(self, tenant_id: UUID, profile: UUID | str, alias: str) -> Route | None:
         """None: no such live profile."""
-        pointer = and_(_ALIAS.profile_id == _PROFILE.id, _ALIAS.alias == alias)
-        statement = (
-            select(*_columns(_ALIAS.weight))
-            .select_from(Profile.__table__)
-            .outerjoin(ProfileAlias.__table__, pointer)
-            .outerjoin(ProfileVersion.__table__, _VERSION.id == _ALIAS.version_id)
-            .where(*_live(tenant_id, profile))
-            .order_by(_VERSION.number)
-        )
-        return self._route(statement, alias)
+        rows = self._rows(_BY_ALIAS[isinstance(profile, str)], tenant=tenant_id, profile=profile, alias=alias)
+        return _route(rows, alias) if rows else None
 
     def by_number(self, tenant_id: UUID, profile: UUID | str, number: int) -> Route | None:
         """None: no such live profile."""
-        named = and_(_VERSION.profile_id == _PROFILE.id, _VERSION.number == number)
-        statement = (
-            select(*_columns())
-            .select_from(Profile.__table__)
-            .outerjoin(ProfileVersion.__table__, named)
-            .where(*_live(tenant_id, profile))
-        )
-        return self._route(statement, None)
+        rows = self._rows(_BY_NUMBER[isinstance(profile, str)], tenant=tenant_id, profile=profile, number=number)
+        return _route(rows, None) if rows else None
 
     def of_user(self, tenant_id: UUID, end_user: str, default_alias: str) -> Route | None:
         """By the end user's assignment. None: there is none, or its profile is gone."""
-        named = func.coalesce(_ASSIGNMENT.alias, default_alias)
-        pointer = and_(
-            _ALIAS.profile_id == _PROFILE.id, _ALIAS.alias == named, _ASSIGNMENT.version_id.is_(None)
-        )  # fmt: skip
-        version = func.coalesce(_ASSIGNMENT.version_id, _ALIAS.version_id)
-        statement = (
-            select(*_columns(_ALIAS.weight), _ASSIGNMENT.version_id.label("pinned"), named.label("alias"))
-            .select_from(Assignment.__table__)
-            .join(Profile.__table__, _PROFILE.id == _ASSIGNMENT.profile_id)
-            .outerjoin(ProfileAlias.__table__, pointer)
-            .outerjoin(ProfileVersion.__table__, _VERSION.id == version)
-            .where(
-                _ASSIGNMENT.tenant_id == tenant_id,
-                _ASSIGNMENT.end_user == end_user,
-                _PROFILE.tenant_id == tenant_id,
-                _PROFILE.archived_at.is_(None),
-            )
-            .order_by(_VERSION.number)
-        )
-        rows = self._session.execute(statement).all()
+        rows = self._rows(_OF_USER, tenant=tenant_id, end_user=end_user, default_alias=default_alias)
         return _route(rows, None if rows[0].pinned else rows[0].alias) if rows else None
 
-    def _route(self, statement: Select[Any], alias: str | None) -> Route | None:
-        rows = self._session.execute(statement).all()
-        return _route(rows, alias) if rows else None
+    def _rows(self, statement: Select[Any], **values: object) -> Sequence[Any]:
+        return self._session.execute(statement, values).all()
 
 
-def _columns(weight: ColumnElement[Any] | None = None) -> list[ColumnElement[Any]]:
-    profile = [_PROFILE.id.label("profile_id"), _PROFILE.name]
-    version = [_VERSION.id.label("version_id"), _VERSION.number, _VERSION.state, _VERSION.sha256]
-    return [*profile, *version, *([] if weight is None else [weight])]
+def _by_alias(by_name: bool) -> Select[Any]:
+    pointer = and_(_ALIAS.profile_id == _PROFILE.id, _ALIAS.alias == bindparam("alias"))
+    return (
+        select(*_FOUND, _ALIAS.weight)
+        .select_from(Profile.__table__)
+        .outerjoin(ProfileAlias.__table__, pointer)
+        .outerjoin(ProfileVersion.__table__, _VERSION.id == _ALIAS.version_id)
+        .where(*_live(by_name))
+        .order_by(_VERSION.number)
+    )
 
 
-def _live(tenant_id: UUID, profile: UUID | str) -> list[ColumnElement[bool]]:
-    named = _PROFILE.id == profile if isinstance(profile, UUID) else _PROFILE.name == profile
-    return [_PROFILE.tenant_id == tenant_id, named, _PROFILE.archived_at.is_(None)]
+def _by_number(by_name: bool) -> Select[Any]:
+    named = and_(_VERSION.profile_id == _PROFILE.id, _VERSION.number == bindparam("number"))
+    return (
+        select(*_FOUND).select_from(Profile.__table__).outerjoin(ProfileVersion.__table__, named).where(*_live(by_name))
+    )
+
+
+def _of_user() -> Select[Any]:
+    named = func.coalesce(_ASSIGNMENT.alias, bindparam("default_alias", type_=Text))
+    pointer = and_(_ALIAS.profile_id == _PROFILE.id, _ALIAS.alias == named, _ASSIGNMENT.version_id.is_(None))
+    return (
+        select(*_FOUND, _ALIAS.weight, _ASSIGNMENT.version_id.label("pinned"), named.label("alias"))
+        .select_from(Assignment.__table__)
+        .join(Profile.__table__, _PROFILE.id == _ASSIGNMENT.profile_id)
+        .outerjoin(ProfileAlias.__table__, pointer)
+        .outerjoin(ProfileVersion.__table__, _VERSION.id == func.coalesce(_ASSIGNMENT.version_id, _ALIAS.version_id))
+        .where(
+            _ASSIGNMENT.tenant_id == bindparam("tenant"),
+            _ASSIGNMENT.end_user == bindparam("end_user"),
+            _PROFILE.tenant_id == bindparam("tenant"),
+            _PROFILE.archived_at.is_(None),
+        )
+        .order_by(_VERSION.number)
+    )
+
+
+def _live(by_name: bool) -> list[ColumnElement[bool]]:
+    named = (_PROFILE.name if by_name else _PROFILE.id) == bindparam("profile")
+    return [_PROFILE.tenant_id == bindparam("tenant"), named, _PROFILE.archived_at.is_(None)]
+
+
+_FOUND: list[ColumnElement[Any]] = [
+    _PROFILE.id.label("profile_id"), _PROFILE.name,
+    _VERSION.id.label("version_id"), _VERSION.number, _VERSION.state, _VERSION.sha256,
+]  # fmt: skip
+# Built once: making a statement anew costs a request more than sending it. By whether the profile is named, not by id.
+_BY_ALIAS = {by_name: _by_alias(by_name) for by_name in (False, True)}
+_BY_NUMBER = {by_name: _by_number(by_name) for by_name in (False, True)}
+_OF_USER = _of_user()
 
 
 def _route(rows: Sequence[Any], alias: str | None) -> Route:
