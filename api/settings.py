@@ -50,7 +50,7 @@ class ApiSettings(BaseSettings):
     )
     #: What runs the model. "vllm" needs vLLM 0.32 in this environment (`make setup-vllm`); `device` is then vLLM's own.
     engine: Literal["transformers", "vllm"] = "transformers"
-    #: vLLM: plans in use at once (None: as many as rows), their rank, GPUs of one replica, and whether it compiles.
+    #: vLLM: plans in use at once (None: twice as many as rows), their rank, GPUs of one replica, whether it compiles.
     vllm_slots: int | None = Field(None, ge=1, le=65536)
     vllm_rank: int = Field(2, ge=1, le=8)
     vllm_tensor_parallel: int = Field(1, ge=1, le=64)

@@ -38,6 +38,8 @@ from alignez_core.engines.streams import QueuedStream, StreamWriter
 from alignez_core.engines.tokens import PromptFormatName, TextTokens, eos_ids
 from alignez_core.engines.vllm import plugin
 from alignez_core.engines.vllm.loop_thread import LoopThread
+from alignez_core.engines.vllm.plan_loader import PlanLoader
+from alignez_core.engines.vllm.plan_message import PlanMessage
 from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, to_extra_args
 from alignez_core.engines.vllm.sampling import finish_reason, sampling_params, token_logprobs
 from alignez_core.engines.vllm.settings import EditSettings
@@ -80,7 +82,7 @@ class VLLMEngine:
         self._settings = settings
         self._max_running = max_running
         self._max_waiting = max_waiting
-        self._slots = PlanSlots(settings.slots, self._load_plan)
+        self._slots = PlanSlots(settings.slots, PlanLoader(self._send_plans).load)
         self._ids = itertools.count()
         self._live = 0
         self._generated = 0
@@ -110,7 +112,8 @@ class VLLMEngine:
         Args:
             max_running: requests in one batch at most (vLLM's `max_num_seqs`).
             max_waiting: requests beyond them at which `stream` raises `EngineOverloaded`.
-            slots: plans that can be in use at once, `max_running` by default; requests whose plan finds no slot wait.
+            slots: plans that can be in use at once; requests whose plan finds no slot wait. By default twice
+                `max_running`, so that plans of the next requests load while those of the running ones are in use.
                 0: vLLM as it is, no request can be edited.
             rank: of the device tables; a plan of a higher rank is refused.
             compile: False is vLLM's eager mode, which starts faster.
@@ -137,7 +140,7 @@ class VLLMEngine:
         text = config.get_text_config()
         tokens = TextTokens(files.tokenizer, int(text.vocab_size), eos_ids(files.tokenizer, config, _generation(files)))
         chosen_format = tokens.format(prompt_format)
-        settings = EditSettings(max_running if slots is None else slots, rank)
+        settings = EditSettings(2 * max_running if slots is None else slots, rank)
         length = context_length(config)
         args = AsyncEngineArgs(
             **{
@@ -404,11 +407,8 @@ class VLLMEngine:
         finally:
             self._slots.release(plan)
 
-    async def _load_plan(self, slot: int, plan: EditPlan) -> None:
-        tables = (table.numpy().astype("<f4").tobytes() for table in (plan.U, plan.V, plan.c))
-        await self._llm.collective_rpc(
-            "alignez_load_plan", args=(slot, list(plan.layers), plan.rank, plan.hidden_size, *tables)
-        )
+    async def _send_plans(self, plans: Sequence[PlanMessage]) -> None:
+        await self._llm.collective_rpc("alignez_load_plans", args=(plans,))
 
     async def _outputs(self, prompt: list[int], params: Any) -> Any:
         source = self._llm.generate(TokensPrompt(prompt_token_ids=prompt), params, f"r{next(self._ids)}")
