@@ -5,8 +5,8 @@ Two halves, in different processes:
 - beside vLLM's model (`plugin`, loaded by vLLM through the entry point `vllm.general_plugins`): `models` gives the
   model classes editable MLPs, `edited_mlp` holds the device tables and the edit, `runner_v1` and `runner_v2` tell every
   step which token carries which slot, `prefix_cache` keeps edited blocks apart, `worker_extension` loads plans;
-- beside the application: `engine` (`VLLMEngine`, the `Engine` port), `launch` (how vLLM starts),
-  `outputs` and `captures` (what comes back), `slots` (which plan lives in which slot), `plan_loader` (how
+- beside the application: `engine` (`VLLMEngine`, the `Engine` port), `launch` (how vLLM starts, `core_process` how its
+  core ends), `outputs` and `captures` (what comes back), `slots` (which plan lives in which slot), `plan_loader` (how
   plans get there).
 
 `row_edit` is what both halves say to each other about one request, `plan_message` about a plan. Only `plugin`,

@@ -14,7 +14,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from alignez_core.engines.base import EngineInfo
 from alignez_core.engines.loading import ModelFiles, context_length, locate
 from alignez_core.engines.tokens import PromptFormatName, TextTokens, eos_ids
-from alignez_core.engines.vllm import plugin
+from alignez_core.engines.vllm import core_process, plugin
 from alignez_core.engines.vllm.loop_thread import LoopThread
 from alignez_core.engines.vllm.settings import EditSettings
 from alignez_core.errors import AlignezError, ModelNotFound, UnknownArchitecture
@@ -83,6 +83,7 @@ class EditableFiles:
 def launch(arguments: dict[str, Any]) -> tuple[LoopThread, AsyncLLM]:
     """Starts vLLM on a loop of its own. Raises: ModelNotFound: it does not start with this model."""
     plugin.register()
+    core_process.install()
     loop = LoopThread()
     try:
         return loop, loop.run(_start(AsyncEngineArgs(**arguments)))
