@@ -53,7 +53,7 @@ class ApiSettings(BaseSettings):
     #: Whether "transformers" runs in a process of its own, so that model and event loop do not take the interpreter's
     #: lock from each other. vLLM always does.
     engine_process: bool = True
-    #: vLLM: plans in use at once (None: as many as rows), their rank, GPUs of one replica, and whether it compiles.
+    #: vLLM: plans in use at once (None: twice as many as rows), their rank, GPUs of one replica, whether it compiles.
     vllm_slots: int | None = Field(None, ge=1, le=65536)
     vllm_rank: int = Field(2, ge=1, le=8)
     vllm_tensor_parallel: int = Field(1, ge=1, le=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.errors import ModelNotFound
 from api.loading import load_engine as load_api_engine
 from api.settings import ApiSettings
 from worker.engine import load_engine as load_worker_engine
@@ -54,3 +56,15 @@ def test_an_unknown_prompt_format_is_refused_at_the_start(monkeypatch: pytest.Mo
     for settings in (ApiSettings, WorkerSettings):
         with pytest.raises(ValidationError, match="poem"):
             settings()
+
+
+@pytest.mark.parametrize(("load", "process"), PROCESSES)
+def test_vllm_where_it_is_not_installed_is_one_line_that_says_how_to_get_it(
+    load: Callable[[], object], process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "alignez_core.engines.vllm.engine", None)
+    monkeypatch.setenv(f"ALIGNEZ_{process}_ENGINE", "vllm")
+    with pytest.raises(
+        ModelNotFound, match=f"^ALIGNEZ_{process}_ENGINE=vllm needs vLLM 0.32 .* see `make setup-vllm`$"
+    ):
+        load()

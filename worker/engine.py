@@ -51,10 +51,16 @@ def _make(settings: WorkerSettings) -> tuple[Engine, str, str | None]:
     if settings.model is not None and settings.model.startswith(_FAKE):
         return _fake(settings.model), settings.model, None
     from alignez_core import nano
-    from alignez_core.engines.transformers_engine import TransformersEngine
 
     path = settings.model or str(nano.MODEL_DIR)
-    engine = TransformersEngine.load(
+    engine = _load_vllm(settings, path) if settings.engine == "vllm" else _load_transformers(settings, path)
+    return engine, path if settings.model else "persona-nano (shipped)", path
+
+
+def _load_transformers(settings: WorkerSettings, path: str) -> Engine:
+    from alignez_core.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine.load(
         path,
         device=settings.device,
         dtype=settings.dtype,
@@ -64,7 +70,47 @@ def _make(settings: WorkerSettings) -> tuple[Engine, str, str | None]:
         prompt_format=settings.prompt_format,
         threads=settings.threads,
     )
-    return engine, path if settings.model else "persona-nano (shipped)", path
+
+
+def _load_vllm(settings: WorkerSettings, path: str) -> Engine:
+    from alignez_core.errors import ModelNotFound
+
+    try:
+        from alignez_core.engines.vllm.engine import VLLMEngine
+    except ModuleNotFoundError as error:
+        raise ModelNotFound(
+            f"ALIGNEZ_WORKER_ENGINE=vllm needs vLLM 0.32 beside alignez ({error}); see `make setup-vllm`"
+        ) from error
+    _allow_children()
+    return VLLMEngine.load(
+        path,
+        settings.dtype,
+        revision=settings.model_revision,
+        max_running=settings.max_batch,
+        slots=settings.vllm_slots,
+        rank=settings.vllm_rank,
+        compile=settings.vllm_compile,
+        tensor_parallel_size=settings.vllm_tensor_parallel,
+        prompt_format=settings.prompt_format,
+    )
+
+
+def _allow_children() -> None:
+    """Lets this process start vLLM's engine core.
+
+    Celery's pool makes its children daemons and puts its own process object (billiard 4.3's) where the standard library
+    keeps the current one. So `multiprocessing` refuses to start anything, because daemons must not have children, and
+    cannot pickle billiard's key for what it spawns. The rule is there because children of a killed daemon outlive it;
+    an engine core does not (`alignez_core.engines.vllm.core_process`). The other ways cost more: a pool of threads
+    cannot kill a fit that hangs, and vLLM's engine without a process of its own has no asynchronous front.
+    """
+    from multiprocessing import process
+
+    current = process.current_process()
+    if current.daemon:
+        config = current._config  # type: ignore[attr-defined]
+        config["daemon"] = False
+        config["authkey"] = process.AuthenticationString(current.authkey)  # type: ignore[attr-defined]
 
 
 def _fake(url: str) -> Engine:

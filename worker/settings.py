@@ -40,6 +40,14 @@ class WorkerSettings(BaseSettings):
         "auto",
         validation_alias=AliasChoices("ALIGNEZ_WORKER_PROMPT_FORMAT", "ALIGNEZ_PROMPT_FORMAT", "prompt_format"),
     )
+    #: What runs the model. "vllm" needs vLLM 0.32 in this environment (`make setup-vllm`); `device` is then vLLM's own.
+    #: API and workers need not run the same.
+    engine: Literal["transformers", "vllm"] = "transformers"
+    #: vLLM: plans in use at once (None: twice as many as rows), their rank, GPUs of one worker, whether it compiles.
+    vllm_slots: int | None = Field(None, ge=1, le=65536)
+    vllm_rank: int = Field(2, ge=1, le=8)
+    vllm_tensor_parallel: int = Field(1, ge=1, le=64)
+    vllm_compile: bool = True
     device: str = "cpu"
     dtype: str = "float32"
     #: CPU threads of the model; None leaves torch's choice.

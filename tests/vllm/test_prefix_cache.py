@@ -83,3 +83,27 @@ def test_a_capture_of_early_positions_reads_no_cache(engine: Any, reference: Tra
     span = [Span(3, 40)]
     got, expected = engine.represent([prompt], span), reference.represent([prompt], span)
     assert float((got - expected).abs().max()) < 1e-3
+
+
+def test_the_answer_to_a_query_goes_on_from_the_pass_that_looked_it_up(
+    engine: Any, reference: TransformersEngine
+) -> None:
+    # As a sample-conditional request does: the query's embedding first, then an edit made for this query alone.
+    question = "Which of the birds that live by the sea can stay longest under the water?"
+    looked_up = engine.prompt_format.wrap(question)
+    chat = engine.prompt_format.render([{"role": "user", "content": question}])
+    assert chat == looked_up
+    engine.represent([looked_up])
+    one = GenerationRequest(chat, 8, 0, ignore_eos=True, edit=vllm_plan(0))
+    got = engine.generate([one])[0]
+    # Every whole block before the last token, which is the first that the edit touches.
+    assert got.cached_tokens == (got.prompt_tokens - 1) // BLOCK * BLOCK > 0
+    assert got.token_ids == reference.generate([one])[0].token_ids
+
+
+def test_a_query_is_looked_up_from_the_prefix_that_earlier_requests_left(engine: Any) -> None:
+    engine.represent([SYSTEM])
+    cold = engine.represent([[*SYSTEM, 9, 8]])
+    engine.generate([request([*SYSTEM, 7, 7], vllm_plan(1))])
+    again = engine.represent([[*SYSTEM, 9, 8]])
+    assert float((cold - again).abs().max()) < 1e-3

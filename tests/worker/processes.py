@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -37,8 +37,10 @@ class Processes:
     step_s: float = 0.02
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, module: str, *, model: str | None = None) -> subprocess.Popen[bytes]:
-        """A worker or relay with short pauses."""
+    def start(
+        self, module: str, *, model: str | None = None, settings: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """A worker or relay with short pauses; `settings` are further variables of its environment."""
         log = self.logs / f"{module}-{len(self._started)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -58,6 +60,7 @@ class Processes:
                     "ALIGNEZ_WORKER_RELAY_RESEND_S": "2",
                     "OMP_NUM_THREADS": "1",
                     "PYTHONWARNINGS": "ignore",
+                    **(settings or {}),
                 },
             )
         self._started.append(process)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alignez_core.engines.vllm.plan_message import LayerTables
 from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, fill_slots
 
 
@@ -128,16 +129,14 @@ class EditedMlp:
             y = y + read * v[slots]
         return y.to(output.dtype)
 
-    def load_plan(self, slot: int, u: Tensor | None, v: Tensor | None, c: Tensor | None) -> None:
-        """Writes one plan's rows, (R', D), (R', D), (R',) with R' ≤ R, into a slot; None empties it."""
-        self.edit_u[:, slot] = 0.0
-        self.edit_v[:, slot] = 0.0
-        self.edit_c[:, slot] = 0.0
-        if u is not None and v is not None and c is not None:
-            rank = u.shape[0]
-            self.edit_u[:rank, slot] = u.to(self.edit_u.device)
-            self.edit_v[:rank, slot] = v.to(self.edit_v.device)
-            self.edit_c[:rank, slot] = c.to(self.edit_c.device)
+    def load_plans(self, slots: Tensor, tables: LayerTables | None) -> None:
+        """Writes this layer's rows of B plans into B different slots, (B,) int64; None empties them."""
+        for name in ("u", "v", "c"):
+            buffer = getattr(self, f"edit_{name}")
+            if tables is None:
+                buffer.index_fill_(1, slots, 0.0)
+            else:
+                buffer.index_copy_(1, slots, getattr(tables, name).to(buffer.device))
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}

@@ -9,17 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import secrets
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
-from vllm import AsyncEngineArgs, TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from alignez_core.editing import MAX_RANK, EditPlan
@@ -32,30 +28,23 @@ from alignez_core.engines.base import (
     Span,
     StreamChunk,
 )
-from alignez_core.engines.loading import ModelFiles, context_length, locate
 from alignez_core.engines.scheduler import EngineLoad
 from alignez_core.engines.streams import QueuedStream, StreamWriter
-from alignez_core.engines.tokens import PromptFormatName, TextTokens, eos_ids
-from alignez_core.engines.vllm import plugin
+from alignez_core.engines.tokens import PromptFormatName, TextTokens
+from alignez_core.engines.vllm.captures import Captures
+from alignez_core.engines.vllm.launch import EditableFiles, launch
 from alignez_core.engines.vllm.loop_thread import LoopThread
+from alignez_core.engines.vllm.outputs import Outputs, as_engine_error, gathered
+from alignez_core.engines.vllm.plan_loader import PlanLoader
+from alignez_core.engines.vllm.plan_message import PlanMessage
 from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, to_extra_args
 from alignez_core.engines.vllm.sampling import finish_reason, sampling_params, token_logprobs
 from alignez_core.engines.vllm.settings import EditSettings
 from alignez_core.engines.vllm.slots import PlanSlots, SlotCounts
-from alignez_core.errors import (
-    AlignezError,
-    ContextTooLong,
-    EngineClosed,
-    EngineOverloaded,
-    InvalidInput,
-    ModelNotFound,
-    UnknownArchitecture,
-)
+from alignez_core.errors import ContextTooLong, EngineClosed, EngineOverloaded, InvalidInput
 from alignez_core.prompts import PromptFormat
 
 T = TypeVar("T")
-
-_EXTENSION = "alignez_core.engines.vllm.worker_extension.AlignezWorker"
 
 
 class VLLMEngine:
@@ -80,7 +69,9 @@ class VLLMEngine:
         self._settings = settings
         self._max_running = max_running
         self._max_waiting = max_waiting
-        self._slots = PlanSlots(settings.slots, self._load_plan)
+        self._slots = PlanSlots(settings.slots, PlanLoader(self._send_plans).load)
+        self._outputs = Outputs(llm)
+        self._captures = Captures(llm, info.n_layers, info.hidden_size)
         self._ids = itertools.count()
         self._live = 0
         self._generated = 0
@@ -110,7 +101,8 @@ class VLLMEngine:
         Args:
             max_running: requests in one batch at most (vLLM's `max_num_seqs`).
             max_waiting: requests beyond them at which `stream` raises `EngineOverloaded`.
-            slots: plans that can be in use at once, `max_running` by default; requests whose plan finds no slot wait.
+            slots: plans that can be in use at once; requests whose plan finds no slot wait. By default twice
+                `max_running`, so that plans of the next requests load while those of the running ones are in use.
                 0: vLLM as it is, no request can be edited.
             rank: of the device tables; a plan of a higher rank is refused.
             compile: False is vLLM's eager mode, which starts faster.
@@ -125,60 +117,20 @@ class VLLMEngine:
             raise InvalidInput("slots", "must be 0 or more")
         if not 1 <= rank <= MAX_RANK:
             raise InvalidInput("rank", f"{rank} is outside 1 to {MAX_RANK}")
-        files = locate(path, revision)
-        config = AutoConfig.from_pretrained(files.source, revision=revision)
-        architecture = (config.architectures or ["none"])[0]
-        if architecture not in plugin.ARCHITECTURES:
-            raise UnknownArchitecture(
-                f"{architecture} cannot be edited in vLLM; there are {', '.join(plugin.ARCHITECTURES)}. "
-                "TransformersEngine knows more"
-            )
-        plugin.register()
-        text = config.get_text_config()
-        tokens = TextTokens(files.tokenizer, int(text.vocab_size), eos_ids(files.tokenizer, config, _generation(files)))
-        chosen_format = tokens.format(prompt_format)
-        settings = EditSettings(max_running if slots is None else slots, rank)
-        length = context_length(config)
-        args = AsyncEngineArgs(
-            **{
-                "model": files.source,
-                "revision": revision,
-                "dtype": dtype,
-                "max_model_len": length,
+        model = EditableFiles.read(path, revision, prompt_format)
+        settings = EditSettings(2 * max_running if slots is None else slots, rank)
+        loop, llm = launch(
+            {
+                **model.vllm_arguments(dtype, settings),
                 "max_num_seqs": max_running,
                 "tensor_parallel_size": tensor_parallel_size,
                 "enable_prefix_caching": prefix_caching,
                 "enforce_eager": not compile,
-                "seed": secrets.randbelow(2**31),
-                "worker_extension_cls": _EXTENSION,
-                "additional_config": settings.to_additional_config() if settings.slots else {},
-                "generation_config": "vllm",
-                "disable_log_stats": True,
                 **vllm_args,
             }
         )
-        loop = LoopThread()
-        try:
-            llm = loop.run(_start(args))
-        except BaseException as error:
-            loop.close()
-            if isinstance(error, AlignezError | KeyboardInterrupt):
-                raise
-            raise ModelNotFound(f"vLLM cannot start with {path}: {type(error).__name__}: {error}") from error
-        fingerprint, commit = files.resolved()
-        info = EngineInfo(
-            name=name or Path(str(path)).name,
-            fingerprint=fingerprint,
-            n_layers=int(text.num_hidden_layers),
-            hidden_size=int(text.hidden_size),
-            vocab_size=int(text.vocab_size),
-            context_length=length,
-            dtype=dtype,
-            device=str(llm.vllm_config.device_config.device_type),
-            prompt_format=chosen_format.name,
-            revision=commit,
-        )
-        return cls(info, tokens, chosen_format, loop, llm, settings, max_running, max_waiting)
+        info = model.info(name or Path(str(path)).name, dtype, llm)
+        return cls(info, model.tokens, model.prompt_format, loop, llm, settings, max_running, max_waiting)
 
     @property
     def info(self) -> EngineInfo:
@@ -209,7 +161,7 @@ class VLLMEngine:
         rows = [(request, self._checked(request)) for request in requests]
 
         async def together() -> list[Completion]:
-            return await _all([self._complete(request, prompt) for request, prompt in rows])
+            return await gathered([self._complete(request, prompt) for request, prompt in rows])
 
         with self._counted(len(rows), bounded=False):
             return self._run(together())
@@ -240,11 +192,12 @@ class VLLMEngine:
         if not ids:
             return torch.zeros(0, self._info.n_layers, self._info.hidden_size)
 
-        async def together() -> list[Tensor]:
-            return await _all([self._represent(text, span) for text, span in zip(ids, spans, strict=True)])
+        async def together() -> Tensor:
+            rows = list(zip(ids, spans, strict=True))
+            return torch.cat([await self._represent(chunk) for chunk in self._captures.chunks(rows)])
 
         with self._counted(len(ids), bounded=False):
-            return torch.stack(self._run(together()))
+            return self._run(together())
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         rows = []
@@ -256,7 +209,7 @@ class VLLMEngine:
             rows.append((prompt, tail, request.edit))
 
         async def together() -> list[Tensor]:
-            return await _all([self._score(*row) for row in rows])
+            return await gathered([self._score(*row) for row in rows])
 
         with self._counted(len(rows), bounded=False):
             return self._run(together())
@@ -328,7 +281,7 @@ class VLLMEngine:
     async def _complete(self, request: GenerationRequest, prompt: list[int]) -> Completion:
         async with self._edited(request.edit, len(prompt)) as edit:
             params = sampling_params(request, self._eos(), to_extra_args(edit), streamed=False)
-            last = await self._last(prompt, params)
+            last = await self._outputs.last(prompt, params)
         output = last.outputs[0]
         ids = tuple(output.token_ids)
         self._generated += len(ids)
@@ -346,7 +299,7 @@ class VLLMEngine:
             async with self._edited(request.edit, len(prompt)) as edit:
                 params = sampling_params(request, self._eos(), to_extra_args(edit), streamed=True)
                 # Closed here and not by the garbage collector: closing is what aborts the request in vLLM.
-                async with contextlib.aclosing(self._outputs(prompt, params)) as outputs:
+                async with contextlib.aclosing(self._outputs.stream(prompt, params)) as outputs:
                     async for piece in outputs:
                         output = piece.outputs[0]
                         ids = tuple(output.token_ids)
@@ -358,37 +311,34 @@ class VLLMEngine:
             writer.fail(EngineClosed("the engine was closed"))
             raise
         except Exception as error:
-            writer.fail(_as_engine_error(error))
+            writer.fail(as_engine_error(error))
         finally:
             counted.__exit__(None, None, None)
 
-    async def _represent(self, text: list[int], span: Span) -> Tensor:
-        key = f"c{next(self._ids)}"
-        request = GenerationRequest(text, 1, 0.0, ignore_eos=True)
-        capture = RowCapture(key, span.start, span.end)
-        params = sampling_params(request, (), to_extra_args(capture=capture), streamed=False)
+    async def _represent(self, texts: Sequence[tuple[list[int], Span]]) -> Tensor:
+        captures = [RowCapture(f"c{next(self._ids)}", span.start, span.end) for _, span in texts]
+        keys = [capture.key for capture in captures]
+        try:
+            await gathered([self._read(text, to) for (text, _), to in zip(texts, captures, strict=True)])
+        except Exception:
+            await self._captures.forget(keys)
+            raise
+        return await self._captures.take(keys)
+
+    async def _read(self, text: list[int], to: RowCapture) -> None:
+        params = sampling_params(
+            GenerationRequest(text, 1, 0.0, ignore_eos=True), (), to_extra_args(capture=to), streamed=False
+        )
         # Only the last token is computed for certain when a prefix is cached.
-        params.skip_reading_prefix_cache = span.start < len(text) - 1
-        await self._last(text, params)
-        workers = await self._llm.collective_rpc("alignez_take_captured", args=([key],))
-        out = torch.zeros(self._info.n_layers, self._info.hidden_size)
-        got: set[int] = set()
-        for (found,) in workers:
-            if found is not None:
-                layers, width, raw = found
-                rows = np.frombuffer(raw, "<f4").astype(np.float32).reshape(len(layers), width)
-                out[layers] = torch.from_numpy(rows)
-                got.update(layers)
-        if len(got) != self._info.n_layers:
-            raise AlignezError(f"vLLM's workers captured {len(got)} of {self._info.n_layers} layers")
-        return out
+        params.skip_reading_prefix_cache = to.start < len(text) - 1
+        await self._outputs.last(text, params)
 
     async def _score(self, prompt: list[int], tail: list[int], plan: EditPlan | None) -> Tensor:
         async with self._edited(plan, len(prompt)) as edit:
             request = GenerationRequest(prompt, 1, 0.0, ignore_eos=True)
             params = sampling_params(request, (), to_extra_args(edit), streamed=False)
             params.prompt_logprobs = 0
-            last = await self._last(prompt + tail, params)
+            last = await self._outputs.last(prompt + tail, params)
         found = last.prompt_logprobs[len(prompt) :]
         return torch.tensor([float(entry[token].logprob) for token, entry in zip(tail, found, strict=True)])
 
@@ -404,60 +354,8 @@ class VLLMEngine:
         finally:
             self._slots.release(plan)
 
-    async def _load_plan(self, slot: int, plan: EditPlan) -> None:
-        tables = (table.numpy().astype("<f4").tobytes() for table in (plan.U, plan.V, plan.c))
-        await self._llm.collective_rpc(
-            "alignez_load_plan", args=(slot, list(plan.layers), plan.rank, plan.hidden_size, *tables)
-        )
-
-    async def _outputs(self, prompt: list[int], params: Any) -> Any:
-        source = self._llm.generate(TokensPrompt(prompt_token_ids=prompt), params, f"r{next(self._ids)}")
-        async with contextlib.aclosing(source) as outputs:
-            async for output in outputs:
-                yield output
-
-    async def _last(self, prompt: list[int], params: Any) -> Any:
-        last = None
-        try:
-            async with contextlib.aclosing(self._outputs(prompt, params)) as outputs:
-                async for output in outputs:
-                    last = output
-        except Exception as error:
-            raise _as_engine_error(error) from error
-        if last is None:
-            raise AlignezError("vLLM ended a request without an answer")
-        return last
+    async def _send_plans(self, plans: Sequence[PlanMessage]) -> None:
+        await self._llm.collective_rpc("alignez_load_plans", args=(plans,))
 
     def _eos(self) -> tuple[int, ...]:
         return tuple(sorted(self._tokens.eos_ids))
-
-
-async def _start(args: AsyncEngineArgs) -> AsyncLLM:
-    return AsyncLLM.from_engine_args(args)
-
-
-async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in order; the first error cancels the others."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
-def _generation(files: ModelFiles) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(files.source)
-    except OSError:
-        return None  # a model need not have one
-
-
-def _as_engine_error(error: Exception) -> AlignezError:
-    if isinstance(error, AlignezError):
-        return error
-    failure = AlignezError(f"vLLM failed: {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure

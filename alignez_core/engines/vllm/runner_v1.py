@@ -12,9 +12,10 @@ from vllm.config import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from alignez_core.engines.vllm.edited_mlp import StepState
-from alignez_core.engines.vllm.row_edit import capture_of, edit_of
+from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, capture_of, edit_of
 
 _MARK = "_alignez_wrapped"
+_ASKED = "_alignez_asked"
 
 
 def install(runner_class: type) -> None:
@@ -30,12 +31,9 @@ def install(runner_class: type) -> None:
         step = _step_of(self)
         if step is not None:
             batch = self.input_batch
-            extra = []
-            for req_id in batch.req_ids:
-                params = self.requests[req_id].sampling_params
-                extra.append(None if params is None else params.extra_args)
+            asked = [_asked(self.requests[req_id]) for req_id in batch.req_ids]
             computed = batch.num_computed_tokens_cpu[: batch.num_reqs].tolist()
-            step.begin([edit_of(e) for e in extra], [capture_of(e) for e in extra], computed, num_scheduled_tokens)
+            step.begin([edit for edit, _ in asked], [capture for _, capture in asked], computed, num_scheduled_tokens)
         return result
 
     @functools.wraps(forward)
@@ -50,6 +48,16 @@ def install(runner_class: type) -> None:
 
     runner_class._prepare_inputs = prepare_inputs  # type: ignore[attr-defined]
     runner_class._model_forward = model_forward  # type: ignore[attr-defined]
+
+
+def _asked(state: Any) -> tuple[RowEdit | None, RowCapture | None]:
+    """What a request asks for: read once and kept on vLLM's state of it, because it takes part in many steps."""
+    found: tuple[RowEdit | None, RowCapture | None] | None = getattr(state, _ASKED, None)
+    if found is None:
+        extra = None if state.sampling_params is None else state.sampling_params.extra_args
+        found = edit_of(extra), capture_of(extra)
+        setattr(state, _ASKED, found)
+    return found
 
 
 def _step_of(runner: Any) -> StepState | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+
+from alignez_core.engines.vllm.plan_message import PlanMessage, tables_of
 
 
 class AlignezWorker:
@@ -18,16 +18,16 @@ class AlignezWorker:
 
     model_runner: Any
 
-    def alignez_load_plan(
-        self, slot: int, layers: Sequence[int], rank: int, width: int, u: bytes, v: bytes, c: bytes
-    ) -> None:
-        """Writes a plan (L, R, D), (L, R, D), (L, R), float32 little-endian, into a slot of this worker's layers."""
-        shape = (len(layers), rank)
-        tables = [_tensor(u, (*shape, width)), _tensor(v, (*shape, width)), _tensor(c, shape)]
-        index = {layer: i for i, layer in enumerate(layers)}
-        for layer, mlp in self.model_runner.get_model().alignez_mlps().items():
-            i = index.get(layer)
-            mlp.load_plan(slot, *(None if i is None else table[i] for table in tables))
+    def alignez_load_plans(self, plans: Sequence[PlanMessage]) -> None:
+        """Writes plans into slots of this worker's layers, all at once; the slots are different ones."""
+        mlps = self.model_runner.get_model().alignez_mlps()
+        first = next(iter(mlps.values()), None)
+        if first is None:
+            return
+        tables = tables_of(plans, first.edit_u.shape[0])
+        slots = torch.tensor([message[0] for message in plans], device=first.edit_u.device)
+        for layer, mlp in mlps.items():
+            mlp.load_plans(slots, tables.get(layer))
 
     def alignez_take_captured(self, keys: Sequence[str]) -> list[list[Any] | None]:
         """Per key [layers, width, bytes of (layers, width) float32], or None; what is taken is forgotten."""
@@ -41,7 +41,3 @@ class AlignezWorker:
                 layers, rows = found
                 taken.append([layers, rows.shape[1], rows.numpy().astype("<f4").tobytes()])
         return taken
-
-
-def _tensor(raw: bytes, shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(np.frombuffer(raw, "<f4").astype(np.float32).reshape(shape))

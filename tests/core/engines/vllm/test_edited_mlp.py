@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.vllm.edited_mlp import StepState, install
+from alignez_core.engines.vllm.plan_message import message_of, tables_of
 from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit
 
 D, RANK, SLOTS, LAYER = 8, 2, 3, 1
@@ -42,10 +43,13 @@ def mlp(step: StepState) -> Mlp:
     torch.manual_seed(0)
     module = Mlp()
     install(module, LAYER, step, RANK, D)
-    for slot, plan in enumerate(plans(), 1):
-        i = plan.layers.index(LAYER)
-        module.load_plan(slot, plan.U[i], plan.V[i], plan.c[i])
+    load(module, dict(enumerate(plans(), 1)))
     return module
+
+
+def load(module: Mlp, by_slot: dict[int, EditPlan]) -> None:
+    tables = tables_of([message_of(slot, plan) for slot, plan in by_slot.items()], RANK)
+    module.load_plans(torch.tensor(list(by_slot)), tables.get(LAYER))  # type: ignore[operator]
 
 
 EDITS = [RowEdit(2, 1, 2, ""), None, RowEdit(1, 0, 9, ""), RowEdit(3, 0, 9, "")]
@@ -84,9 +88,19 @@ def test_a_step_after_an_edited_one_starts_clean(mlp: Mlp, step: StepState) -> N
 
 def test_an_emptied_slot_and_one_that_does_not_exist_change_nothing(mlp: Mlp, step: StepState) -> None:
     x = torch.randn(2, D)
-    mlp.load_plan(1, None, None, None)
+    load(mlp, {1: EditPlan.additive([LAYER + 1], torch.ones(1, D))})
     step.begin([RowEdit(1, 0, 9, ""), RowEdit(SLOTS + 1, 0, 9, "")], [None] * 2, [0, 0], [1, 1])
     assert torch.equal(mlp(x), nn.functional.linear(x, mlp.down_proj.weight))
+
+
+def test_plans_written_together_replace_what_their_slots_held_and_leave_the_others(mlp: Mlp, step: StepState) -> None:
+    x = torch.randn(3, D)
+    first, _, third = plans()
+    load(mlp, {3: first, 1: third})  # ranks 2 and 1 in one batch
+    step.begin([RowEdit(slot, 0, 9, "") for slot in (1, 2, 3)], [None] * 3, [0] * 3, [1] * 3)
+    bare = nn.functional.linear(x, mlp.down_proj.weight)
+    expected = [plan.apply(row, LAYER) for plan, row in zip((third, plans()[1], first), bare, strict=True)]
+    torch.testing.assert_close(mlp(x), torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_a_span_is_captured_across_steps_before_it_is_edited(mlp: Mlp, step: StepState) -> None:

@@ -1,0 +1,101 @@
+"""The real worker with vLLM under it: it fits a profile, and no process of vLLM outlives it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from alignez_core import nano
+from cli.local_stack.broker import RedisServer
+from profiles.models import JobStatus, ProfileVersion, VersionState
+from profiles.service import FitRequest
+from profiles.uow import SessionFactory, UnitOfWork
+from tests.factories import Factory
+from tests.worker.processes import RELAY, WORKER, Processes, job_of, model_process, terminate, wait_for
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+
+SETTINGS = {
+    "ALIGNEZ_WORKER_ENGINE": "vllm",
+    "ALIGNEZ_WORKER_VLLM_COMPILE": "false",
+    "ALIGNEZ_WORKER_MAX_BATCH": "16",
+    "ALIGNEZ_WORKER_LEASE_S": "20",
+}
+
+
+@pytest.fixture
+def processes(
+    committed: SessionFactory, postgres_url: str, redis_server: RedisServer, tmp_path: Path
+) -> Iterator[Processes]:
+    """Prints their logs when the test fails."""
+    made = Processes(postgres_url, redis_server.url, f"test-{uuid.uuid4().hex[:12]}", tmp_path)
+    yield made
+    made.close()
+    print(made.log())
+
+
+def test_a_worker_on_vllm_fits_a_profile_and_takes_vllm_with_it_when_told_to_stop(
+    processes: Processes, committed: SessionFactory
+) -> None:
+    request = ask(committed)
+    processes.start(RELAY)
+    worker = start_worker(processes)
+    wait_for(lambda: ended(committed, request) or worker.poll() is not None, 240.0, "the fit")
+    assert worker.poll() is None
+    with UnitOfWork.open(committed) as uow:
+        version = uow.session.get_one(ProfileVersion, request.version.id)
+        assert (version.state, version.quality) == (VersionState.READY, "good"), version.quality_reasons
+    started = psutil.Process(worker.pid).children(recursive=True)
+    assert terminate(worker, 60.0) == 0
+    assert alive_after(started, 10.0) == []
+
+
+def test_vllm_ends_with_a_model_process_that_is_killed_even_while_it_loads(processes: Processes) -> None:
+    worker = start_worker(processes)
+    core = wait_for(lambda: core_of(worker), 120.0, "vLLM's engine core")
+    model_process(worker).kill()
+    assert alive_after([core], 10.0) == []
+
+
+def start_worker(processes: Processes) -> subprocess.Popen[bytes]:
+    return processes.start(WORKER, model=str(nano.MODEL_DIR), settings=SETTINGS)
+
+
+def ask(sessions: SessionFactory) -> FitRequest:
+    """A committed job for a style that persona-nano knows."""
+    spec = {
+        "persona": {"preferred": "cheerful", "dispreferred": "gloomy"},
+        "queries": list(nano.query_bank()[:32]),
+        "fit": {"neighbors": 10},
+    }
+    with UnitOfWork.open(sessions) as uow:
+        make = Factory(uow)
+        return make.fit(make.caller(), spec=spec)
+
+
+def ended(sessions: SessionFactory, request: FitRequest) -> bool:
+    job = job_of(sessions, request.job)
+    assert job.status not in (JobStatus.FAILED, JobStatus.CANCELLED), f"{job.error_code}: {job.error_message}"
+    return job.status is JobStatus.SUCCEEDED
+
+
+def core_of(worker: subprocess.Popen[bytes]) -> psutil.Process | None:
+    """vLLM's process, once it runs code of its own."""
+    for process in psutil.Process(worker.pid).children(recursive=True):
+        if process.name().startswith("VLLM::EngineCor"):
+            return process
+    return None
+
+
+def alive_after(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Who of them is left."""
+    deadline = time.monotonic() + timeout_s
+    while (left := [p for p in processes if p.is_running()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
