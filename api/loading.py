@@ -36,6 +36,7 @@ def load_engine(settings: ApiSettings) -> Engine:
         max_cache_tokens=settings.max_cache_tokens,
         mlp_path=settings.mlp_path,
         prompt_format=settings.prompt_format,
+        compile=settings.compile,
         threads=settings.threads,
         name=settings.model_name,
     )
