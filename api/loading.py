@@ -39,6 +39,7 @@ def load_engine(settings: ApiSettings, on_lost: Callable[[str], None] | None = N
         "max_cache_tokens": settings.max_cache_tokens,
         "mlp_path": settings.mlp_path,
         "prompt_format": settings.prompt_format,
+        "compile": settings.compile,
         "threads": settings.threads,
         "name": settings.model_name,
     }

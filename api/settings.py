@@ -60,6 +60,8 @@ class ApiSettings(BaseSettings):
     vllm_compile: bool = True
     device: str = "cpu"
     dtype: str = "float32"
+    #: Whether the transformers engine compiles its decode step when it loads: a minute or more, then faster steps.
+    compile: bool = False
     #: CPU threads of the model; None leaves torch's choice. The event loop wants a core of its own.
     threads: int | None = Field(None, ge=1, le=1024)
     #: Rows that run in one batch; requests beyond wait.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,9 +12,16 @@ from transformers import PreTrainedModel
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines import attention
+from alignez_core.engines.compiled import CompiledStep, key_bucket, row_bucket
 from alignez_core.engines.slot_cache import SlotCache, StepCache
 from alignez_core.engines.slot_edits import SlotEdits
 from alignez_core.engines.step import MlpEdits, MlpReader, Step, current_step, running
+from alignez_core.engines.step_inputs import InputBuffer
+
+_log = logging.getLogger(__name__)
+
+#: Decode steps between two looks at how much of the cache's memory they needed; at most one copy in so many.
+_SHRINK_STEPS = 256
 
 
 class SlotRunner:
@@ -37,6 +45,11 @@ class SlotRunner:
         self._piece_cache = SlotCache(1, context_length)
         self._piece_edits = SlotEdits(len(mlps), hidden_size, 1, self._device)
         self._prefilled = 0
+        self._inputs = InputBuffer(max_slots, self._device)
+        self._compiled: CompiledStep | None = None
+        self._buckets = False
+        self._steps, self._peak = 0, (0, 0)
+        self._context_length = context_length
         self.max_slots = max_slots
         self.rows = 0
         self._handles = [mlp.register_forward_hook(_mlp_hook(layer)) for layer, mlp in enumerate(mlps)]
@@ -102,17 +115,95 @@ class SlotRunner:
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int]) -> Tensor:
         """Appends one token to each live row; (rows, vocabulary) logits of the token after it."""
+        lengths = self._lengths[: self.rows]
+        edited = self._edits.edited(lengths)
+        logits = self._decode_compiled(tokens, edited)
+        if logits is None:
+            logits = self._decode(tokens, edited)
+        lengths += 1
+        self._shrink_now_and_then()
+        return logits
+
+    def _shrink_now_and_then(self) -> None:
+        """Gives the cache's memory back that the last steps, and any row that lives, could have done without."""
+        self._peak = max(self._peak[0], self.rows), max(self._peak[1], int(self._lengths[: self.rows].max()) + 1)
+        self._steps += 1
+        if self._steps == _SHRINK_STEPS:
+            self._cache.shrink(*self._peak)
+            self._steps, self._peak = 0, (0, 0)
+
+    def _decode(self, tokens: Sequence[int], edited: np.ndarray) -> Tensor:
         rows = self.rows
         lengths = self._lengths[:rows]
         longest = int(lengths.max())
         uniform = int(lengths.min()) == longest
         self._cache.reserve(rows, longest + 1)
-        positions = torch.from_numpy(lengths.copy()).to(self._device)
-        step = Step(positions, longest + 1, uniform, edits=self._edits.decode(lengths))
+        inputs = self._inputs.load(tokens, lengths, edited, rows)
+        positions = inputs.positions
+        step = Step(positions, longest + 1, uniform, edits=self._edits.decode(edited, inputs.edited))
         view = StepCache(self._cache, 0, positions, longest if uniform else None, longest + 1)
-        logits = self._forward(self._tensor(tokens)[:, None], step, view, positions[:, None])
-        lengths += 1
-        return logits[:, 0]
+        return self._forward(inputs.tokens[:, None], step, view, positions[:, None])[:, 0]
+
+    def _decode_compiled(self, tokens: Sequence[int], edited: np.ndarray) -> Tensor | None:
+        """As `_decode`, or None when there is no compiled step, or none any more."""
+        compiled = self._compiled
+        if compiled is None:
+            return None
+        lengths = self._lengths[: self.rows]
+        rows, keys = self.rows, int(lengths.max()) + 1
+        if self._buckets:
+            # Padding rows are the slots behind the live ones: nobody's, so what they write, a prefill overwrites.
+            rows, keys = row_bucket(rows, self.max_slots), key_bucket(keys, self._context_length)
+        try:
+            # Two slots, where there may be two, because the compiler would make a program of its own for one.
+            self._cache.reserve(max(rows, 2), keys)
+            inputs = self._inputs.load(tokens, lengths, edited, rows)
+            tables = self._edits.tables(rows) if compiled.always_edits or edited.any() else None
+            logits = compiled(inputs, self._cache, tables, keys, (self._cache.version, self._edits.version))
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # whatever the compiler says, requests must not hear of it
+            self._do_without_compiled(error)
+            return None
+        return logits[: self.rows]
+
+    @torch.inference_mode()
+    def compile(self, *, buckets: bool = False, backend: str = "inductor") -> bool:
+        """Compiles the decode step, compares it with the uncompiled one and uses it from now on.
+
+        Args:
+            buckets: rows and key lengths in buckets, padded, as CUDA graphs always have them.
+            backend: torch's name of the compiler.
+        Returns: False when it cannot be; the log says why, and the engine goes on without.
+        """
+        compiled = CompiledStep(self._model, self.max_slots, backend)
+        prompts = [[1, 4, 2, 5, 3, 6], [3, 1, 2]][: self.max_slots]
+        try:
+            self.prefill(prompts, [None] * len(prompts))
+            compiled.warm_up(self._cache, self._edits.tables(len(prompts)))
+            expected = self.decode([1] * len(prompts)).float()
+            self._lengths[: self.rows] -= 1
+            self._compiled, self._buckets = compiled, buckets or compiled.fixed_shapes
+            got = self.decode([1] * len(prompts)).float()
+            tolerance = 1e-3 if self._model.dtype == torch.float32 else 0.1
+            if self._compiled is not None and not torch.allclose(got, expected, atol=tolerance, rtol=tolerance):
+                self._do_without_compiled(f"logits differ by {float((got - expected).abs().max()):.2g}")
+        except Exception as error:  # no compiler, or a model that it cannot trace
+            self._do_without_compiled(error)
+        finally:
+            self.reset()
+        return self._compiled is not None
+
+    @property
+    def programs(self) -> int:
+        """Programs that the compiled decode step is made of by now; 0 without one."""
+        return 0 if self._compiled is None else self._compiled.programs
+
+    def _do_without_compiled(self, reason: object) -> None:
+        self._compiled = None
+        kind = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
+        what = " ".join(str(reason).split("\n")[:2]).strip()  # pages of trace follow
+        _log.warning("the decode step runs uncompiled: %s%s", kind, what)
 
     @torch.inference_mode()
     def remove(self, rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -134,10 +225,9 @@ class SlotRunner:
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Drops every row and gives the cache's memory back."""
-        for row in range(self.rows):
-            self._edits.set(row, None, 0)
+        """Drops every row and gives the memory of cache and edits back."""
         self.rows = 0
+        self._edits.clear()
         self._cache.clear()
         self.drop_pieces()
 

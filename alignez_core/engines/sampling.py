@@ -56,7 +56,7 @@ class BatchSampler:
     def sample(self, logits: Tensor) -> Tensor:
         """(B,) int64 tokens from (B, vocabulary) logits; a greedy row takes the first of the most likely."""
         if self._greedy:
-            return logits.argmax(-1)
+            return most_likely(logits)
         scores = (logits if self._rows is None else logits[self._rows]).float()
         scores = (scores - scores.amax(-1, keepdim=True)) / self._temperatures
         if self._filtered is not None:
@@ -66,7 +66,15 @@ class BatchSampler:
         tokens = choose(scores, drawn)
         if self._rows is None:
             return tokens
-        return logits.argmax(-1).index_copy_(0, self._rows, tokens)
+        return most_likely(logits).index_copy_(0, self._rows, tokens)
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """(B,) int64: the first of the most likely tokens of each row."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        # numpy's is vectorised, torch's (2.13) is not: 0.02 against 0.3 ms for 64 rows of 4096.
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def uniform(seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:

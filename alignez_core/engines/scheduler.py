@@ -63,6 +63,7 @@ class Scheduler:
             at a time, so that running streams never wait for the whole of it and short newcomers pass it by.
         max_cache_tokens: what the rows in slots may come to hold together, prompts and all that they may generate; a
             request beyond waits. None: the slots are the only limit.
+        idle_s: after so long without any work the memory of the slots is given back.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Scheduler:
         prefill_tokens: int = 4096,
         max_cache_tokens: int | None = None,
         prefill_piece: int = 512,
+        idle_s: float = 10.0,
     ) -> None:
         self._runner = runner
         self._device = device
@@ -80,6 +82,7 @@ class Scheduler:
         self._prefill_tokens = prefill_tokens
         self._max_cache_tokens = max_cache_tokens
         self._prefill_piece = prefill_piece
+        self._idle_s = idle_s
         self._changed = threading.Condition()
         self._waiting = WaitingRows()
         self._work: deque[Callable[[], None]] = deque()
@@ -176,9 +179,16 @@ class Scheduler:
             self._step()
 
     def _wait_for_work(self) -> bool:
+        def there_is() -> bool:
+            return bool(self._closed or self._rows or self._long or self._waiting or self._work)
+
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._rows or self._long or self._waiting or self._work)
-            return not self._closed
+            woken = self._changed.wait_for(there_is, self._idle_s)
+        if not woken:
+            self._runner.reset()  # nobody is in a slot, so this only gives the memory of the last burst back
+            with self._changed:
+                self._changed.wait_for(there_is)
+        return not self._closed
 
     def _drop_cancelled(self) -> None:
         with self._changed:

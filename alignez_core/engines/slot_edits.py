@@ -5,7 +5,8 @@ Row b of layer l computes y = x + (x·U[l,b]ᵀ + c[l,b])·V[l,b]; ranks are pad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +28,15 @@ def low_rank_edit(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
     return torch.baddbmm(x, read, v)
 
 
+@dataclass(frozen=True)
+class EditTables:
+    """U, V (L, slots, R, D) and c (L, slots, R) as they are in memory; R is a power of two and at least 2."""
+
+    u: Tensor
+    v: Tensor
+    c: Tensor
+
+
 class SlotEdits:
     """U, V (layers, slots, R, D) and c (layers, slots, R), float32, beside which position each row's edit ends at.
 
@@ -43,6 +53,8 @@ class SlotEdits:
         self._ends = np.zeros(max_slots, dtype=np.int64)
         self._layers: frozenset[int] | None = None
         self._rank = 0
+        #: Another whenever the tables have moved in memory.
+        self.version = 0
 
     def set(self, slot: int, plan: EditPlan | None, prompt_length: int) -> None:
         """Gives a slot its plan; None and identity plans leave the row untouched."""
@@ -59,6 +71,21 @@ class SlotEdits:
         self._ends[slot] = _NO_END if endless else prompt_length - 1 + (plan.steps or 0)
         self._plans[slot] = plan
 
+    @property
+    def tables_bytes(self) -> int:
+        """Memory that the tables take."""
+        return sum(table.nbytes for table in (self._u, self._v, self._c))
+
+    def clear(self) -> None:
+        """Forgets all plans and gives all memory back."""
+        n_layers, max_slots, hidden = self._shape
+        self._u = self._v = torch.empty(n_layers, 0, 0, hidden)
+        self._c = torch.empty(n_layers, 0, 0)
+        self._plans = [None] * max_slots
+        self._ends[:] = 0
+        self._layers = None
+        self.version += 1
+
     def move(self, source: int, target: int) -> None:
         """Gives one slot's plan to another; the source's stays until it is set again."""
         self._layers = None
@@ -68,16 +95,31 @@ class SlotEdits:
             for table in (self._u, self._v, self._c):
                 table[:, target] = table[:, source]
 
-    def decode(self, positions: np.ndarray) -> MlpEdits | None:
-        """The edits of rows 0 to B−1 at these positions (B,), or None when none of them is edited there."""
-        rows = len(positions)
-        edited = self._ends[:rows] > positions
+    def edited(self, positions: np.ndarray) -> np.ndarray:
+        """(B,) bool: which of rows 0 to B−1 are edited at these positions (B,)."""
+        edited: np.ndarray = self._ends[: len(positions)] > positions
+        return edited
+
+    def decode(self, edited: np.ndarray, mask: Tensor) -> MlpEdits | None:
+        """The edits of rows 0 to B−1, or None when none of them is edited.
+
+        Args:
+            edited: (B,) what `edited` says. mask: the same on the device, (B,) of any dtype.
+        """
         if not edited.any():
             return None
+        rows = len(edited)
         self._make_room(rows, 0)  # rows without a plan behind the last one with a plan have a place in the tables too
-        mask = None if edited.all() else torch.from_numpy(edited).to(self._device)[:, None]
         layers, rank = self._live(rows)
-        return _DecodeEdits(self._u[:, :rows, :rank], self._v[:, :rows, :rank], self._c[:, :rows, :rank], layers, mask)
+        chosen = None if edited.all() else mask[:, None] != 0
+        tables = (self._u[:, :rows, :rank], self._v[:, :rows, :rank], self._c[:, :rows, :rank])
+        return DecodeEdits(*tables, layers, chosen)
+
+    def tables(self, rows: int) -> EditTables:
+        """The whole tables, for a compiled step of so many rows."""
+        # Never 1 wide, and never as many slots as rows: the compiler would make programs of their own for both.
+        self._make_room(rows + 1, 2)
+        return EditTables(self._u, self._v, self._c)
 
     def prefill(self, first: int, lengths: Sequence[int], *, to_the_end: bool = True) -> MlpEdits | None:
         """The edits of a right-padded prefill of slots first, first + 1, …, or None when no row is edited.
@@ -116,17 +158,24 @@ class SlotEdits:
         if slots <= have[1] and rank <= have[2]:
             return
         n_layers, max_slots, hidden = self._shape
-        slots = max(have[1], min(max_slots, 1 << (slots - 1).bit_length()))
-        rank = max(have[2], rank)
+        slots = max(have[1], min(max_slots + 1, 1 << (slots - 1).bit_length()))
+        rank = max(have[2], 1 << max(rank - 1, 0).bit_length())
         u, v = (torch.zeros(n_layers, slots, rank, hidden, device=self._device) for _ in range(2))
         c = torch.zeros(n_layers, slots, rank, device=self._device)
         for new, old in ((u, self._u), (v, self._v), (c, self._c)):
             new[:, : have[1], : have[2]] = old
         self._u, self._v, self._c = u, v, c
+        self.version += 1
 
 
-class _DecodeEdits:
-    def __init__(self, u: Tensor, v: Tensor, c: Tensor, layers: frozenset[int], edited: Tensor | None) -> None:
+class DecodeEdits:
+    """The edits of a step's rows.
+
+    Args:
+        u, v: (L, B, R, D). c: (L, B, R). layers: that any row edits. edited: (B, 1) bool; None: all rows.
+    """
+
+    def __init__(self, u: Tensor, v: Tensor, c: Tensor, layers: Container[int], edited: Tensor | None) -> None:
         self._u, self._v, self._c = u, v, c
         self._layers = layers
         self._edited = edited

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 
 class MlpEdits(Protocol):
@@ -105,7 +106,9 @@ _STEP: ContextVar[Step | None] = ContextVar("alignez_step", default=None)
 
 
 def current_step() -> Step | None:
-    """The step whose forward pass is running in this thread."""
+    """The step whose forward pass is running in this thread, or is being traced for the compiler."""
+    if is_dynamo_compiling():
+        return _traced.step
     return _STEP.get()
 
 
@@ -117,3 +120,26 @@ def running(step: Step) -> Iterator[None]:
         yield
     finally:
         _STEP.reset(token)
+
+
+class _Traced:
+    """Where the step is while torch traces a forward pass: torch 2.13 does not trace the setting of a `ContextVar`.
+
+    Only the tracer sees a step here. In compiled code it is a constant that is gone, and the uncompiled passes of other
+    threads read their own.
+    """
+
+    step: Step | None = None
+
+
+_traced = _Traced()
+
+
+def begin_traced(step: Step) -> None:
+    """`running` for code that `torch.compile` traces; without effect outside it."""
+    _traced.step = step
+
+
+def end_traced() -> None:
+    """Ends what `begin_traced` began."""
+    _traced.step = None

@@ -68,6 +68,7 @@ class TransformersEngine:
         prefill_piece: int = 512,
         mlp_path: str | None = None,
         prompt_format: PromptFormatName = "auto",
+        compile: bool = False,
         threads: int | None = None,
         name: str | None = None,
     ) -> TransformersEngine:
@@ -84,6 +85,9 @@ class TransformersEngine:
             prefill_piece: a longer prompt is read in pieces of so many tokens, one between two steps of the others.
             mlp_path: module path of one block's MLP, with "{layer}", for an architecture that is not listed.
             prompt_format: "auto" takes the tokenizer's chat template if it has one.
+            compile: the decode step through `torch.compile`, on a GPU with CUDA graphs (not run on one so far). It
+                compiles here, for a minute or more, and needs a C++ compiler; where it cannot, the log says why and the
+                engine goes on without. `compiled` says what holds.
             threads: torch's CPU threads, for the whole process; None leaves them.
             name: what `info.name` says; by default the directory's or the model's name.
         Raises: ModelNotFound, UnknownArchitecture, OutOfMemory; InvalidInput: a setting out of range.
@@ -111,6 +115,7 @@ class TransformersEngine:
             prefill_piece=prefill_piece,
             path_of_mlp=mlp_path,
             prompt_format=prompt_format,
+            compile=compile,
         )
 
     @classmethod
@@ -128,6 +133,7 @@ class TransformersEngine:
         prefill_piece: int = 512,
         path_of_mlp: str | None = None,
         prompt_format: PromptFormatName = "auto",
+        compile: bool = False,
     ) -> TransformersEngine:
         """The engine of a model that is in memory; the engine owns and changes it from then on. See `load`."""
         config = model.config.get_text_config()
@@ -144,6 +150,8 @@ class TransformersEngine:
         runner = SlotRunner(model, mlps, max_slots, length)
         if expected is not None:
             self_check.compare(runner, expected)
+        if compile:
+            runner.compile()
         info = EngineInfo(
             name=name,
             fingerprint=fingerprint,
