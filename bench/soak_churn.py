@@ -57,14 +57,15 @@ class Churn:
         self._world.profiles.append(profile)
         profile.settled = True
 
-    async def run(self, tenants: int) -> None:
-        """One life after the other, until `stop`."""
+    async def run(self, tenants: int, pause_s: float) -> None:
+        """One life after the other, about `pause_s` apart, until `stop`."""
         while not self._stopping.is_set():
             tenant = self._world.rng.randrange(tenants)
             mine = [p for p in self._world.profiles if p.tenant == tenant and not p.lasting and p.settled]
             if len(mine) >= self._keep:
                 await self._delete(mine[0])
             await self._life(tenant)
+            await self._pause(self._world.rng.uniform(0, 2 * pause_s))
 
     async def _life(self, tenant: int) -> None:
         rng = self._world.rng

@@ -17,8 +17,9 @@ from bench.soak_report import findings, plot, write
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHORT = Options(
-    minutes=0.6, streams=12, rows=8, tenants=2, questions=6, lasting=2, fit_queries=16, deadline_s=90, solo_minutes=4
-)
+    minutes=0.6, streams=12, rows=8, tenants=2, questions=6, lasting=2, fit_queries=16, pause_s=0, deadline_s=90,
+    solo_minutes=4,
+)  # fmt: skip
 
 
 def test_a_short_soak_compares_answers_and_finds_none_wrong(tmp_path: Path) -> None:
