@@ -11,7 +11,7 @@ BASELINES_STAMP := $(VLLM_VENV)/.baselines-installed
 # Two OpenMP teams on few cores wait for each other; tests of numerics are small enough for one thread.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench bench-serving openapi migration clean
+.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench bench-serving soak soak-vllm openapi migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -75,6 +75,12 @@ $(BASELINES_STAMP): $(VLLM_STAMP) bench/baselines.txt
 
 bench-serving: $(BASELINES_STAMP) ## our engines beside generate, hooks, PEFT and vLLM: throughput by profiles, latency
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m bench.serving $(ARGS)
+
+soak: $(STAMP) ## the real stack under full load while profiles come and go, judged; ARGS="--minutes 30"
+	$(BIN)/python -m bench.soak $(ARGS)
+
+soak-vllm: $(VLLM_STAMP) ## the same with the API on vLLM
+	$(VLLM_BIN)/python -m bench.soak --engine vllm $(ARGS)
 
 openapi: $(STAMP) ## write api/openapi.json anew
 	$(BIN)/python -m api.openapi
