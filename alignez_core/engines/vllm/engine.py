@@ -28,6 +28,7 @@ from alignez_core.engines.base import (
     Span,
     StreamChunk,
 )
+from alignez_core.engines.checks import RequestChecks
 from alignez_core.engines.scheduler import EngineLoad
 from alignez_core.engines.streams import QueuedStream, StreamWriter
 from alignez_core.engines.tokens import PromptFormatName, TextTokens
@@ -41,7 +42,7 @@ from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, to_extra_arg
 from alignez_core.engines.vllm.sampling import finish_reason, sampling_params, token_logprobs
 from alignez_core.engines.vllm.settings import EditSettings
 from alignez_core.engines.vllm.slots import PlanSlots, SlotCounts
-from alignez_core.errors import ContextTooLong, EngineClosed, EngineOverloaded, InvalidInput
+from alignez_core.errors import EngineClosed, EngineOverloaded, InvalidInput
 from alignez_core.prompts import PromptFormat
 
 T = TypeVar("T")
@@ -67,6 +68,8 @@ class VLLMEngine:
         self._loop = loop
         self._llm = llm
         self._settings = settings
+        # In vLLM's worker an error would end the engine. It writes a token even where a text is only read.
+        self._checks = RequestChecks(info, tokens, max_rank=settings.rank if settings.slots else 0, spare=1)
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._slots = PlanSlots(settings.slots, PlanLoader(self._send_plans).load)
@@ -158,7 +161,7 @@ class VLLMEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         if not requests:
             return []
-        rows = [(request, self._checked(request)) for request in requests]
+        rows = [(request, self._checks.prompt(request)) for request in requests]
 
         async def together() -> list[Completion]:
             return await gathered([self._complete(request, prompt) for request, prompt in rows])
@@ -167,7 +170,7 @@ class VLLMEngine:
             return self._run(together())
 
     def stream(self, request: GenerationRequest) -> QueuedStream:
-        prompt = self._checked(request)
+        prompt = self._checks.prompt(request)
         counted = self._counted(1, bounded=True)
         counted.__enter__()
         writer = StreamWriter()
@@ -179,14 +182,7 @@ class VLLMEngine:
         return QueuedStream(writer, on_close=future.cancel)
 
     def represent(self, texts: Sequence[Prompt], positions: Literal["last"] | Sequence[Span] = "last") -> Tensor:
-        ids = [self._tokens.prompt_ids(text) for text in texts]
-        spans = [Span(len(text) - 1, len(text)) for text in ids] if positions == "last" else list(positions)
-        if len(spans) != len(ids):
-            raise InvalidInput("positions", f"{len(spans)} spans for {len(ids)} texts")
-        for i, (text, span) in enumerate(zip(ids, spans, strict=True)):
-            if span.end > len(text):
-                raise InvalidInput("positions", f"the span of text {i} ends at {span.end}, it has {len(text)} tokens")
-            self._check_length(len(text), 1)
+        ids, spans = self._checks.texts(texts, positions)
         if not self._settings.slots:
             raise InvalidInput("represent", "this engine was started without slots for edits, so it captures nothing")
         if not ids:
@@ -200,13 +196,7 @@ class VLLMEngine:
             return self._run(together())
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
-        rows = []
-        for request in requests:
-            prompt = self._tokens.prompt_ids(request.prompt)
-            tail = self._tokens.continuation_ids(request.continuation)
-            self._check_length(len(prompt), len(tail) + 1)
-            self._check_edit(request.edit)
-            rows.append((prompt, tail, request.edit))
+        rows = [(*ids, request.edit) for ids, request in zip(self._checks.scored(requests), requests, strict=True)]
 
         async def together() -> list[Tensor]:
             return await gathered([self._score(*row) for row in rows])
@@ -231,26 +221,6 @@ class VLLMEngine:
         self.close()
 
     # On the caller's thread
-
-    def _checked(self, request: GenerationRequest) -> list[int]:
-        """The prompt's ids, after every check that must not fail in vLLM's worker."""
-        self._check_edit(request.edit)
-        prompt = self._tokens.prompt_ids(request.prompt)
-        self._check_length(len(prompt), request.max_tokens)
-        return prompt
-
-    def _check_edit(self, edit: EditPlan | None) -> None:
-        if edit is None:
-            return
-        if not self._settings.slots:
-            raise InvalidInput("edit", "this engine was started without slots for edits")
-        edit.check_fits(self._info.n_layers, self._info.hidden_size)
-        if edit.rank > self._settings.rank:
-            raise InvalidInput("edit", f"has rank {edit.rank}, this engine was started for {self._settings.rank}")
-
-    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
-        if prompt_tokens + max_tokens > self._info.context_length:
-            raise ContextTooLong(prompt_tokens, max_tokens, self._info.context_length)
 
     @contextlib.contextmanager
     def _counted(self, count: int, *, bounded: bool) -> Iterator[None]:

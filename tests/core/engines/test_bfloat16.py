@@ -1,8 +1,8 @@
 """bfloat16 on the CPU: what of the float32 engine's promises holds, and with which tolerance.
 
-Edits are computed in float32 and cast back, and plain rows keep every bit beside edited ones, as in float32. Alone and in
-company a row's matrix products are summed in another order, which in bfloat16 shows in the third digit: two tokens that
-are nearly tied may swap, and the answers part there. That is so without any edit too.
+Edits are computed in float32 and cast back, and plain rows keep every bit beside edited ones, as in float32. Alone and
+in company a row's matrix products are summed in another order, which in bfloat16 shows in the third digit: two tokens
+that are nearly tied may swap, and the answers part there. That is so without any edit too.
 """
 
 from __future__ import annotations
