@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.engines.transformers_engine import TransformersEngine
 from alignez_core.errors import ModelNotFound
 from api.loading import load_engine as load_api_engine
@@ -30,7 +31,8 @@ def arguments(load: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> di
     def refuse(path: str, **given: Any) -> None:
         raise Loaded(given)
 
-    monkeypatch.setattr(TransformersEngine, "load", refuse)
+    for engine in (ProcessEngine, TransformersEngine):
+        monkeypatch.setattr(engine, "load", refuse)
     with pytest.raises(Loaded) as raised:
         load()
     given: dict[str, Any] = raised.value.args[0]

@@ -128,7 +128,8 @@ def test_an_idle_watcher_holds_no_connection_and_gets_heartbeats(tenant: Tenant,
         lines = reply.iter_lines()
         assert next(line for line in lines if line.startswith(":")) == ": keep-alive"
         idle = sum(pool.checkedout() == 0 for _ in range(20) if time.sleep(0.005) is None)
-        assert idle >= 10
+        # A watcher that held one would show none; how many of the looks meet its own short one is the machine's affair.
+        assert idle >= 3
         # A process that is to end sends its watchers away instead of waiting for their jobs.
         server.handle_exit(15, None)
         assert not any(line.startswith("event: end") for line in lines)
