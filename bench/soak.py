@@ -34,7 +34,7 @@ import httpx
 
 from bench.soak_answers import AnswerBook, Identity, Wrong, explain
 from bench.soak_churn import Churn, lasting_spec
-from bench.soak_load import Alone, Load, fill
+from bench.soak_load import Alone, Load, NotAnswered, fill
 from bench.soak_memory import Watch
 from bench.soak_report import findings, plot, write
 from bench.soak_stack import StackDatabase, gauges, make_tenants, until_idle
@@ -87,6 +87,8 @@ class Outcome:
     unsent: int = 0
     misowned: list[str] = field(default_factory=list)
     changed_alone: list[str] = field(default_factory=list)
+    #: Solo runs that failed, and whatever kept the soak itself from going on.
+    errors: list[str] = field(default_factory=list)
     wrong: list[Wrong] = field(default_factory=list)
 
 
@@ -134,27 +136,47 @@ async def _soak(options: Options, info: RunInfo, data_dir: Path, report: _Progre
         database = StackDatabase(data_dir)
         before = Alone(client, world, _places(database, tenant_ids))
         planned = _planned(world)
-        await fill(book, before, planned, time.monotonic() + 60 * options.solo_minutes, report.counter("asked alone"))
+        until = time.monotonic() + 60 * options.solo_minutes
+        outcome.errors += await fill(book, before, planned, until, report.counter("asked alone"))
 
         await _load_and_churn(outcome, info, data_dir, client, report)
-
-        versions = database.versions()
-        stored = {(tenant_ids.index(v.tenant_id), v.profile, v.number, v.sha256) for v in versions}
-        outcome.misowned = [f"{owner}: {count}" for owner, count in load.owners.items() if owner not in stored]
-        outcome.open_jobs, outcome.unsent = database.unfinished()
-        database.restore()
-        after = Alone(client, world, _places(database, tenant_ids))
-        missing = book.without_reference()
-        report.line(f"{len(missing)} kinds of answer of profiles that came and went are asked alone")
-        await fill(book, after, missing, time.monotonic() + 60 * options.solo_minutes, report.counter("asked alone"))
-        known = book.references()
-        for identity in planned[:: max(1, len(planned) // 24)]:
-            if identity in known and await after.answer(identity) != known[identity]:
-                outcome.changed_alone.append(str(identity))
-        outcome.wrong = book.wrong()
-        for wrong in outcome.wrong[:_EXPLAINED]:
-            await explain(wrong, questions[wrong.identity.question].temperature, after.ask)
+        try:
+            await _compare(outcome, client, database, tenant_ids, planned, report)
+        except Exception as error:  # what half an hour has shown must not be lost
+            outcome.errors.append(f"the comparison ended early: {error!r}")
+        outcome.wrong = outcome.wrong or book.wrong()
         return outcome
+
+
+async def _compare(
+    outcome: Outcome,
+    client: httpx.AsyncClient,
+    database: StackDatabase,
+    tenant_ids: list[str],
+    planned: list[Identity],
+    report: _Progress,
+) -> None:
+    """Everything that needs the service idle again: the database's truth, the solo runs, and what differs from them."""
+    book, load, world = outcome.book, outcome.load, outcome.load.world
+    stored = {(tenant_ids.index(v.tenant_id), v.profile, v.number, v.sha256) for v in database.versions()}
+    outcome.misowned = [f"{owner}: {count}" for owner, count in load.owners.items() if owner not in stored]
+    outcome.open_jobs, outcome.unsent = database.unfinished()
+    database.restore()
+    alone = Alone(client, world, _places(database, tenant_ids))
+    missing = book.without_reference()
+    report.line(f"{len(missing)} kinds of answer of profiles that came and went are asked alone")
+    until = time.monotonic() + 60 * outcome.options.solo_minutes
+    outcome.errors += await fill(book, alone, missing, until, report.counter("asked alone"))
+    known = book.references()
+    outcome.wrong = book.wrong()
+    try:
+        for wrong in outcome.wrong[:_EXPLAINED]:
+            await explain(wrong, world.questions[wrong.identity.question].temperature, alone.ask)
+        for identity in planned[:: max(1, len(planned) // 24)]:
+            if identity in known and await alone.answer(identity) != known[identity]:
+                outcome.changed_alone.append(str(identity))
+    except NotAnswered as error:
+        outcome.errors.append(str(error))
 
 
 async def _load_and_churn(
@@ -165,18 +187,20 @@ async def _load_and_churn(
     churning = [asyncio.create_task(churn.run(options.tenants, options.pause_s)) for _ in range(options.administrators)]
     watching = asyncio.create_task(_watch(outcome, data_dir, client, report))
     try:
-        outcome.unanswered = await load.run(options.streams, seconds, options.deadline_s + 10)
-        outcome.seconds = time.perf_counter() - load.started
-        churn.stop()
+        try:
+            outcome.unanswered = await load.run(options.streams, seconds, options.deadline_s + 10)
+        finally:
+            outcome.seconds = time.perf_counter() - load.started
+            churn.stop()
         outcome.busy = await until_idle(client, info, 15)
-        await asyncio.gather(*churning)
+        await asyncio.gather(*churning, return_exceptions=True)
+    except Exception as error:
+        outcome.errors.append(f"the load ended early: {error!r}")
     finally:
         for task in (*churning, watching):
             task.cancel()
         results = await asyncio.gather(*churning, watching, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+    outcome.errors += [repr(result) for result in results if isinstance(result, Exception)]
 
 
 async def _watch(outcome: Outcome, data_dir: Path, client: httpx.AsyncClient, report: _Progress) -> None:

@@ -18,6 +18,7 @@ from bench.soak_world import Asked, World
 
 #: Failures that are shown in full.
 SHOWN = 12
+_GIVE_UP = 5
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,10 @@ class Load:
             self.worst_lag_s = max(self.worst_lag_s, time.perf_counter() - before - 0.05)
 
 
+class NotAnswered(Exception):
+    """A solo run that failed."""
+
+
 class Alone:
     """Asks one request after the other, on an otherwise idle service.
 
@@ -170,7 +175,7 @@ class Alone:
         return identity.sha256 is None or (identity.tenant or 0, identity.sha256) in self._places
 
     async def ask(self, identity: Identity, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The whole reply. Raises: RuntimeError: it is no answer, or of another version."""
+        """The whole reply. Raises: NotAnswered: it is no answer, or of another version."""
         question = self._world.questions[identity.question]
         tenant = identity.tenant or 0
         body: dict[str, Any] = {**question.body, "model": "base", **changes}
@@ -182,12 +187,15 @@ class Alone:
         if question.chat and "logprobs" in body:
             body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
         headers = {"Authorization": f"Bearer {self._world.keys[tenant]}"}
-        response = await self._client.post(f"/v1{question.path}", json=body, headers=headers)
+        try:
+            response = await self._client.post(f"/v1{question.path}", json=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise NotAnswered(f"the solo run of {body}: {error!r}") from None
         if response.status_code != 200:
-            raise RuntimeError(f"the solo run of {body} answered {response.status_code}: {response.text[:300]}")
+            raise NotAnswered(f"the solo run of {body} answered {response.status_code}: {response.text[:300]}")
         reply: dict[str, Any] = response.json()
         if reply["alignez"]["sha256"] != identity.sha256:
-            raise RuntimeError(f"the solo run of {body} was answered as {reply['alignez']}")
+            raise NotAnswered(f"the solo run of {body} was answered as {reply['alignez']}")
         return reply
 
     async def answer(self, identity: Identity) -> Answer:
@@ -200,14 +208,20 @@ class Alone:
 
 async def fill(
     book: AnswerBook, alone: Alone, identities: list[Identity], until: float, note: Callable[[int], None]
-) -> int:
-    """Asks identities alone until `until` (`time.monotonic`); returns how many were."""
-    asked = 0
-    for identity in identities:
-        if time.monotonic() > until:
+) -> list[str]:
+    """Asks identities alone until `until` (`time.monotonic`); returns what was not answered, and why.
+
+    After a few failures it gives up: what is left counts as not compared.
+    """
+    failures: list[str] = []
+    for asked, identity in enumerate(identities, 1):
+        if time.monotonic() > until or len(failures) >= _GIVE_UP:
             break
-        if alone.knows(identity):
+        if not alone.knows(identity):
+            continue
+        try:
             book.refer(identity, await alone.answer(identity))
-            asked += 1
-            note(asked)
-    return asked
+        except NotAnswered as error:
+            failures.append(str(error))
+        note(asked)
+    return failures

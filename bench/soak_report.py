@@ -88,6 +88,8 @@ def _answers(found: Findings, outcome: Outcome) -> None:
     found.zero("answers that disagree without a solo run", book.disagreements())
     found.zero("answers under a wrong name, version or tenant", load.misnamed + len(outcome.misowned))
     found.zero("solo runs that differ before and after the load", len(outcome.changed_alone))
+    found.zero("solo runs and checks that failed", len(outcome.errors))
+    found.details += [f"\nnot checked: {text}" for text in outcome.errors[:_SHOWN]]
     for wrong in faults[:_SHOWN]:
         found.details.append(
             f"\nwrong, {wrong.count} times, from character {wrong.at}: {wrong.identity}, question "
