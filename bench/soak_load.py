@@ -117,9 +117,9 @@ class Load:
                 self.misnamed += 1
                 self._fail("an answer without its alignez object", asked, now)
                 return
-            # A client that hung up knows what it asked for only.
+            # A client that hung up knows what it asked for only, and a deleted profile's name may be another's by now.
             sha256 = None if asked.profile is None else asked.profile.versions.get(asked.version or 0)
-            if asked.profile is not None and sha256 is None:
+            if asked.profile is not None and (sha256 is None or asked.may_be_refused(404)):
                 return
         else:
             sha256 = reply.applied["sha256"]

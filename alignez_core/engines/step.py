@@ -61,7 +61,8 @@ class Step:
         Args:
             window: the layer's sliding window in tokens, the new one included; None: unlimited.
         """
-        if window is not None and self.key_length <= window:
+        # Not in a trace, where the length is a variable and the question would make two programs of one.
+        if window is not None and not is_dynamo_compiling() and self.key_length <= window:
             window = None
         if window not in self._masks:
             self._masks[window] = self._make_decode_mask(window, dtype)
