@@ -39,6 +39,7 @@ class Load:
         misnamed: answers that name another profile or version than the one asked for.
         outcomes: by outcome and status: "answered 200", "refused 404 expected", …
         failures: the first ones that nothing explains, in full.
+        unattributed: beginnings of answers of which nobody can tell whose they are.
         owners: who was answered with which sha256, to be checked against the database: (tenant, profile's name,
             number, sha256) → answers.
     """
@@ -53,6 +54,7 @@ class Load:
     failures: list[str] = field(default_factory=list)
     owners: Counter[tuple[int, str, int, str]] = field(default_factory=Counter)
     misnamed: int = 0
+    unattributed: int = 0
     in_flight: int = 0
     worst_lag_s: float = 0.0
     started: float = 0.0
@@ -112,6 +114,8 @@ class Load:
 
     def _check(self, asked: Asked, reply: Reply, now: float) -> None:
         example = {"way": asked.way, "at_s": round(now, 1), "streamed": asked.body["stream"], "tenant": asked.tenant}
+        if asked.profile is not None:
+            example["settled"] = asked.is_settled
         if reply.applied is None:
             if reply.outcome == "answered":
                 self.misnamed += 1
@@ -119,7 +123,8 @@ class Load:
                 return
             # A client that hung up knows what it asked for only, and a deleted profile's name may be another's by now.
             sha256 = None if asked.profile is None else asked.profile.versions.get(asked.version or 0)
-            if asked.profile is not None and (sha256 is None or asked.may_be_refused(404)):
+            if asked.profile is not None and (sha256 is None or not asked.is_certain):
+                self.unattributed += 1
                 return
         else:
             sha256 = reply.applied["sha256"]

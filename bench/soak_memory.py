@@ -17,6 +17,8 @@ _FIELD = re.compile(r"^(Rss|Pss|Private_Clean|Private_Dirty):\s+(\d+) kB", re.MU
 #: sessions' caches fill with the data; the others have nothing that may grow.
 LIMITS: Mapping[str, tuple[float, float]] = {"postgres": (0.25, 24.0), "broker": (0.25, 8.0)}
 LIMIT = (0.05, 4.0)
+#: MiB an hour over the second half of a long run: what a share of a big process hides. Measured without a leak: 5.
+STEADY_LIMIT = 20.0
 #: More files or threads than this over the second quarter's mean are a leak. The API's thread pool may fill up.
 MORE_HANDLES = 8
 
@@ -118,11 +120,13 @@ class Growth:
     Args:
         early, late: means of the second and the last quarter of the time.
         per_hour: slope of a straight line through everything after the first fifth.
+        late_per_hour: of one through the second half.
     """
 
     early: float
     late: float
     per_hour: float
+    late_per_hour: float
 
     @property
     def share(self) -> float:
@@ -147,9 +151,8 @@ def growth(times: Sequence[float], values: Sequence[float]) -> Growth:
     share = (t - t[0]) / (t[-1] - t[0])
     early = v[(share >= 0.25) & (share < 0.5)].mean()
     late = v[share >= 0.75].mean()
-    kept = share >= 0.2
-    slope = np.polyfit(t[kept], v[kept], 1)[0]
-    return Growth(float(early), float(late), float(slope) * 3600)
+    slope, late_slope = (float(np.polyfit(t[share >= start], v[share >= start], 1)[0]) * 3600 for start in (0.2, 0.5))
+    return Growth(float(early), float(late), slope, late_slope)
 
 
 def memory_growth(role: str, series: Series) -> tuple[Growth, bool]:

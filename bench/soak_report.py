@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from bench.report import Report
-from bench.soak_memory import LIMIT, LIMITS, MORE_HANDLES, handle_growth, memory_growth
+from bench.soak_memory import LIMIT, LIMITS, MORE_HANDLES, STEADY_LIMIT, handle_growth, memory_growth
 
 if TYPE_CHECKING:
     from bench.soak import Outcome
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Memory of shorter runs is shown and not judged: caches are still filling.
 JUDGED_FROM_MINUTES = 5.0
+#: The slope of the second half is judged from here on; of Postgres it is not, whose buffers and sessions fill slowly.
+STEADY_FROM_MINUTES = 20.0
 #: The last quarter's p95 of the time to first token over the second quarter's; generous, because machines are shared.
 SLOWER = 2.0
 #: Outcomes that need no explanation.
@@ -116,6 +118,7 @@ def _requests(found: Findings, outcome: Outcome) -> None:
     for way, count in sorted(load.ways.items()):
         found.fact(f"  asked by {way}", count)
     found.fact("clients that hung up", outcomes["left 200"])
+    found.fact("  of a profile that was being deleted, not compared", load.unattributed)
     found.fact("refused, because deleted or not ready", sum(bad.values()) - sum(surprising.values()))
     for name, count in sorted(surprising.items()):
         found.zero(f"requests {name}", count)
@@ -168,6 +171,7 @@ def _latency(found: Findings, outcome: Outcome) -> None:
 def _resources(found: Findings, outcome: Outcome) -> None:
     found.zero("processes that ended or were replaced", outcome.watch.restarts)
     judged = outcome.options.minutes >= JUDGED_FROM_MINUTES
+    long = outcome.options.minutes >= STEADY_FROM_MINUTES
     for role, series in sorted(outcome.watch.series.items()):
         try:
             grown, held = memory_growth(role, series)
@@ -182,6 +186,12 @@ def _resources(found: Findings, outcome: Outcome) -> None:
         else:
             found.fact(what, 1 + grown.share)
         found.fact("  straight line after the warm-up", grown.per_hour, "MiB/h")
+        what = f"{role}: straight line through the second half"
+        if long and role not in LIMITS:
+            held = grown.late_per_hour <= STEADY_LIMIT
+            found.judge(what, grown.late_per_hour, f"≤ {STEADY_LIMIT:.0f}", held, "MiB/h")
+        else:
+            found.fact(what, grown.late_per_hour, "MiB/h")
         found.fact("  mean of the last quarter", grown.late, "MiB")
         found.fact("  RSS at the end", series.usages[-1].rss, "MiB")
         more, few = handle_growth(role, series)

@@ -116,8 +116,18 @@ class Asked:
 
     def may_be_refused(self, status: int) -> bool:
         """Whether a refusal is one that the churn explains: what was asked for is gone, or not there yet."""
-        gone = self.profile is not None and not (self.profile.settled and self.profile.epoch == self.epoch)
-        return gone and status in (404, 409)
+        return not self.is_settled and status in (404, 409)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what was asked for has been there, unchanged, from before the request until now."""
+        return self.profile is None or (self.profile.settled and self.profile.epoch == self.epoch)
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether what was pinned can be nobody else's: by name only while it is settled, because names come back."""
+        by_id = self.profile is not None and self.body.get("profile", {}).get("name") == self.profile.id
+        return by_id or self.is_settled
 
 
 class World:

@@ -148,3 +148,22 @@ def test_a_refusal_is_expected_only_while_its_profile_goes() -> None:
     assert not asked.may_be_refused(500)
     profile.settled = True
     assert asked.may_be_refused(409), "it was sent before the change"
+
+
+def test_a_beginning_under_a_deleted_profiles_name_is_nobodys() -> None:
+    """Somebody else may have taken the name: this was the soak's own false alarm of its first half hour."""
+    outcome = soaked(tamper=False)
+    question = outcome.load.world.questions[1]
+    profile = SoakProfile(0, "cheerful", "11111111", {1: "aa"}, settled=True)
+    by_name = {"stream": True, "model": "base@cheerful#1"}
+    by_id = {"stream": True, "model": "base", "profile": {"name": profile.id, "version": 1}}
+    left = Reply("left", 200, "Sadly", None, None)
+    for body, settled, wrong in ((by_name, True, 1), (by_name, False, 0), (by_id, False, 1)):
+        outcome.load.book = AnswerBook()
+        outcome.load.book.refer(ADA, RIGHT)
+        profile.settled = settled
+        outcome.load._note(
+            Asked(0, "pinned", question, "/v1/completions", body, 9, profile, profile.epoch, 1, None), left
+        )
+        assert len(outcome.load.book.wrong()) == wrong
+    assert outcome.load.unattributed == 1

@@ -9,6 +9,8 @@ import psutil
 import pytest
 
 from bench.soak_memory import Series, Usage, Watch, growth, handle_growth, memory_growth, usage_of
+from bench.soak_report import findings
+from tests.bench.test_soak_answers import soaked
 
 
 def series(values: list[float], files: int = 10, more_files: int = 0) -> Series:
@@ -22,7 +24,7 @@ def series(values: list[float], files: int = 10, more_files: int = 0) -> Series:
 def test_a_growing_series_fails_and_its_slope_is_told() -> None:
     grown, held = memory_growth("api", series([400 + 0.15 * i for i in range(360)]))  # 30 minutes
     assert not held
-    assert grown.per_hour == pytest.approx(0.15 * 720)
+    assert [grown.per_hour, grown.late_per_hour] == pytest.approx([0.15 * 720] * 2)
 
 
 def test_a_warm_up_and_noise_do_not_fail() -> None:
@@ -71,3 +73,11 @@ def test_a_sample_has_this_process_and_a_replaced_one_is_noticed() -> None:
         for sleeper in sleepers:
             sleeper.kill()
             sleeper.wait()
+
+
+def test_a_small_leak_of_a_big_process_shows_in_the_second_half_of_a_long_run() -> None:
+    outcome = soaked(tamper=False)
+    outcome.watch.series["api"] = series([400 + 0.04 * i for i in range(360)])  # 29 MiB an hour
+    assert findings(outcome).failed == ["api: straight line through the second half"]
+    outcome.watch.series["api"] = series([400 + 20 * (1 - 0.98**i) for i in range(360)])
+    assert findings(outcome).failed == []
