@@ -22,7 +22,7 @@ from tests.core.engines.test_isolation import requests_with_profiles, tokens
 from tests.core.engines.tiny_models import CONTEXT, N_LAYERS, byte_tokenizer, plan, prompts, tiny_model
 
 #: Log-probability between two tokens that bfloat16 does not tell apart at these logits.
-TIE = 0.3
+TIE = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_engine_is_in_bfloat16(engine: TransformersEngine) -> None:
 
 @pytest.mark.parametrize("edited", [True, False])
 def test_rows_give_alone_what_they_give_in_company_but_for_near_ties(engine: TransformersEngine, edited: bool) -> None:
-    """Edited or not, all the same: 41 of these 48 rows have equal tokens, the others part where two were tied."""
+    """41 of these 48 rows have equal tokens, and 43 without edits; the others part where two were tied."""
     requests = [replace(r, logprobs=2, edit=r.edit if edited else None) for r in requests_with_profiles(32, 16)]
     together, solo = engine.generate(requests), [engine.generate([request])[0] for request in requests]
     gaps = []
@@ -60,7 +60,6 @@ def test_rows_give_alone_what_they_give_in_company_but_for_near_ties(engine: Tra
             token, entry = parting
             alternatives = {candidate: value for candidate, _, value in entry.top}
             gaps.append(entry.logprob - alternatives[token])  # KeyError: it was not even the second
-    print("gaps", len(gaps), gaps)
     assert len(gaps) <= 12
     assert all(gap <= TIE for gap in gaps)
 
