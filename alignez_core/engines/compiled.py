@@ -70,7 +70,7 @@ class CompiledStep:
             isolate_recompiles=True,
             recompile_limit=_MAX_PROGRAMS,
         )
-        self._graphs = _CudaGraphs() if model.device.type == "cuda" else None
+        self._graphs = _CudaGraphs(model.device) if model.device.type == "cuda" else None
         self.programs = 0
         #: Whether every step takes a program with edits.
         self.always_edits = False
@@ -171,7 +171,8 @@ class CompiledStep:
 class _CudaGraphs:
     """Recorded steps by shape. Their memory is one pool, so each replay overwrites what the last one gave."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._version: object = None
         self._graphs: dict[tuple[int, int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -181,10 +182,11 @@ class _CudaGraphs:
         if version != self._version:
             self._graphs.clear()
             self._version = version
-        if shape not in self._graphs:
-            self._graphs[shape] = self._record(shape, run)
-        graph, logits = self._graphs[shape]
-        graph.replay()
+        with torch.cuda.device(self._device):
+            if shape not in self._graphs:
+                self._graphs[shape] = self._record(shape, run)
+            graph, logits = self._graphs[shape]
+            graph.replay()
         return logits
 
     def _record(self, shape: tuple[int, int, bool], run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:

@@ -36,3 +36,18 @@ def test_edited_rows_give_the_tokens_of_the_cpu(engine: TransformersEngine) -> N
     requests: list[GenerationRequest] = requests_with_profiles(16, 8)
     with tiny_engine() as cpu:
         assert engine.generate(requests) == cpu.generate(requests)
+
+
+def test_the_compiled_step_gives_the_tokens_of_the_uncompiled_one_while_rows_come_and_go(
+    engine: TransformersEngine, tmp_path: Path
+) -> None:
+    """Ragged rows of every method, twice, so that recorded graphs are replayed and dropped as the cache grows."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    requests: list[GenerationRequest] = requests_with_profiles(32, 16)
+    with TransformersEngine.load(tmp_path, device="cuda", compile=True) as compiled:
+        assert compiled._runner.programs == 4
+        for _ in range(2):
+            for some in (requests[:3], requests, requests[:1]):
+                assert compiled.generate(some) == engine.generate(some)
+        assert compiled._runner.programs == 4
