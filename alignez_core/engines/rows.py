@@ -172,6 +172,21 @@ class Row:
         return reason, StreamChunk(piece, (token,), reason, logprobs, len(self.prompt))
 
     @property
+    def group(self) -> str | None:
+        """Who asks."""
+        return self.request.group
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt)
+
+    @property
+    def cancelled(self) -> bool:
+        """True once nobody waits for the row any more."""
+        return self.sink.cancelled
+
+    @property
     def cache_tokens(self) -> int:
         """Tokens whose keys and values the row may come to hold: its prompt and all that it may generate."""
         return len(self.prompt) + self.request.max_tokens

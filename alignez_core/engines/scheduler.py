@@ -22,7 +22,7 @@ from alignez_core.engines.rows import Row, alternatives
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.sampling import BatchSampler
 from alignez_core.engines.streams import ChunkWriter, deliver
-from alignez_core.engines.waiting import WaitingRows
+from alignez_core.engines.waiting import FairQueue, may_wait
 from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Scheduler:
         self._prefill_piece = prefill_piece
         self._idle_s = idle_s
         self._changed = threading.Condition()
-        self._waiting = WaitingRows()
+        self._waiting: FairQueue[Row] = FairQueue()
         self._work: deque[Callable[[], None]] = deque()
         self._closed = False
         self._rows: list[Row] = []
@@ -145,10 +145,9 @@ class Scheduler:
             self._thread.join()
 
     def _has_room(self, group: str | None) -> bool:
-        free = self._runner.max_slots - self._taken
-        if len(self._waiting) < self._max_waiting + free:
-            return True
-        return self._max_waiting > 0 and self._waiting.waiting_of(group) == 0
+        live = len(self._waiting) + self._taken
+        waits = self._waiting.waiting_of(group) > 0
+        return may_wait(live, self._runner.max_slots, self._max_waiting, waits)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -193,14 +192,14 @@ class Scheduler:
     def _drop_cancelled(self) -> None:
         with self._changed:
             self._waiting.drop_cancelled()
-        if self._long is not None and self._long.sink.cancelled:
+        if self._long is not None and self._long.cancelled:
             self._long = None
             self._taken -= 1
             self._runner.drop_pieces()
-        self._leave([i for i, row in enumerate(self._rows) if row.sink.cancelled])
+        self._leave([i for i, row in enumerate(self._rows) if row.cancelled])
 
     def _next_batch(self) -> list[Row]:
-        """The requests to let in now, as `WaitingRows` has their turns."""
+        """The requests to let in now, as `FairQueue` has their turns."""
         batch: list[Row] = []
         longest = 0
         room = self._free_tokens()

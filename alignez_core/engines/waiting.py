@@ -1,39 +1,74 @@
-"""The requests that wait for a place: whose turn it is, so that nobody's many requests hold up another's few."""
+"""The requests that wait for a place: who may, and whose turn it is, so that nobody's many hold up another's few."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
-from alignez_core.engines.rows import Row
+
+class Waits(Protocol):
+    """A request that waits."""
+
+    @property
+    def group(self) -> str | None:
+        """Who asks."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens whose keys and values it may come to hold."""
+        ...
+
+    @property
+    def cancelled(self) -> bool:
+        """True once nobody waits for it any more."""
+        ...
+
+
+W = TypeVar("W", bound=Waits)
+
+
+def may_wait(live: int, places: int, max_waiting: int, group_waits: bool) -> bool:
+    """Whether an engine takes one more request.
+
+    Args:
+        live: requests that run and wait now. places: how many can run. max_waiting: how many more may wait; 0: none.
+        group_waits: whether the asker has one waiting already; a full queue takes the first of those who have none, or
+            one caller could shut all others out.
+    """
+    return live < places + max_waiting or (max_waiting > 0 and not group_waits)
 
 
 @dataclass
-class _Line:
+class _Line(Generic[W]):
     """The requests of one group, first come first served.
 
     Attributes:
         overtaken: requests of other groups let in since the first of this line had its turn and no room.
     """
 
-    rows: deque[Row] = field(default_factory=deque)
+    rows: deque[W] = field(default_factory=deque)
     overtaken: int = 0
 
 
-class WaitingRows:
+class FairQueue(Generic[W]):
     """Groups take turns, one request each; within a group the first to come is the first to go.
 
     A request for which there is no room now holds up its own group only, until `patience` requests of others have
     overtaken it: then nobody else is let in before it, so that room comes to be and small requests cannot starve it.
 
-    Not thread-safe: the scheduler holds its lock.
+    Not thread-safe: its owner holds a lock.
     """
 
     def __init__(self, patience: int = 32) -> None:
         self._patience = patience
         # In the order of their turns: a group that was served, or is new, goes to the end.
-        self._lines: dict[str | None, _Line] = {}
+        self._lines: dict[str | None, _Line[W]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -44,32 +79,32 @@ class WaitingRows:
         line = self._lines.get(group)
         return 0 if line is None else len(line.rows)
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[W]) -> None:
         """Puts each row at the end of its group's line."""
         for row in rows:
-            self._lines.setdefault(row.request.group, _Line()).rows.append(row)
+            self._lines.setdefault(row.group, _Line()).rows.append(row)
             self._count += 1
 
-    def first(self, room: int | None = None, longest: int | None = None) -> Row | None:
+    def first(self, room: int | None = None, longest: int | None = None) -> W | None:
         """The row whose turn it is, or None when none waits that may go.
 
         Args:
             room: cache tokens that are free; None: no end of them.
             longest: tokens that a prompt may have now; None: any number. A longer one keeps its turn.
         """
-        lines: Iterable[_Line] = self._lines.values()
+        lines: Iterable[_Line[W]] = self._lines.values()
         if room is not None:
             patient = [line for line in lines if line.overtaken >= self._patience]
             lines = patient[:1] or lines
         for line in lines:
             row = line.rows[0]
-            if (room is None or row.cache_tokens <= room) and (longest is None or len(row.prompt) <= longest):
+            if (room is None or row.cache_tokens <= room) and (longest is None or row.prompt_tokens <= longest):
                 return row
         return None
 
-    def remove(self, row: Row, room: int | None = None) -> None:
+    def remove(self, row: W, room: int | None = None) -> None:
         """Takes out the row that `first` has named, given the same room; its group's next turn comes last."""
-        group = row.request.group
+        group = row.group
         for name, line in self._lines.items():
             if name == group:
                 break
@@ -85,15 +120,15 @@ class WaitingRows:
     def drop_cancelled(self) -> None:
         """Forgets the rows that nobody waits for any more."""
         for group, line in list(self._lines.items()):
-            if any(row.sink.cancelled for row in line.rows):
-                if line.rows[0].sink.cancelled:
+            if any(row.cancelled for row in line.rows):
+                if line.rows[0].cancelled:
                     line.overtaken = 0
-                line.rows = deque(row for row in line.rows if not row.sink.cancelled)
+                line.rows = deque(row for row in line.rows if not row.cancelled)
                 if not line.rows:
                     del self._lines[group]
         self._count = sum(len(line.rows) for line in self._lines.values())
 
-    def clear(self) -> list[Row]:
+    def clear(self) -> list[W]:
         """Empties every line; returns what waited there."""
         rows = [row for line in self._lines.values() for row in line.rows]
         self._lines, self._count = {}, 0

@@ -34,6 +34,7 @@ from alignez_core.engines.process.channel import Channel, SentPlans
 from alignez_core.engines.scheduler import EngineLoad
 from alignez_core.engines.streams import ChunkWriter, QueuedStream, StreamWriter, deliver
 from alignez_core.engines.tokens import PromptFormatName, TextTokens
+from alignez_core.engines.waiting import may_wait
 from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, InvalidInput
 from alignez_core.prompts import PromptFormat
 
@@ -222,13 +223,11 @@ class ProcessEngine:
             raise EngineClosed(self._child.lost)
 
     def _require_room(self, group: str | None) -> None:
-        """The rule of `Scheduler.submit`, by what is known here: a request waits until its first chunk comes."""
+        """Raises: EngineOverloaded. A request counts as waiting until its first chunk comes."""
         self._forget_dropped()
         waiting = [stream.group for stream in self._streams.values() if stream.waits]
-        free = self._max_slots - (len(self._streams) - len(waiting))
-        if len(waiting) < self._max_waiting + free or (self._max_waiting > 0 and group not in waiting):
-            return
-        raise EngineOverloaded(len(waiting), self._max_waiting)
+        if not may_wait(len(self._streams), self._max_slots, self._max_waiting, group in waiting):
+            raise EngineOverloaded(len(waiting), self._max_waiting)
 
     def _drop(self, number: int) -> None:
         self._dropped.append(number)

@@ -32,6 +32,7 @@ from alignez_core.engines.checks import RequestChecks
 from alignez_core.engines.scheduler import EngineLoad
 from alignez_core.engines.streams import QueuedStream, StreamWriter
 from alignez_core.engines.tokens import PromptFormatName, TextTokens
+from alignez_core.engines.vllm.admission import Admission, Ticket
 from alignez_core.engines.vllm.captures import Captures
 from alignez_core.engines.vllm.launch import EditableFiles, launch
 from alignez_core.engines.vllm.loop_thread import LoopThread
@@ -42,7 +43,7 @@ from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, to_extra_arg
 from alignez_core.engines.vllm.sampling import finish_reason, sampling_params, token_logprobs
 from alignez_core.engines.vllm.settings import EditSettings
 from alignez_core.engines.vllm.slots import PlanSlots, SlotCounts
-from alignez_core.errors import EngineClosed, EngineOverloaded, InvalidInput
+from alignez_core.errors import EngineClosed, InvalidInput
 from alignez_core.prompts import PromptFormat
 
 T = TypeVar("T")
@@ -71,12 +72,11 @@ class VLLMEngine:
         # In vLLM's worker an error would end the engine. It writes a token even where a text is only read.
         self._checks = RequestChecks(info, tokens, max_rank=settings.rank if settings.slots else 0, spare=1)
         self._max_running = max_running
-        self._max_waiting = max_waiting
+        self._admission = Admission(max_running, max_waiting)
         self._slots = PlanSlots(settings.slots, PlanLoader(self._send_plans).load)
         self._outputs = Outputs(llm)
         self._captures = Captures(llm, info.n_layers, info.hidden_size)
         self._ids = itertools.count()
-        self._live = 0
         self._generated = 0
         self._guard = threading.Lock()
         self._closed = False
@@ -146,9 +146,7 @@ class VLLMEngine:
     @property
     def load_now(self) -> EngineLoad:
         """How busy the engine is; vLLM's own step count is not known here and 0."""
-        live = self._live
-        running = min(live, self._max_running)
-        return EngineLoad(running, live - running, self._max_running, self._generated, 0)
+        return EngineLoad(*self._admission.counts, self._max_running, self._generated, 0)
 
     @property
     def slot_counts(self) -> SlotCounts:
@@ -161,25 +159,32 @@ class VLLMEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         if not requests:
             return []
-        rows = [(request, self._checks.prompt(request)) for request in requests]
+        prompts = [self._checks.prompt(request) for request in requests]
+        with self._open():
+            tickets = self._admission.enter([request.group for request in requests], bounded=False)
 
         async def together() -> list[Completion]:
-            return await gathered([self._complete(request, prompt) for request, prompt in rows])
+            rows = zip(requests, prompts, tickets, strict=True)
+            try:
+                return await gathered([self._complete(*row) for row in rows])
+            finally:
+                for ticket in tickets:  # those that were cancelled before their first step
+                    self._admission.leave(ticket)
 
-        with self._counted(len(rows), bounded=False):
-            return self._run(together())
+        return self._run(together())
 
     def stream(self, request: GenerationRequest) -> QueuedStream:
         prompt = self._checks.prompt(request)
-        counted = self._counted(1, bounded=True)
-        counted.__enter__()
         writer = StreamWriter()
-        try:
-            future = self._loop.submit(self._stream(request, prompt, writer, counted))
-        except BaseException:
-            counted.__exit__(None, None, None)
-            raise
-        return QueuedStream(writer, on_close=future.cancel)
+        with self._open():
+            (ticket,) = self._admission.enter([request.group], bounded=True)
+
+            def ended() -> None:
+                self._admission.leave(ticket)
+                writer.fail(EngineClosed("the engine was closed"))  # nothing, unless it was cancelled before it began
+
+            cancel = self._loop.start(self._stream(request, prompt, writer, ticket), ended)
+        return QueuedStream(writer, on_close=cancel)
 
     def represent(self, texts: Sequence[Prompt], positions: Literal["last"] | Sequence[Span] = "last") -> Tensor:
         ids, spans = self._checks.texts(texts, positions)
@@ -192,8 +197,7 @@ class VLLMEngine:
             rows = list(zip(ids, spans, strict=True))
             return torch.cat([await self._represent(chunk) for chunk in self._captures.chunks(rows)])
 
-        with self._counted(len(ids), bounded=False):
-            return self._run(together())
+        return self._run(together())
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         rows = [(*ids, request.edit) for ids, request in zip(self._checks.scored(requests), requests, strict=True)]
@@ -201,8 +205,7 @@ class VLLMEngine:
         async def together() -> list[Tensor]:
             return await gathered([self._score(*row) for row in rows])
 
-        with self._counted(len(rows), bounded=False):
-            return self._run(together())
+        return self._run(together())
 
     def close(self) -> None:
         with self._guard:
@@ -223,35 +226,39 @@ class VLLMEngine:
     # On the caller's thread
 
     @contextlib.contextmanager
-    def _counted(self, count: int, *, bounded: bool) -> Iterator[None]:
+    def _open(self) -> Iterator[None]:
+        """Holds `close` off meanwhile. Raises: EngineClosed."""
         with self._guard:
             if self._closed:
                 raise EngineClosed("the engine is closed")
-            waiting, limit = self._live - self._max_running, self._max_waiting
-            if bounded and self._live >= self._max_running and waiting >= limit:
-                raise EngineOverloaded(waiting, limit)
-            self._live += count
-        try:
             yield
-        finally:
-            with self._guard:
-                self._live -= count
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         try:
-            return self._loop.run(work)
+            with self._open():
+                running = self._loop.submit(work)
+        except EngineClosed:
+            work.close()
+            raise
+        try:
+            result: T = running.result()
         except asyncio.CancelledError as error:
             raise EngineClosed("the engine was closed") from error
+        return result
 
     # On the engine's loop
 
     async def _shut_down(self) -> None:
         self._llm.shutdown()
 
-    async def _complete(self, request: GenerationRequest, prompt: list[int]) -> Completion:
-        async with self._edited(request.edit, len(prompt)) as edit:
-            params = sampling_params(request, self._eos(), to_extra_args(edit), streamed=False)
-            last = await self._outputs.last(prompt, params)
+    async def _complete(self, request: GenerationRequest, prompt: list[int], ticket: Ticket) -> Completion:
+        try:
+            await self._admission.turn(ticket)
+            async with self._edited(request.edit, len(prompt)) as edit:
+                params = sampling_params(request, self._eos(), to_extra_args(edit), streamed=False)
+                last = await self._outputs.last(prompt, params)
+        finally:
+            self._admission.leave(ticket)
         output = last.outputs[0]
         ids = tuple(output.token_ids)
         self._generated += len(ids)
@@ -264,8 +271,11 @@ class VLLMEngine:
             last.num_cached_tokens or 0,
         )
 
-    async def _stream(self, request: GenerationRequest, prompt: list[int], writer: StreamWriter, counted: Any) -> None:
+    async def _stream(
+        self, request: GenerationRequest, prompt: list[int], writer: StreamWriter, ticket: Ticket
+    ) -> None:
         try:
+            await self._admission.turn(ticket)
             async with self._edited(request.edit, len(prompt)) as edit:
                 params = sampling_params(request, self._eos(), to_extra_args(edit), streamed=True)
                 # Closed here and not by the garbage collector: closing is what aborts the request in vLLM.
@@ -282,8 +292,6 @@ class VLLMEngine:
             raise
         except Exception as error:
             writer.fail(as_engine_error(error))
-        finally:
-            counted.__exit__(None, None, None)
 
     async def _represent(self, texts: Sequence[tuple[list[int], Span]]) -> Tensor:
         captures = [RowCapture(f"c{next(self._ids)}", span.start, span.end) for _, span in texts]

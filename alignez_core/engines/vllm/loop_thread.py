@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from alignez_core.errors import EngineClosed
@@ -26,6 +27,31 @@ class LoopThread:
             work.close()
             raise EngineClosed("the engine is closed")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def start(self, work: Coroutine[Any, Any, None], on_end: Callable[[], None]) -> Callable[[], None]:
+        """Starts `work` that nobody waits for; returns what cancels it, which takes no lock.
+
+        Args:
+            on_end: called on the loop when it has ended, also when it was cancelled before its first step: then not
+                even its `finally` has run.
+        Raises: EngineClosed.
+        """
+        tasks: list[asyncio.Task[None]] = []
+
+        def begin() -> None:
+            task = self._loop.create_task(work)
+            task.add_done_callback(lambda _: on_end())
+            tasks.append(task)
+
+        def cancel() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs any more
+                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+
+        if self._loop.is_closed():
+            work.close()
+            raise EngineClosed("the engine is closed")
+        self._loop.call_soon_threadsafe(begin)
+        return cancel
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` to its end, from another thread."""
