@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import psycopg
 
 from cli.local_stack import process

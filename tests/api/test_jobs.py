@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -94,23 +93,19 @@ def test_events_arrive_while_the_job_runs_and_the_stream_ends_with_it(tenant: Te
     made = tenant.pending("p")
     job = made["job"]["id"]
 
-    def work() -> None:
-        for done in (1, 2):
-            time.sleep(0.1)
-            progress(tenant, job, done)
-        time.sleep(0.1)
-        finish_fit(tenant.sessions, tenant.engine, UUID(made["version"]["id"]))
-
-    worker = threading.Thread(target=work)
-    worker.start()
     kinds = []
     with (
         httpx.Client(timeout=20) as client,
         connect_sse(client, "GET", f"{url}/v1/jobs/{job}/events", headers=tenant.headers) as source,
     ):
         assert source.response.headers["content-type"].startswith("text/event-stream")
-        kinds = [event.event for event in source.iter_sse()]
-    worker.join()
+        # The job goes on only when its last step has been seen: a stream that came at its end would never come.
+        for event in source.iter_sse():
+            kinds.append(event.event)
+            if event.event == "queued" or kinds.count("progress") == 1:
+                progress(tenant, job, 1 + kinds.count("progress"))
+            elif event.event == "progress":
+                finish_fit(tenant.sessions, tenant.engine, UUID(made["version"]["id"]))
     assert kinds[0] == "queued"
     assert kinds.count("progress") >= 2
     assert kinds[-2:] == ["succeeded", "end"]
@@ -118,7 +113,7 @@ def test_events_arrive_while_the_job_runs_and_the_stream_ends_with_it(tenant: Te
 
 def test_an_idle_watcher_holds_no_connection_and_gets_heartbeats(tenant: Tenant, make_app: Any) -> None:
     job = tenant.pending("p")["job"]["id"]
-    app = make_app(role="control", job_poll_s=0.02, heartbeat_s=0.05)
+    app = make_app(role="control", job_poll_s=0.2, heartbeat_s=0.05)
     pool = app.state.services.sessions.kw["bind"].pool
     with (
         serving(app) as (url, server),
@@ -128,8 +123,7 @@ def test_an_idle_watcher_holds_no_connection_and_gets_heartbeats(tenant: Tenant,
         lines = reply.iter_lines()
         assert next(line for line in lines if line.startswith(":")) == ": keep-alive"
         idle = sum(pool.checkedout() == 0 for _ in range(20) if time.sleep(0.005) is None)
-        # A watcher that held one would show none; how many of the looks meet its own short one is the machine's affair.
-        assert idle >= 3
+        assert idle >= 10
         # A process that is to end sends its watchers away instead of waiting for their jobs.
         server.handle_exit(15, None)
         assert not any(line.startswith("event: end") for line in lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,9 +21,6 @@ from tests.core.engines.test_isolation import alone, requests_with_profiles, tok
 from tests.core.engines.tiny_models import ARCHITECTURES, CONTEXT, N_LAYERS, plan, prompts, tiny_engine, tiny_model
 
 pytestmark = [
-    pytest.mark.skipif(
-        not os.environ.get("ALIGNEZ_TEST_COMPILED"), reason="experimental; set ALIGNEZ_TEST_COMPILED=1 to run"
-    ),
     # torch 2.13's compiler, when it is imported.
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     pytest.mark.timeout(1200),  # four programs take a minute alone on this machine and several on a busy one
