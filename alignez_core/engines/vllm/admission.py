@@ -6,6 +6,7 @@ vLLM serves in the order in which it is given requests, so those beyond its rows
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ class Ticket:
     prompt_tokens: int = 0
     cache_tokens: int = 0
     cancelled: bool = False
-    admitted: bool = False
     turn: asyncio.Future[None] | None = None
 
 
@@ -40,13 +40,14 @@ class Admission:
         self._most = max_running + max(1, max_running // 4)
         self._guard = threading.Lock()
         self._waiting: FairQueue[Ticket] = FairQueue()
-        self._admitted = 0
+        # In the order in which vLLM serves them: those beyond its rows wait there.
+        self._admitted: dict[Ticket, None] = {}
 
     @property
     def counts(self) -> tuple[int, int]:
         """(running, waiting) as far as it is known here; safe from any thread."""
         with self._guard:
-            live = self._admitted + len(self._waiting)
+            live = len(self._admitted) + len(self._waiting)
         running = min(live, self._max_running)
         return running, live - running
 
@@ -54,9 +55,9 @@ class Admission:
         """Queues a request of each of these groups. Raises: EngineOverloaded: bounded, and there are too many."""
         tickets = [Ticket(group) for group in groups]
         with self._guard:
-            live = self._admitted + len(self._waiting)
+            live = len(self._admitted) + len(self._waiting)
             for group in groups if bounded else ():
-                if not may_wait(live, self._max_running, self._max_waiting, self._waiting.waiting_of(group) > 0):
+                if not may_wait(live, self._max_running, self._max_waiting, self._has_waiting(group)):
                     raise EngineOverloaded(live - self._max_running, self._max_waiting)
             self._waiting.add(tickets)
         return tickets
@@ -65,7 +66,7 @@ class Admission:
         """Waits until the request may be given to vLLM."""
         ticket.turn = asyncio.get_running_loop().create_future()
         self._let_in()
-        if not ticket.admitted:
+        if ticket not in self._admitted:
             await ticket.turn
 
     def leave(self, ticket: Ticket) -> None:
@@ -74,19 +75,22 @@ class Admission:
             if ticket.cancelled:
                 return
             ticket.cancelled = True
-            if ticket.admitted:
-                self._admitted -= 1
+            if ticket in self._admitted:
+                del self._admitted[ticket]
             else:
                 self._waiting.drop_cancelled()
         self._let_in()
 
+    def _has_waiting(self, group: str | None) -> bool:
+        beyond = itertools.islice(self._admitted, self._max_running, None)
+        return self._waiting.waiting_of(group) > 0 or any(ticket.group == group for ticket in beyond)
+
     def _let_in(self) -> None:
         admitted: list[Ticket] = []
         with self._guard:
-            while self._admitted < self._most and (ticket := self._waiting.first()) is not None:
+            while len(self._admitted) < self._most and (ticket := self._waiting.first()) is not None:
                 self._waiting.remove(ticket)
-                self._admitted += 1
-                ticket.admitted = True
+                self._admitted[ticket] = None
                 admitted.append(ticket)
         for ticket in admitted:
             # One that has entered and not come to its turn yet sees it then.
