@@ -286,6 +286,9 @@ class VLLMEngine:
                         self._generated += len(ids)
                         logprobs = token_logprobs(ids, output.logprobs, request.logprobs, self._tokens)
                         reason = finish_reason(output.finish_reason)
+                        if reason is not None:
+                            # Whoever reads the last token finds the engine without the request.
+                            self._admission.leave(ticket)
                         writer.push(StreamChunk(output.text, ids, reason, logprobs, len(prompt)))
         except asyncio.CancelledError:
             writer.fail(EngineClosed("the engine was closed"))
