@@ -6,12 +6,15 @@ costs as little as can be. "Engine alone" is a `TransformersEngine` in one proce
 a process of its own wins or loses is a row of its own. All are measured in turn, `ROUNDS` times, and ratios are of
 neighbours in time, because a shared machine's speed drifts.
 
-Throughput: `STREAMS` clients at once, each with `ANSWERS` requests of `TOKENS` tokens one after another; tokens per
-second from the first request to the last token. "Bare" is as many loops over `engine.stream` of the same rows in one
-event loop, so both sides have the same staggered arrivals and the ratio is what HTTP, JSON, accounting and the client's
-share of the machine cost. Time to first token: one request after another on a kept-alive connection, from
-writing the request to the event with the first text, against `engine.stream` of the same row, prompt rendered and
-tokenised in both. A sample-conditional profile's share is its query embedding (a forward pass) and two short
+Throughput: `STREAMS` clients at once, each with some requests one after another; tokens per second from the first
+request to the last token. "Bare" is as many loops over `engine.stream` of the same rows in one event loop, so the ratio
+is what HTTP, JSON, accounting and the client's share of the machine cost. Two loads: a steady one, `LENGTHS` tokens an
+answer, so that requests begin and end at their own times as users' do; and bursts, all answers of the same length, so
+that all 64 end in one moment and the engine waits for the 64 requests that follow.
+
+Time to first token: one request after another on a kept-alive connection, from writing the request to the event with
+the first text, against `engine.stream` of the same row, prompt rendered and tokenised in both. A sample-conditional
+profile's share is its query embedding (a forward pass, which the engine alone does not make) and two short
 transactions.
 """
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -49,10 +53,13 @@ from worker.engine import LoadedEngine
 from worker.fit import FitOptions, FitRunner
 
 STREAMS = 64
-ANSWERS = 2
-TOKENS = 96
-ROUNDS = 4
+ROUNDS = 3
+LENGTHS = (48, 144)
+_STEADY_ANSWERS, _BURST_ANSWERS, _BURST_TOKENS = 4, 2, 96
 FIRST_TOKENS = 60
+
+#: Each client's query and how long its answers are, one after another.
+Load = list[tuple[str, list[int]]]
 
 
 def run() -> Report:
@@ -76,71 +83,71 @@ def run() -> Report:
 def _measure(engine: TransformersEngine, apart: ProcessEngine, client: _Client) -> Report:
     report = Report(
         "service",
-        f"{engine.info.name}, {STREAMS} streams of {ANSWERS} answers of {TOKENS} tokens, {ROUNDS} rounds; "
+        f"{engine.info.name}, {STREAMS} streams, {ROUNDS} rounds; steady: {_STEADY_ANSWERS} answers each of "
+        f"{LENGTHS[0]} to {LENGTHS[1]} tokens; bursts: {_BURST_ANSWERS} of {_BURST_TOKENS}; "
         f"time to first token p50 of {FIRST_TOKENS} requests a round",
     )
     queries = nano.held_out_queries()[:STREAMS]
+    draw = random.Random(0)
+    loads: dict[str, Load] = {
+        "steady": [(query, [draw.randint(*LENGTHS) for _ in range(_STEADY_ANSWERS)]) for query in queries],
+        "bursts": [(query, [_BURST_TOKENS] * _BURST_ANSWERS) for query in queries],
+    }
     models = {"base model": "", "global profile": "@global", "conditional profile": "@conditional"}
     for suffix in models.values():  # connections, key cache, edits, allocator
-        client.throughput(queries, suffix)
+        client.throughput(loads["bursts"], suffix)
         client.first_tokens(queries[:5], suffix)
-    _bare_throughput(engine, queries)
-    _bare_throughput(apart, queries)
+    _bare_throughput(engine, loads["bursts"])
+    _bare_throughput(apart, loads["bursts"])
     own_process: list[float] = []
-    ratios: dict[str, list[float]] = {name: [] for name in models}
+    ratios: dict[tuple[str, str], list[float]] = {(load, name): [] for load in loads for name in models}
     added: dict[str, list[float]] = {name: [] for name in models}
     bare_speed, bare_first = [], []
     for _ in range(ROUNDS):
         for name, suffix in models.items():
-            before = _bare_throughput(engine, queries)
-            served = client.throughput(queries, suffix)
-            after = _bare_throughput(engine, queries)
-            own_process.append(_bare_throughput(apart, queries) / after)
-            bare_speed += [before, after]
-            ratios[name].append(served / ((before + after) / 2))
+            for kind, load in loads.items():
+                before = _bare_throughput(engine, load)
+                served = client.throughput(load, suffix)
+                after = _bare_throughput(engine, load)
+                ratios[kind, name].append(served / ((before + after) / 2))
+                bare_speed += [before, after] if kind == "steady" else []
+            own_process.append(_bare_throughput(apart, load) / after)
             probe = (queries * 2)[:FIRST_TOKENS]
             first = statistics.median(_bare_first_tokens(engine, probe))
             bare_first.append(first)
             added[name].append(statistics.median(client.first_tokens(probe, suffix)) - first)
-    report.add("engine alone, throughput", statistics.median(bare_speed), "tokens/s")
+    report.add("engine alone, throughput, steady", statistics.median(bare_speed), "tokens/s")
     report.add("engine alone, time to first token", statistics.median(bare_first) * 1e3, "ms")
     report.add("own process ÷ same process, engine alone", statistics.median(own_process))
-    for name in models:
-        must = "≥ 0.95" if name == "base model" else ""
-        report.add(f"service ÷ engine throughput, {name}", statistics.median(ratios[name]), "", must)
-        report.add("  lowest and", min(ratios[name]), "")
-        report.add("  highest round", max(ratios[name]), "")
+    for (kind, name), values in ratios.items():
+        must = "≥ 0.95" if kind == "steady" else ""
+        report.add(f"service ÷ engine throughput, {kind}, {name}", statistics.median(values), "", must)
+        report.add("  lowest and", min(values), "")
+        report.add("  highest round", max(values), "")
     for name in models:
         must = "≤ 5" if name != "conditional profile" else ""
         report.add(f"added to time to first token, {name}", statistics.median(added[name]) * 1e3, "ms", must)
     return report
 
 
-def _rows(engine: Engine, queries: Sequence[str], max_tokens: int) -> list[GenerationRequest]:
-    return [
-        GenerationRequest(
-            engine.tokenize(engine.prompt_format.render([{"role": "user", "content": query}])),
-            max_tokens=max_tokens,
-            seed=i,
-            ignore_eos=True,
-        )
-        for i, query in enumerate(queries)
-    ]
+def _row(engine: Engine, query: str, max_tokens: int, seed: int = 0) -> GenerationRequest:
+    prompt = engine.tokenize(engine.prompt_format.render([{"role": "user", "content": query}]))
+    return GenerationRequest(prompt, max_tokens=max_tokens, seed=seed, ignore_eos=True)
 
 
-def _bare_throughput(engine: Engine, queries: Sequence[str]) -> float:
+def _bare_throughput(engine: Engine, load: Load) -> float:
     """Tokens per second of one loop over `stream` per query."""
-    rows = _rows(engine, queries, TOKENS)
+    rows = [[_row(engine, query, length, i) for length in lengths] for i, (query, lengths) in enumerate(load)]
 
-    async def repeat(row: GenerationRequest) -> int:
+    async def repeat(answers: list[GenerationRequest]) -> int:
         tokens = 0
-        for _ in range(ANSWERS):
+        for row in answers:
             async for chunk in engine.stream(row):
                 tokens += len(chunk.token_ids)
         return tokens
 
     async def together() -> int:
-        return sum(await asyncio.gather(*(repeat(row) for row in rows)))
+        return sum(await asyncio.gather(*(repeat(answers) for answers in rows)))
 
     started = time.perf_counter()
     tokens = asyncio.run(together())
@@ -152,7 +159,7 @@ def _bare_first_tokens(engine: Engine, queries: Sequence[str]) -> list[float]:
     seconds = []
     for query in queries:
         started = time.perf_counter()
-        stream = engine.stream(_rows(engine, [query], 4)[0])
+        stream = engine.stream(_row(engine, query, 4))
         for chunk in stream:
             if chunk.text:
                 seconds.append(time.perf_counter() - started)
@@ -209,7 +216,7 @@ class _Client:
     def __init__(self, port: int, key: str, model: str) -> None:
         self._model = model
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.service_client", str(port), key, str(ANSWERS)],
+            [sys.executable, "-m", "bench.service_client", str(port), key],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -220,22 +227,25 @@ class _Client:
         self._process.terminate()
         self._process.communicate()
 
-    def throughput(self, queries: Sequence[str], suffix: str) -> float:
-        """Tokens per second of all answers at once."""
-        seconds: float = self._ask("throughput", queries, suffix, TOKENS)
-        return len(queries) * ANSWERS * TOKENS / seconds
+    def throughput(self, load: Load, suffix: str) -> float:
+        """Tokens per second of all answers, one client for each query."""
+        bodies = [
+            [self._body(query, suffix, length, i) for length in lengths] for i, (query, lengths) in enumerate(load)
+        ]
+        seconds: float = self._ask("throughput", bodies)
+        return sum(sum(lengths) for _, lengths in load) / seconds
 
     def first_tokens(self, queries: Sequence[str], suffix: str) -> list[float]:
         """Seconds to the first text of each query, one after another."""
-        seconds: list[float] = self._ask("first_tokens", queries, suffix, 4)
+        seconds: list[float] = self._ask("first_tokens", [self._body(query, suffix, 4, 0) for query in queries])
         return seconds
 
-    def _ask(self, task: str, queries: Sequence[str], suffix: str, tokens: int) -> Any:
-        bodies = [
-            {"model": self._model + suffix, "messages": [{"role": "user", "content": query}], "stream": True,
-             "max_tokens": tokens, "seed": i, "ignore_eos": True}
-            for i, query in enumerate(queries)
-        ]  # fmt: skip
+    def _body(self, query: str, suffix: str, tokens: int, seed: int) -> dict[str, Any]:
+        messages = [{"role": "user", "content": query}]
+        return {"model": self._model + suffix, "messages": messages, "stream": True, "max_tokens": tokens,
+                "seed": seed, "ignore_eos": True}  # fmt: skip
+
+    def _ask(self, task: str, bodies: Sequence[Any]) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise RuntimeError("the client has no pipes")

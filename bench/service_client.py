@@ -1,4 +1,4 @@
-"""The client of `bench.service`, a process of its own: `python -m bench.service_client PORT KEY ANSWERS`.
+"""The client of `bench.service`, a process of its own: `python -m bench.service_client PORT KEY`.
 
 HTTP/1.1 by hand on asyncio streams: a client library would spend more on 64 streams than the server does.
 """
@@ -14,22 +14,22 @@ from typing import Any
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def main(port: int, key: str, answers: int) -> None:
+async def main(port: int, key: str) -> None:
     """Answers tasks from stdin until it ends."""
     loop = asyncio.get_running_loop()
     pool: list[Connection] = []
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         task, bodies = json.loads(line)
-        requests = [_encode(key, body) for body in bodies]
-        wanted = len(requests) if task == "throughput" else 1
+        wanted = len(bodies) if task == "throughput" else 1
         while len(pool) < wanted:
             pool.append(await asyncio.open_connection("127.0.0.1", port))
         if task == "throughput":
+            clients = [[_encode(key, body) for body in own] for own in bodies]
             started = time.perf_counter()
-            await asyncio.gather(*(_repeat(pool[i], request, answers) for i, request in enumerate(requests)))
+            await asyncio.gather(*(_in_turn(pool[i], requests) for i, requests in enumerate(clients)))
             result: Any = time.perf_counter() - started
         else:
-            result = [await _exchange(pool[0], request) for request in requests]
+            result = [await _exchange(pool[0], _encode(key, body)) for body in bodies]
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
 
@@ -43,8 +43,8 @@ def _encode(key: str, body: dict[str, Any]) -> bytes:
     return head.encode() + content
 
 
-async def _repeat(connection: Connection, request: bytes, times: int) -> None:
-    for _ in range(times):
+async def _in_turn(connection: Connection, requests: list[bytes]) -> None:
+    for request in requests:
         await _exchange(connection, request)
 
 
@@ -70,4 +70,4 @@ async def _exchange(connection: Connection, request: bytes) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
