@@ -1,0 +1,189 @@
+"""The images, as far as they can be judged without a Docker engine: the file's text, and its control target's steps."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.main import app as command_line
+from images import requirements
+from tests.helm.settings_env import PROCESSES, unknown
+from tests.images.dockerfile import Stage, complaints, parse
+
+ROOT = Path(__file__).parents[2]
+TARGETS = ("control", "inference", "worker")
+TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+helm = pytest.mark.helm
+
+
+@helm
+def test_the_dockerfile_holds_the_rules() -> None:
+    assert complaints(TEXT, ROOT, targets=TARGETS) == []
+
+
+_MISTAKES: dict[str, tuple[str, str, str]] = {
+    "no version": ("VLLM_IMAGE=vllm/vllm-openai:v0.32.0", "VLLM_IMAGE=vllm/vllm-openai", "is not pinned"),
+    "latest": ("python:3.11.14-slim-trixie\nARG", "python:latest\nARG", "base 'python:latest' is not pinned"),
+    "half a version": ("python:3.11.14-slim-trixie\nARG", "python:3.11-slim\nARG", "is not pinned to a full version"),
+    "root": ("USER 10001:10001\nEXPOSE", "USER root\nEXPOSE", "target control: USER has to be a number"),
+    "user zero": ("USER 10001:10001\n# No port", "USER 0\n# No port", "target worker: USER has to be a number"),
+    "no health check": (
+        "HEALTHCHECK --interval=10s --timeout=5s --start-period=30s",
+        "STOPSIGNAL",
+        "control: no HEALTH",
+    ),
+    "no reason": ("HEALTHCHECK NONE", "\nHEALTHCHECK NONE", "HEALTHCHECK NONE, and no comment"),
+    "shell form": ('CMD ["alignez", "worker"]', "CMD alignez worker", "target worker: CMD in shell form"),
+    "ADD": ("COPY api/ api/", "ADD https://example.com/api.tar.gz api/", "ADD (of a URL"),
+    "a file that is not there": ("COPY api/ api/", "COPY apis/ api/", "apis/ does not exist"),
+    "a file outside the context": ("COPY api/ api/", "COPY tests/ api/", ".dockerignore leaves tests/ out"),
+    "an unknown stage": ("COPY --from=wheel", "COPY --from=whee", "no stage whee"),
+    "pip's cache": ("pip wheel --no-cache-dir", "pip wheel", "pip without --no-cache-dir"),
+    "apt's lists": ("RUN mkdir -p /cache", "RUN apt-get update && apt-get install -y git", "apt's lists stay"),
+    "a piped installer": ("RUN mkdir -p /cache", "RUN curl -s https://example.com | sh", "runs what a URL gives"),
+    "a secret argument": ("ARG REVISION=unknown", "ARG HF_TOKEN", "ARG HF_TOKEN looks like a secret"),
+    "a secret variable": ("HF_HOME=/cache", "DB_PASSWORD=/cache", "ENV DB_PASSWORD looks like a secret"),
+    "a missing label": ("org.opencontainers.image.licenses", "licenses", "no label org.opencontainers.image.licenses"),
+    "a home to write to": ("HOME=/tmp \\\n    PYTHON", "HOME=/root \\\n    PYTHON", "control: HOME is not where"),
+    "a missing target": ("AS worker", "AS workers", "no target worker"),
+}
+
+
+@helm
+@pytest.mark.parametrize("mistake", _MISTAKES)
+def test_a_mistake_is_found(mistake: str) -> None:
+    text, instead, complaint = _MISTAKES[mistake]
+    assert text in TEXT, "the mistake has no place any more"
+    found = complaints(TEXT.replace(text, instead), ROOT, targets=TARGETS)
+    assert any(complaint in one for one in found), found
+
+
+@helm
+def test_variables_are_settings_and_commands_are_ours() -> None:
+    parsed = parse(TEXT)
+    roles = {command.name or command.callback.__name__ for command in command_line.registered_commands}  # type: ignore[union-attr]
+    for target in TARGETS:
+        lineage = parsed.lineage(parsed.stage(target))
+        names = {
+            name
+            for stage in lineage
+            for instruction in stage.all("ENV")
+            for name in re.findall(r"(ALIGNEZ_\w+)=", instruction.text)
+        }
+        assert not set.intersection(*(unknown(process, names) for process in PROCESSES)), target
+        command = parsed.last(parsed.stage(target), "CMD")
+        assert command is not None
+        assert command.words[0] == "alignez"
+        assert command.words[1] in roles
+
+
+@helm
+def test_all_packages_are_in_the_wheel_that_the_processes_need() -> None:
+    copied = {each.words[0].rstrip("/") for each in parse(TEXT).stage("wheel").all("COPY")}
+    pattern = r"^(?:from|import) (alignez_core|api|bench|cli|migrations|profiles|worker)\b"
+    imported = {
+        name
+        for package in ("alignez_core", "api", "cli", "migrations", "profiles", "worker")
+        for file in (ROOT / package).rglob("*.py")
+        for name in re.findall(pattern, file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert imported | {"migrations"} <= copied  # Alembic finds migrations by their place
+
+
+@helm
+def test_expensive_layers_do_not_change_with_the_code() -> None:
+    """Dependencies are installed before any of our code is copied."""
+    for name in ("control-build", "inference"):
+        instructions = parse(TEXT).stage(name).instructions
+        dependencies = next(each.line for each in instructions if "-r requirements.txt" in each.text)
+        code = next(each.line for each in instructions if each.flags.get("from") == "wheel")
+        assert dependencies < code
+
+
+# images/requirements.py
+
+
+@helm
+def test_the_control_image_leaves_out_torch_and_what_needs_it() -> None:
+    kept = list(requirements.packages(ROOT / "pyproject.toml", ["torch", "transformers"]))
+    assert not [each for each in kept if each.startswith(("torch", "transformers"))]
+    assert {"celery[redis]>=5.7", "psycopg[binary]>=3.3"} <= set(kept)
+
+
+@helm
+def test_leaving_out_what_is_not_there_is_an_error() -> None:
+    with pytest.raises(SystemExit, match="does not depend on tensorflow"):
+        list(requirements.packages(ROOT / "pyproject.toml", ["tensorflow"]))
+
+
+@helm
+def test_the_base_image_keeps_its_versions() -> None:
+    lines = ["# tested", "", "torch==2.13.0", "ast_serialize==0.13.1", "celery==5.7.0  # queue"]
+    pins = list(requirements.constraints(lines, {"torch": "2.13.0+cu129", "ast-serialize": "0.14"}))
+    assert pins == ["ast-serialize==0.14", "torch==2.13.0+cu129", "celery==5.7.0"]
+    assert requirements.installed_versions()["pytest"] == pytest.__version__
+
+
+# The steps of the control target, done
+
+
+def _perform(stage: Stage, root: Path, context: Path) -> None:
+    """What a builder would do with a stage's COPY and RUN, below `root`; stages share that folder, as paths differ."""
+    directory = root
+    for each in stage.instructions:
+        if each.keyword == "WORKDIR":
+            directory = root / each.text.lstrip("/")
+            directory.mkdir(parents=True, exist_ok=True)
+        elif each.keyword == "COPY" and "from" not in each.flags:
+            *sources, target = each.words
+            for source in sources:
+                if (context / source).is_dir():
+                    ignore = shutil.ignore_patterns("__pycache__")
+                    shutil.copytree(context / source, directory / target, dirs_exist_ok=True, ignore=ignore)
+                else:
+                    shutil.copy(context / source, directory / target)
+        elif each.keyword == "RUN":
+            command = re.sub(r"(?<=[ ])/(?=(src|build|dist|opt)\b)", f"{root}/", f" {each.text}")
+            environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+            subprocess.run(["sh", "-ec", command], cwd=directory, check=True, env=environment, timeout=280)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_control_image_runs_without_torch(tmp_path: Path) -> None:
+    parsed = parse(TEXT)
+    for name in ("wheel", "control-build"):
+        _perform(parsed.stage(name), tmp_path, ROOT)
+    installed = tmp_path / "opt" / "alignez"
+    environment = {"PATH": f"{installed}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "ALIGNEZ_API_ROLE": "control"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(
+        "python", "-c",
+        "import sys, api.app, api.server, worker.relay, profiles.migrate\n"
+        "api.app.create_app()\n"
+        "profiles.migrate.alembic_config()\n"
+        "assert profiles.migrate._heads()\n"
+        "assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)",
+    )  # fmt: skip
+    assert "relay" in run("alignez", "--help")
+    run("alignez", "keys", "create", "--help")
+    # Nothing else is missing than what was left out on purpose.
+    checked = subprocess.run(
+        [f"{installed}/bin/pip", "check"], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    missing = set(re.findall(r"requires ([\w-]+), which is not installed", checked.stdout))
+    assert missing == {"torch", "transformers"}, checked.stdout
