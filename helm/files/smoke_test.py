@@ -1,0 +1,69 @@
+"""What `helm test` runs: makes a profile by REST, waits for its job, has a personalised answer generated, cleans up."""
+
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+
+CONTROL, INFERENCE = os.environ["CONTROL_URL"], os.environ["INFERENCE_URL"]
+DEADLINE = time.monotonic() + float(os.environ["TIMEOUT_SECONDS"])
+
+
+def call(method, url, body=None):
+    """The decoded answer; ends the test with the server's own words when there is none."""
+    request = urllib.request.Request(
+        url,
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"authorization": "Bearer " + os.environ["API_KEY"], "content-type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=300) as response:
+            return json.loads(response.read() or b"null")
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{method} {url}: {error.code} {error.read().decode(errors='replace')}")
+    except OSError as error:
+        sys.exit(f"{method} {url}: {error}")
+
+
+name = f"helm-test-{uuid.uuid4().hex[:8]}"
+made = call(
+    "POST",
+    f"{CONTROL}/v1/profiles",
+    {
+        "name": name,
+        "persona": {"preferred": "cheerful", "dispreferred": "gloomy"},
+        "fit": {"responses": 4},
+    },
+)
+try:
+    job = made["job"]
+    while job["status"] in ("queued", "running"):
+        if time.monotonic() > DEADLINE:
+            sys.exit(
+                f"job {job['id']} is still {job['status']} (stage {job.get('stage')}): are worker and relay running?"
+            )
+        time.sleep(2)
+        job = call("GET", f"{CONTROL}/v1/jobs/{job['id']}")
+    if job["status"] != "succeeded":
+        sys.exit(f"job {job['id']} {job['status']}: {job.get('error')}")
+    models = call("GET", f"{INFERENCE}/v1/models")["data"]
+    base = next(model["id"] for model in models if "@" not in model["id"])
+    answer = call(
+        "POST",
+        f"{INFERENCE}/v1/chat/completions",
+        {
+            "model": f"{base}@{name}",
+            "messages": [{"role": "user", "content": "How do I start hiking?"}],
+            "max_tokens": 32,
+        },
+    )
+    applied = answer["alignez"]
+    if applied["profile"] != name or not answer["choices"][0]["message"]["content"]:
+        sys.exit(f"not a personalised answer: {json.dumps(answer)}")
+    print(f"ok: {name} version {applied['version']}: {answer['choices'][0]['message']['content']!r}")
+finally:
+    call("DELETE", f"{CONTROL}/v1/profiles/{name}")
