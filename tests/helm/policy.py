@@ -1,0 +1,510 @@
+"""What every rendered release has to hold, as plain functions: objects in, complaints out.
+
+`violations` is all of it. It is tested both ways: releases of the chart have none, and planted mistakes are found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+
+from tests.helm import settings_env
+from tests.helm.charts import Manifest
+
+KUBERNETES = "1.32"
+SCHEMAS = Path(__file__).parent / "schemas"
+
+#: After the drain, for the last bytes of answers (api/server.py, `_LAST_BYTES_S`).
+LAST_BYTES_S = 5
+
+_DNS_LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+_SECRET_NAME = re.compile(r"PASS|TOKEN|SECRET|CREDENTIAL|AUTH$|API_KEY|(DATABASE|BROKER)_URL")
+_CREDENTIALS = re.compile(r"://[^/\s:@]*:([^@/\s]+)@")
+_REFERENCE = re.compile(r"\$\(([A-Z_][A-Z0-9_]*)\)")
+_NO_LIVENESS = "alignez/no-liveness-probe"
+_NO_PROBES = "alignez/no-probes"
+_SHORTEST_REASON = 20
+_PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """An object that makes pods."""
+
+    kind: str
+    name: str
+    manifest: Manifest
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    pod: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+    @property
+    def containers(self) -> list[dict[str, Any]]:
+        return [*self.pod.get("initContainers", []), *self.pod["containers"]]
+
+
+def workloads(manifests: Iterable[Manifest]) -> list[Workload]:
+    """Everything that makes pods."""
+    found = []
+    for each in manifests:
+        if each["kind"] == "Pod":
+            template = each
+        elif each["kind"] in ("Deployment", "StatefulSet", "Job"):
+            template = each["spec"]["template"]
+        else:
+            continue
+        metadata = template["metadata"]
+        labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
+        found.append(Workload(each["kind"], each["metadata"]["name"], each, labels, annotations, template["spec"]))
+    return found
+
+
+def violations(manifests: list[Manifest]) -> list[str]:
+    """Every complaint about a release, each naming its object.
+
+    Of objects that are malformed it says just that, for the other rules read what has the right form.
+    """
+    malformed = list(schemas(manifests))
+    return malformed or [complaint for rule in RULES for complaint in rule(manifests)]
+
+
+# What the API server would say
+
+
+def schemas(manifests: list[Manifest]) -> Iterator[str]:
+    """Types and field names: of Kubernetes for its own kinds, of `schemas/` for the others."""
+    for each in manifests:
+        for complaint in _schema_complaints(json.dumps(each, sort_keys=True)):
+            yield f"{_name(each)}: {complaint}"
+
+
+@lru_cache(maxsize=8192)
+def _schema_complaints(text: str) -> tuple[str, ...]:
+    """Cached by content: the releases of a matrix share most of their objects."""
+    manifest = json.loads(text)
+    own = SCHEMAS / f"{manifest['kind']}.json"
+    if own.exists():
+        validator = jsonschema.Draft7Validator(json.loads(own.read_text(encoding="utf-8")))
+        return tuple(f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest))
+    try:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return (f"{'.'.join(map(str, error.path))}: {error.message}",)
+    except kubernetes_validate.SchemaNotFoundError as error:
+        return (error.message,)
+    return ()
+
+
+def names(manifests: list[Manifest]) -> Iterator[str]:
+    """DNS labels of at most 63 characters, also with what a controller appends; none twice; one namespace."""
+    for each in manifests:
+        name = each["metadata"]["name"]
+        # A StatefulSet's pods bear a label with its name and a revision of 10 characters and a dash.
+        longest = 52 if each["kind"] == "StatefulSet" else 63
+        if len(name) > longest or not _DNS_LABEL.match(name):
+            yield f"{_name(each)}: not a name of at most {longest} characters"
+        for key, value in each["metadata"].get("labels", {}).items():
+            if len(value) > 63:
+                yield f"{_name(each)}: label {key} is longer than 63 characters"
+    counts = Counter((each["kind"], each["metadata"]["name"]) for each in manifests)
+    yield from (f"{kind}/{name} is there {n} times" for (kind, name), n in counts.items() if n > 1)
+    if len({each["metadata"].get("namespace") for each in manifests}) > 1:
+        yield "objects of one release are in several namespaces"
+
+
+def common_labels(manifests: list[Manifest]) -> Iterator[str]:
+    """The same recommended labels on all objects; no version among those of pods, which would restart them."""
+    for each in manifests:
+        labels = each["metadata"].get("labels", {})
+        for label in ("name", "instance", "component", "part-of", "managed-by", "version"):
+            if f"app.kubernetes.io/{label}" not in labels:
+                yield f"{_name(each)}: no label app.kubernetes.io/{label}"
+    instances = {each["metadata"].get("labels", {}).get("app.kubernetes.io/instance") for each in manifests}
+    if len(instances) > 1:
+        yield f"objects of one release belong to several instances: {instances}"
+    for workload in workloads(manifests):
+        if workload.kind != "Pod" and {"helm.sh/chart", "app.kubernetes.io/version"} & workload.labels.keys():
+            yield f"{workload}: pods with a version label are made anew by every chart"
+
+
+# Security
+
+
+def pod_security(manifests: list[Manifest]) -> Iterator[str]:
+    """No root, no token, no service links, the runtime's seccomp profile, nothing of the host."""
+    for workload in workloads(manifests):
+        context = workload.pod.get("securityContext", {})
+        if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
+            yield f"{workload}: runs as root, or may (runAsNonRoot, runAsUser)"
+        if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+            yield f"{workload}: no seccomp profile RuntimeDefault"
+        if workload.pod.get("automountServiceAccountToken") is not False:
+            yield f"{workload}: mounts a service account's token"
+        if workload.pod.get("enableServiceLinks") is not False:
+            yield f"{workload}: service links would set variables such as ALIGNEZ_API_PORT"
+        for field in ("hostNetwork", "hostPID", "hostIPC"):
+            if workload.pod.get(field):
+                yield f"{workload}: {field}"
+        for volume in workload.pod.get("volumes", []):
+            if "hostPath" in volume:
+                yield f"{workload}: volume {volume['name']} is of the host"
+
+
+def container_security(manifests: list[Manifest]) -> Iterator[str]:
+    """Nothing above what a plain process may, and a root file system that is only read."""
+    for workload, container in _containers(manifests):
+        context = container.get("securityContext", {})
+        if context.get("runAsUser") == 0 or context.get("runAsNonRoot") is not True:
+            yield f"{workload} {container['name']}: runs as root, or may (runAsNonRoot)"
+        if context.get("readOnlyRootFilesystem") is not True:
+            yield f"{workload} {container['name']}: its root file system is writable"
+        if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
+            yield f"{workload} {container['name']}: may gain privileges"
+        capabilities = context.get("capabilities", {})
+        if capabilities.get("drop") != ["ALL"] or capabilities.get("add"):
+            yield f"{workload} {container['name']}: keeps capabilities"
+
+
+def service_accounts(manifests: list[Manifest]) -> Iterator[str]:
+    """Named by every pod, made by the chart, before the pod where a hook orders it, and without a token."""
+    accounts = {each["metadata"]["name"]: each for each in manifests if each["kind"] == "ServiceAccount"}
+    for account in accounts.values():
+        if account.get("automountServiceAccountToken") is not False:
+            yield f"{_name(account)}: mounts its token"
+    for workload in workloads(manifests):
+        account = accounts.get(workload.pod.get("serviceAccountName", ""))
+        if account is None:
+            yield f"{workload}: its service account is not part of the release"
+        elif "pre-install" in _hooks(workload.manifest) - _hooks(account):
+            yield f"{workload}: runs before its service account exists"
+
+
+def inlined_secrets(manifests: list[Manifest]) -> Iterator[str]:
+    """Secrets come by reference: none in a variable, an argument, a ConfigMap, and no Secret of the chart's own."""
+    for each in manifests:
+        if each["kind"] == "Secret":
+            yield f"{_name(each)}: a secret's content is in the release"
+        if each["kind"] == "ConfigMap":
+            for key, value in each.get("data", {}).items():
+                if _SECRET_NAME.search(key) or _has_credentials(value, set()):
+                    yield f"{_name(each)}: {key} is a secret in a ConfigMap"
+    for workload, container in _containers(manifests):
+        referable: set[str] = set()
+        for variable in container.get("env", []):
+            value = variable.get("value")
+            if "valueFrom" in variable:
+                referable.add(variable["name"])
+            elif value and _has_credentials(value, referable):
+                yield f"{workload} {container['name']}: {variable['name']} has a secret in its value"
+            elif value and _SECRET_NAME.search(variable["name"]) and not _REFERENCE.search(value):
+                yield f"{workload} {container['name']}: {variable['name']} is a secret by value"
+        for argument in [*container.get("args", []), *container.get("command", [])]:
+            if _has_credentials(argument, referable):
+                yield f"{workload} {container['name']}: an argument has a secret in it"
+
+
+def _has_credentials(value: str, referable: set[str]) -> bool:
+    """Whether a URL in it bears a password other than `$(NAME)` of a variable before it that came by reference."""
+    for password in _CREDENTIALS.findall(value):
+        reference = _REFERENCE.fullmatch(password)
+        if reference is None or reference[1] not in referable:
+            return True
+    return False
+
+
+# Operation
+
+
+def resources(manifests: list[Manifest]) -> Iterator[str]:
+    """Requests for CPU and memory, a limit for memory, and as many GPUs as the engine uses."""
+    for workload, container in _containers(manifests):
+        got = container.get("resources", {})
+        requests, limits = got.get("requests", {}), got.get("limits", {})
+        for name in ("cpu", "memory"):
+            if name not in requests:
+                yield f"{workload} {container['name']}: no request for {name}"
+        if "memory" not in limits:
+            yield f"{workload} {container['name']}: no limit for memory"
+        environment = _environment(container, manifests)
+        gpus = sum(int(count) for name, count in limits.items() if "/" in name)
+        if _process(container) not in ("api", "worker"):
+            continue  # the relay reads the worker's settings, but holds no model
+        for prefix in ("ALIGNEZ_API", "ALIGNEZ_WORKER"):
+            parallel = environment.get(f"{prefix}_VLLM_TENSOR_PARALLEL")
+            device = environment.get(f"{prefix}_DEVICE", "")
+            expected = int(parallel) if parallel else int(device.startswith("cuda")) if device else None
+            if expected is not None and expected != gpus:
+                yield f"{workload} {container['name']}: {gpus} GPUs, but the engine uses {expected}"
+
+
+def images(manifests: list[Manifest]) -> Iterator[str]:
+    """A tag that says what it is, or a digest."""
+    for workload, container in _containers(manifests):
+        image = container["image"]
+        tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
+        if "@sha256:" not in image and tag in ("", "latest"):
+            yield f"{workload} {container['name']}: image {image} is not pinned"
+
+
+def probes(manifests: list[Manifest]) -> Iterator[str]:
+    """Readiness and liveness of what runs on; an exemption gives its reason in an annotation of the pod."""
+    for workload in workloads(manifests):
+        annotations = {**workload.manifest["metadata"].get("annotations", {}), **workload.annotations}
+        if workload.kind == "Job" or len(annotations.get(_NO_PROBES, "")) >= _SHORTEST_REASON:
+            continue
+        for container in workload.pod["containers"]:
+            if "readinessProbe" not in container:
+                yield f"{workload} {container['name']}: no readinessProbe"
+            exempt = len(annotations.get(_NO_LIVENESS, "")) >= _SHORTEST_REASON
+            if "livenessProbe" not in container and not exempt:
+                yield f"{workload} {container['name']}: no livenessProbe, and no {_NO_LIVENESS} that says why"
+
+
+def grace_periods(manifests: list[Manifest]) -> Iterator[str]:
+    """Longer than a shutdown can take: sleep, drain and last bytes of an API; a worker's hand-back."""
+    for workload in workloads(manifests):
+        grace = workload.pod.get("terminationGracePeriodSeconds", 30)
+        for container in workload.pod["containers"]:
+            drain = _environment(container, manifests).get("ALIGNEZ_API_DRAIN_S")
+            sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+            if drain is not None and grace < sleep + float(drain) + LAST_BYTES_S:
+                yield f"{workload}: grace period {grace} s is shorter than sleep {sleep} s + drain {drain} s + 5 s"
+            if drain is not None and sleep == 0:
+                yield f"{workload}: no preStop sleep; requests would arrive after its end"
+        hand_back = workload.annotations.get("alignez/hand-back-seconds")
+        if hand_back is not None and grace < int(hand_back):
+            yield f"{workload}: grace period {grace} s is shorter than its hand-back of {hand_back} s"
+
+
+def environment_names(manifests: list[Manifest]) -> Iterator[str]:
+    """Every ALIGNEZ_ variable is one that its process reads, and has a value that it takes."""
+    for workload, container in _containers(manifests):
+        environment = _environment(container, manifests)
+        ours = {name: value for name, value in environment.items() if name.startswith("ALIGNEZ_")}
+        process = _process(container)
+        if process is None:
+            # A script of the chart; it reads the database's URL at most.
+            if ours.keys() - {"ALIGNEZ_DATABASE_URL"}:
+                yield f"{workload} {container['name']}: {sorted(ours)} and no process of ours to read them"
+            continue
+        for name in sorted(settings_env.unknown(process, set(ours))):
+            yield f"{workload} {container['name']}: `alignez {process}` reads no {name}"
+        for complaint in settings_env.invalid(process, ours):
+            yield f"{workload} {container['name']}: {complaint}"
+        for reference in container.get("envFrom", []):
+            if _config_map(reference["configMapRef"]["name"], manifests) is None:
+                yield f"{workload} {container['name']}: ConfigMap {reference['configMapRef']['name']} is not there"
+        if container.get("envFrom") and "checksum/config" not in workload.annotations:
+            yield f"{workload}: new settings would not restart it (annotation checksum/config)"
+        if container.get("envFrom") and "pre-install" in _hooks(workload.manifest):
+            yield f"{workload}: runs before its ConfigMap exists"
+
+
+def mounts(manifests: list[Manifest]) -> Iterator[str]:
+    """Each mount has its volume and each volume a mount; processes of ours may write to /tmp."""
+    for workload in workloads(manifests):
+        volumes = {volume["name"] for volume in workload.pod.get("volumes", [])}
+        volumes |= {each["metadata"]["name"] for each in workload.manifest["spec"].get("volumeClaimTemplates", [])}
+        mounted = {mount["name"] for each in workload.containers for mount in each.get("volumeMounts", [])}
+        if mounted != volumes:
+            yield f"{workload}: volumes {sorted(volumes)}, mounts {sorted(mounted)}"
+        for container in workload.containers:
+            paths = {mount["mountPath"] for mount in container.get("volumeMounts", [])}
+            if _process(container) and "/tmp" not in paths:
+                yield f"{workload} {container['name']}: nothing it may write to at /tmp"
+    claims = {each["metadata"]["name"] for each in manifests if each["kind"] == "PersistentVolumeClaim"}
+    for workload in workloads(manifests):
+        for volume in workload.pod.get("volumes", []):
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            if claim and claims and claim not in claims:
+                yield f"{workload}: claim {claim} is not there"
+
+
+# References between objects
+
+
+def ports(manifests: list[Manifest]) -> Iterator[str]:
+    """Probes, services and NetworkPolicies name ports that the containers have."""
+    for workload, container in _containers(manifests):
+        own = _port_names([container])
+        for kind in _PROBES:
+            probe = container.get(kind, {})
+            target = probe.get("httpGet", probe.get("tcpSocket", {})).get("port")
+            if target is not None and target not in own:
+                yield f"{workload} {container['name']}: {kind} asks port {target}, which it has not"
+    for service in _of_kind(manifests, "Service"):
+        for workload in _selected(service["spec"]["selector"], manifests):
+            for port in service["spec"]["ports"]:
+                if port.get("targetPort", port["port"]) not in _port_names(workload.containers):
+                    yield f"{_name(service)}: {workload} has no port {port.get('targetPort', port['port'])}"
+    for policy in _of_kind(manifests, "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", []):
+            for workload in _selected(policy["spec"]["podSelector"], manifests):
+                for port in rule.get("ports", []):
+                    if port["port"] not in _port_names(workload.containers):
+                        yield f"{_name(policy)}: {workload} has no port {port['port']}"
+
+
+def selectors(manifests: list[Manifest]) -> Iterator[str]:
+    """Each selector matches pods of this release; a service's and a budget's those of exactly one workload."""
+    for workload in workloads(manifests):
+        selector = workload.manifest["spec"].get("selector")
+        if selector is not None and workload not in _selected(selector, manifests):
+            yield f"{workload}: its selector does not match its own pods"
+        for constraint in workload.pod.get("topologySpreadConstraints", []):
+            if workload not in _selected(constraint["labelSelector"], manifests):
+                yield f"{workload}: it is spread by the labels of other pods"
+    for each in manifests:
+        if each["kind"] == "Service":
+            found = _selected({"matchLabels": each["spec"]["selector"]}, manifests)
+        elif each["kind"] == "PodDisruptionBudget":
+            found = _selected(each["spec"]["selector"], manifests)
+        else:
+            continue
+        if len(found) != 1:
+            yield f"{_name(each)}: its selector matches {[str(one) for one in found]}, not one workload"
+    for policy in _of_kind(manifests, "NetworkPolicy"):
+        peers = [
+            peer["podSelector"]
+            for rule in [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
+            for peer in [*rule.get("from", []), *rule.get("to", [])]
+            if "podSelector" in peer and "namespaceSelector" not in peer
+        ]
+        for selector in [policy["spec"]["podSelector"], *peers]:
+            if not _selected(selector, manifests):
+                yield f"{_name(policy)}: the selector {selector} matches no pod"
+    for monitor in _of_kind(manifests, "ServiceMonitor"):
+        services = [
+            each
+            for each in _of_kind(manifests, "Service")
+            if _matches(monitor["spec"]["selector"], each["metadata"]["labels"])
+        ]
+        if not services:
+            yield f"{_name(monitor)}: its selector matches no service"
+        for endpoint in monitor["spec"]["endpoints"]:
+            for service in services:
+                if endpoint["port"] not in {port["name"] for port in service["spec"]["ports"]}:
+                    yield f"{_name(monitor)}: {_name(service)} has no port {endpoint['port']}"
+
+
+def backends(manifests: list[Manifest]) -> Iterator[str]:
+    """What a route sends requests to is a service of the release with that port."""
+    services = {each["metadata"]["name"]: each["spec"]["ports"] for each in _of_kind(manifests, "Service")}
+    for each in manifests:
+        if each["kind"] == "Ingress":
+            paths = [path for rule in each["spec"]["rules"] for path in rule["http"]["paths"]]
+            targets = [(path["backend"]["service"]["name"], path["backend"]["service"]["port"]) for path in paths]
+            wanted = [(name, port.get("name", port.get("number"))) for name, port in targets]
+        elif each["kind"] == "HTTPRoute":
+            references = [reference for rule in each["spec"]["rules"] for reference in rule["backendRefs"]]
+            wanted = [(reference["name"], reference["port"]) for reference in references]
+        else:
+            continue
+        for name, port in wanted:
+            if port not in {value for one in services.get(name, []) for value in (one["name"], one["port"])}:
+                yield f"{_name(each)}: no service {name} with port {port}"
+
+
+def autoscalers(manifests: list[Manifest]) -> Iterator[str]:
+    """One per deployment, on one that is there and leaves its replicas to it."""
+    targets: Counter[str] = Counter()
+    deployments = {each["metadata"]["name"]: each for each in _of_kind(manifests, "Deployment")}
+    for each in manifests:
+        if each["kind"] not in ("HorizontalPodAutoscaler", "ScaledObject"):
+            continue
+        target = each["spec"]["scaleTargetRef"]["name"]
+        targets[target] += 1
+        if target not in deployments:
+            yield f"{_name(each)}: no deployment {target}"
+        elif "replicas" in deployments[target]["spec"]:
+            yield f"{_name(each)}: deployment {target} sets replicas too, which every upgrade would go back to"
+        authentications = {one["metadata"]["name"] for one in _of_kind(manifests, "TriggerAuthentication")}
+        for trigger in each["spec"].get("triggers", []):
+            if "authenticationRef" in trigger and trigger["authenticationRef"]["name"] not in authentications:
+                yield f"{_name(each)}: no TriggerAuthentication {trigger['authenticationRef']['name']}"
+    yield from (f"deployment {name} has {n} autoscalers" for name, n in targets.items() if n > 1)
+
+
+Rule = Callable[[list[Manifest]], Iterator[str]]
+
+RULES: tuple[Rule, ...] = (
+    names, common_labels, pod_security, container_security, service_accounts, inlined_secrets, resources,
+    images, probes, grace_periods, environment_names, mounts, ports, selectors, backends, autoscalers,
+)  # fmt: skip
+
+
+def _name(manifest: Manifest) -> str:
+    return f"{manifest['kind']}/{manifest['metadata']['name']}"
+
+
+def _of_kind(manifests: Iterable[Manifest], kind: str) -> list[Manifest]:
+    return [each for each in manifests if each["kind"] == kind]
+
+
+def _containers(manifests: Iterable[Manifest]) -> Iterator[tuple[Workload, dict[str, Any]]]:
+    for workload in workloads(manifests):
+        for container in workload.containers:
+            yield workload, container
+
+
+def _hooks(manifest: Manifest) -> set[str]:
+    hooks = manifest["metadata"].get("annotations", {}).get("helm.sh/hook", "")
+    return {hook for hook in hooks.split(",") if hook}
+
+
+def _process(container: dict[str, Any]) -> str | None:
+    """The word after `alignez` in what the container runs, be it in a shell."""
+    words = " ".join(container.get("args", [])).split()
+    for word, following in itertools.pairwise(words):
+        if word == "alignez" and following in settings_env.PROCESSES:
+            return following
+    return None
+
+
+def _config_map(name: str, manifests: Iterable[Manifest]) -> Manifest | None:
+    return next((each for each in _of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == name), None)
+
+
+def _environment(container: dict[str, Any], manifests: list[Manifest]) -> dict[str, str]:
+    """What the process sees; a value that comes by reference is "" or, for the two URLs, an example."""
+    environment: dict[str, str] = {}
+    for reference in container.get("envFrom", []):
+        config = _config_map(reference["configMapRef"]["name"], manifests)
+        environment |= config["data"] if config else {}
+    for variable in container.get("env", []):
+        environment[variable["name"]] = variable.get("value", "")
+    return environment
+
+
+def _port_names(containers: Iterable[dict[str, Any]]) -> set[str | int]:
+    declared = [port for container in containers for port in container.get("ports", [])]
+    return {port["name"] for port in declared} | {port["containerPort"] for port in declared}
+
+
+def _matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    wanted = selector.get("matchLabels", {} if "matchExpressions" in selector else selector)
+    if any(labels.get(key) != value for key, value in wanted.items()):
+        return False
+    for expression in selector.get("matchExpressions", []):
+        if expression["operator"] != "In":
+            raise NotImplementedError(expression["operator"])
+        if labels.get(expression["key"]) not in expression["values"]:
+            return False
+    return True
+
+
+def _selected(selector: dict[str, Any], manifests: Iterable[Manifest]) -> list[Workload]:
+    return [workload for workload in workloads(manifests) if _matches(selector, workload.labels)]

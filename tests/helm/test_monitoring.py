@@ -1,0 +1,138 @@
+"""Alerts, dashboard and triggers ask only for metrics that the API exports."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from api.metrics import Metrics
+from tests.helm.charts import CHART, find, nested, render
+
+pytestmark = pytest.mark.helm
+
+_NAME = re.compile(r"(?<![\w:])(alignez[\w:]*)")
+_DASHBOARD = CHART / "files" / "dashboard.json"
+_ALERTS = CHART / "files" / "alerts.yaml"
+
+
+def _exported() -> dict[str, set[str]]:
+    """Label names by the name of each time series, as Prometheus stores it."""
+    found: dict[str, set[str]] = {}
+    for family in Metrics().registry.collect():
+        collector = next(each for each in vars(Metrics()).values() if _family_of(each) == family.name)
+        labels = set(collector._labelnames)
+        if family.type == "counter":
+            found[f"{family.name}_total"] = labels
+        elif family.type == "histogram":
+            found[f"{family.name}_bucket"] = labels | {"le"}
+            found |= {f"{family.name}_{suffix}": labels for suffix in ("sum", "count")}
+        else:
+            found[family.name] = labels
+    return found
+
+
+def _family_of(collector: Any) -> str | None:
+    return getattr(collector, "_name", None)
+
+
+def _alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load(_ALERTS.read_text(encoding="utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def _panels() -> list[dict[str, Any]]:
+    panels: list[dict[str, Any]] = json.loads(_DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    return panels
+
+
+def _expressions() -> list[tuple[str, str]]:
+    found = [(rule["alert"], rule["expr"]) for rule in _alerts()]
+    found += [(panel["title"], target["expr"]) for panel in _panels() for target in panel["targets"]]
+    values = nested({"inference.autoscaling.enabled": True, "keda.prometheusAddress": "http://p:9090"})
+    triggers = find(render(values), "ScaledObject", "-inference")["spec"]["triggers"]
+    return found + [(f"trigger {number}", each["metadata"]["query"]) for number, each in enumerate(triggers)]
+
+
+@pytest.mark.parametrize(("where", "expression"), _expressions())
+def test_an_expression_asks_for_metrics_that_there_are(where: str, expression: str) -> None:
+    without_strings = re.sub(r'"[^"]*"', '""', expression)
+    asked = set(_NAME.findall(without_strings))
+    assert asked, where
+    exported = _exported()
+    assert asked <= exported.keys()
+    assert without_strings.count("(") == without_strings.count(")")
+    assert without_strings.count("{") == without_strings.count("}")
+    # Labels that Prometheus adds, and those of the metrics themselves.
+    known = {"namespace", "job", "service", "pod", "instance"}.union(*(exported[name] for name in asked))
+    matched = {
+        label for inside in re.findall(r"\{([^}]*)\}", without_strings) for label in re.findall(r"(\w+)\s*[=!]", inside)
+    }
+    grouped = {
+        label.strip()
+        for inside in re.findall(r"\b(?:by|on) \(([^)]*)\)", without_strings)
+        for label in inside.split(",")
+    }
+    assert matched | grouped <= known
+
+
+def test_a_metric_that_is_not_there_would_be_found() -> None:
+    assert "alignez:num_requests_waiting" in _exported()
+    assert "alignez_http_requests_total" in _exported()
+    assert not {"alignez_http_requests", "alignez:gpu_cache_usage"} & _exported().keys()
+
+
+def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
+    alerts = _alerts()
+    assert len({alert["alert"] for alert in alerts}) == len(alerts) >= 6
+    about = " ".join(alert["expr"] for alert in alerts)
+    for matter in (
+        "alignez_engine_ready",
+        "num_requests_waiting",
+        "time_to_first_token",
+        'status="429"',
+        'status=~"5.."',
+    ):
+        assert matter in about
+    # A control pod exports engine_ready as 0 for ever: it has no model.
+    assert all("-inference" in alert["expr"] for alert in alerts if "alignez_engine_ready{" in alert["expr"])
+
+
+def test_the_rule_in_the_cluster_is_the_file() -> None:
+    rule = find(render(nested({"monitoring.prometheusRule": True})), "PrometheusRule", "-alerts")
+    assert rule["spec"] == yaml.safe_load(_ALERTS.read_text(encoding="utf-8"))
+
+
+def test_the_dashboard_in_the_cluster_is_the_file() -> None:
+    config = find(render(nested({"monitoring.dashboard": True})), "ConfigMap", "-dashboard")
+    assert json.loads(config["data"]["alignez.json"]) == json.loads(_DASHBOARD.read_text(encoding="utf-8"))
+
+
+def test_the_dashboards_panels_do_not_overlap() -> None:
+    cells: list[tuple[int, int]] = []
+    for panel in _panels():
+        place = panel["gridPos"]
+        columns = range(place["x"], place["x"] + place["w"])
+        cells += itertools.product(columns, range(place["y"], place["y"] + place["h"]))
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+    assert len({panel["id"] for panel in _panels()}) == len(_panels())
+
+
+def test_the_dashboard_shows_what_an_operator_asks_for_first() -> None:
+    asked = set(_NAME.findall(" ".join(target["expr"] for panel in _panels() for target in panel["targets"])))
+    first = {"engine_ready", "http_requests_total", "num_requests_running", "num_requests_waiting", "edits_total"}
+    first |= {"time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket", "generation_tokens_total"}
+    first |= {"personalise_seconds_bucket", "request_success_total"}
+    assert first <= {re.sub("^alignez[:_]", "", name) for name in asked}
+
+
+def test_files_are_where_the_templates_look() -> None:
+    templates = " ".join(path.read_text(encoding="utf-8") for path in Path(CHART / "templates").rglob("*.yaml"))
+    named = set(re.findall(r'\.Files\.Get "(files/[\w.]+)"', templates))
+    assert named == {f"files/{path.name}" for path in (CHART / "files").iterdir()}

@@ -1,0 +1,518 @@
+"""Template by template: what a value changes, and what the processes make of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from api.settings import ApiSettings
+from profiles.celery_queue import FIT_QUEUE, is_redis
+from profiles.models import JobStatus
+from profiles.settings import DatabaseSettings
+from tests.helm.charts import Manifest, find, kinds, merged, nested, render, values_of
+from tests.helm.settings_env import read
+from worker.settings import WorkerSettings
+
+pytestmark = pytest.mark.helm
+
+KEDA = {
+    "worker.autoscaling.enabled": True,
+    "inference.autoscaling.enabled": True,
+    "keda.prometheusAddress": "http://prometheus.monitoring:9090",
+}
+
+
+def pod(manifests: list[Manifest], component: str, kind: str = "Deployment") -> dict[str, Any]:
+    spec: dict[str, Any] = find(manifests, kind, f"-{component}")["spec"]["template"]["spec"]
+    return spec
+
+
+def container(manifests: list[Manifest], component: str, kind: str = "Deployment") -> dict[str, Any]:
+    first: dict[str, Any] = pod(manifests, component, kind)["containers"][0]
+    return first
+
+
+def variables(manifests: list[Manifest], component: str, kind: str = "Deployment") -> dict[str, Any]:
+    """Value, or secret and key, by name."""
+    found = {}
+    for each in container(manifests, component, kind)["env"]:
+        reference = each.get("valueFrom", {}).get("secretKeyRef")
+        found[each["name"]] = (reference["name"], reference["key"]) if reference else each["value"]
+    return found
+
+
+def configuration(manifests: list[Manifest], component: str) -> dict[str, str]:
+    data: dict[str, str] = find(manifests, "ConfigMap", f"-{component}")["data"]
+    return data
+
+
+# Settings
+
+
+def test_the_processes_read_what_the_values_say() -> None:
+    manifests = render(
+        nested(
+            {
+                "model.name": "org/model",
+                "model.revision": "abc",
+                "model.servedName": "m",
+                "model.promptFormat": "chat",
+                "database.poolSize": 3,
+                "inference.tensorParallel": 4,
+                "inference.maxRunning": 32,
+                "inference.vllmCompile": False,
+                "inference.drainSeconds": 77,
+                "worker.engine": "vllm",
+                "worker.tensorParallel": 2,
+                "worker.jobTimeLimitSeconds": 3600,
+                "worker.settings": {"ALIGNEZ_WORKER_STORE_ROWS": "5"},
+            }
+        )
+    )
+    inference = read(ApiSettings, configuration(manifests, "inference"))
+    assert isinstance(inference, ApiSettings)
+    assert (inference.role, inference.engine, inference.vllm_tensor_parallel) == ("inference", "vllm", 4)
+    assert (inference.model, inference.model_revision, inference.model_name) == ("org/model", "abc", "m")
+    assert (inference.max_running, inference.vllm_compile, inference.drain_s) == (32, False, 77)
+    assert (inference.host, inference.port, inference.metrics_port) == ("0.0.0.0", 8000, 9100)
+    control = read(ApiSettings, configuration(manifests, "control"))
+    assert isinstance(control, ApiSettings)
+    assert (control.role, control.drain_s, control.serves_generation) == ("control", 30, False)
+    worker = read(WorkerSettings, configuration(manifests, "worker"))
+    assert isinstance(worker, WorkerSettings)
+    assert (worker.model, worker.model_name, worker.prompt_format) == ("org/model", "m", "chat")
+    assert (worker.engine, worker.vllm_tensor_parallel, worker.store_rows) == ("vllm", 2, 5)
+    database = read(DatabaseSettings, configuration(manifests, "worker"))
+    assert isinstance(database, DatabaseSettings)
+    assert database.pool_size == 3
+
+
+def test_worker_and_relay_agree_on_the_time_limit() -> None:
+    """It is an argument of the queue: two values, and the broker refuses the second declaration."""
+    manifests = render(nested({"worker.jobTimeLimitSeconds": 60}))
+    for component in ("worker", "relay"):
+        assert container(manifests, component)["envFrom"] == [{"configMapRef": {"name": "rel-alignez-worker"}}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({"control.logLevel": "debug"}, {"control"}),
+        ({"inference.maxRunning": 8}, {"inference"}),
+        ({"worker.maxBatch": 8}, {"worker", "relay"}),
+        ({"model.name": "org/other"}, {"control", "inference", "worker", "relay"}),
+        ({"control.replicas": 5, "relay.replicas": 3}, set()),
+    ],
+)
+def test_new_settings_restart_whom_they_concern(settings: dict[str, Any], changed: set[str]) -> None:
+    def checksums(manifests: list[Manifest]) -> dict[str, str]:
+        templates = {
+            component: find(manifests, "Deployment", f"-{component}")["spec"]["template"]["metadata"]
+            for component in ("control", "inference", "worker", "relay")
+        }
+        return {component: metadata["annotations"]["checksum/config"] for component, metadata in templates.items()}
+
+    before, after = checksums(render()), checksums(render(nested(settings)))
+    assert {component for component in before if before[component] != after[component]} == changed
+
+
+# Secrets
+
+
+def test_external_servers_are_named_by_secrets() -> None:
+    settings = {"database.existingSecret": "db", "database.urlKey": "url", "broker.existingSecret": "mq"}
+    manifests = render(nested(settings))
+    for component in ("control", "worker", "relay"):
+        found = variables(manifests, component)
+        assert found["ALIGNEZ_DATABASE_URL"] == ("db", "url")
+        assert found["ALIGNEZ_BROKER_URL"] == ("mq", "BROKER_URL")
+    assert variables(manifests, "migrate", "Job")["ALIGNEZ_DATABASE_URL"] == ("db", "url")
+
+
+@pytest.mark.parametrize("kind", ["rabbitmq", "redis"])
+def test_embedded_servers_and_their_clients_share_a_password(kind: str) -> None:
+    manifests = render(nested({"database.mode": "embedded", "broker.mode": "embedded", "broker.kind": kind}))
+    worker = variables(manifests, "worker")
+    assert worker["POSTGRES_PASSWORD"] == ("alignez", "POSTGRES_PASSWORD")
+    assert variables(manifests, "postgres", "StatefulSet")["POSTGRES_PASSWORD"] == worker["POSTGRES_PASSWORD"]
+    server = variables(manifests, kind, "StatefulSet")
+    assert worker["BROKER_PASSWORD"] in server.values()
+    assert is_redis(worker["ALIGNEZ_BROKER_URL"]) == (kind == "redis")
+    for url, service in ((worker["ALIGNEZ_DATABASE_URL"], "postgres"), (worker["ALIGNEZ_BROKER_URL"], kind)):
+        port = find(manifests, "Service", f"-{service}")["spec"]["ports"][0]["port"]
+        assert f"@rel-alignez-{service}:{port}/" in url
+    # Kubernetes replaces only what stands earlier in the list.
+    names = [each["name"] for each in container(manifests, "worker")["env"]]
+    assert names.index("POSTGRES_PASSWORD") < names.index("ALIGNEZ_DATABASE_URL")
+    assert names.index("BROKER_PASSWORD") < names.index("ALIGNEZ_BROKER_URL")
+
+
+def test_a_token_for_gated_models_goes_to_who_loads_models() -> None:
+    manifests = render(nested({"model.huggingFaceToken.existingSecret": "hub"}))
+    assert (
+        variables(manifests, "inference")["HF_TOKEN"]
+        == variables(manifests, "worker")["HF_TOKEN"]
+        == ("hub", "HF_TOKEN")
+    )
+    assert "HF_TOKEN" not in variables(manifests, "control")
+    assert "HF_TOKEN" not in variables(render(), "inference")
+
+
+# Images
+
+
+def test_images_are_named_by_registry_tag_and_digest() -> None:
+    digest = f"sha256:{'a' * 64}"
+    settings = {"images.registry": "r.example.com/t", "images.control.tag": "1.2", "images.worker.digest": digest}
+    manifests = render(nested(settings))
+    assert container(manifests, "control")["image"] == "r.example.com/t/alignez-control:1.2"
+    assert container(manifests, "inference")["image"] == "r.example.com/t/alignez-inference:0.1.0"
+    assert container(manifests, "worker")["image"] == f"r.example.com/t/alignez-worker@{digest}"
+    for component, kind in (("relay", "Deployment"), ("migrate", "Job")):
+        assert container(manifests, component, kind)["image"] == "r.example.com/t/alignez-control:1.2"
+    assert "imagePullSecrets" not in pod(manifests, "control")
+    assert pod(render(nested({"images.pullSecrets": ["a"]})), "worker")["imagePullSecrets"] == [{"name": "a"}]
+
+
+# GPUs, memory, caches
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 8])
+def test_tensor_parallelism_and_gpus_are_one_number(parallel: int) -> None:
+    settings = {"inference.tensorParallel": parallel, "worker.engine": "vllm", "worker.tensorParallel": parallel}
+    manifests = render(nested(settings))
+    for component, name in (("inference", "ALIGNEZ_API"), ("worker", "ALIGNEZ_WORKER")):
+        assert container(manifests, component)["resources"]["limits"]["nvidia.com/gpu"] == parallel
+        assert configuration(manifests, component)[f"{name}_VLLM_TENSOR_PARALLEL"] == str(parallel)
+
+
+def test_a_cpu_needs_no_gpu() -> None:
+    settings = {
+        "inference.engine": "transformers",
+        "inference.device": "cpu",
+        "inference.gpuResourceName": "amd.com/gpu",
+    }
+    manifests = render(nested(settings))
+    assert container(manifests, "inference")["resources"]["limits"] == {"memory": "32Gi"}
+    assert configuration(manifests, "inference")["ALIGNEZ_API_DEVICE"] == "cpu"
+    cuda = render(nested({**settings, "inference.device": "cuda"}))
+    assert container(cuda, "inference")["resources"]["limits"]["amd.com/gpu"] == 1
+
+
+def test_shared_memory_and_caches_are_writable() -> None:
+    manifests = render(nested({"inference.sharedMemory": "9Gi"}))
+    volumes = {volume["name"]: volume for volume in pod(manifests, "inference")["volumes"]}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "9Gi"}
+    assert volumes["cache"]["emptyDir"] == {"sizeLimit": "50Gi"}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(manifests, "inference")["volumeMounts"]}
+    assert mounts == {"tmp": "/tmp", "cache": "/cache", "shm": "/dev/shm"}
+    paths = [
+        value for name, value in variables(manifests, "inference").items() if name.endswith(("HOME", "_DIR", "_ROOT"))
+    ]
+    assert len(paths) == 6
+    assert all(path == "/tmp" or path.startswith(("/tmp/", "/cache/")) for path in paths)
+
+
+def test_the_model_cache_is_shared_by_a_claim() -> None:
+    manifests = render(nested({"model.cache.type": "pvc", "model.cache.storageClassName": "fast"}))
+    claim = find(manifests, "PersistentVolumeClaim", "-model-cache")
+    assert claim["spec"]["storageClassName"] == "fast"
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    for component in ("inference", "worker"):
+        volumes = {volume["name"]: volume for volume in pod(manifests, component)["volumes"]}
+        assert volumes["cache"]["persistentVolumeClaim"]["claimName"] == "rel-alignez-model-cache"
+    own = render(nested({"model.cache.type": "pvc", "model.cache.existingClaim": "mine"}))
+    assert "PersistentVolumeClaim" not in kinds(own)
+    assert pod(own, "worker")["volumes"][-1]["persistentVolumeClaim"]["claimName"] == "mine"
+
+
+def test_offline_and_telemetry() -> None:
+    assert "HF_HUB_OFFLINE" not in variables(render(), "inference")
+    settings = {"model.offline": True, "model.cache.type": "pvc", "model.cache.existingClaim": "models"}
+    assert variables(render(nested(settings)), "worker")["HF_HUB_OFFLINE"] == "1"
+    assert variables(render(), "inference")["VLLM_NO_USAGE_STATS"] == "1"
+
+
+# Start and end
+
+
+def test_grace_periods_follow_the_drain() -> None:
+    settings = {"control.drainSeconds": 5, "control.preStopSeconds": 3, "inference.drainSeconds": 600}
+    manifests = render(nested({**settings, "worker.handBackSeconds": 60}))
+    assert pod(manifests, "control")["terminationGracePeriodSeconds"] == 3 + 5 + 15
+    assert pod(manifests, "inference")["terminationGracePeriodSeconds"] == 10 + 600 + 15
+    assert pod(manifests, "worker")["terminationGracePeriodSeconds"] == 60 + 30
+    assert container(manifests, "control")["lifecycle"] == {"preStop": {"sleep": {"seconds": 3}}}
+    assert configuration(manifests, "control")["ALIGNEZ_API_DRAIN_S"] == "5"
+
+
+def test_a_model_has_its_time_to_load() -> None:
+    manifests = render(nested({"inference.startupSeconds": 3605, "worker.startupSeconds": 60}))
+    for component, seconds in (("inference", 3605), ("worker", 60)):
+        probe = container(manifests, component)["startupProbe"]
+        assert seconds <= probe["periodSeconds"] * probe["failureThreshold"] < seconds + 10
+        assert find(manifests, "Deployment", f"-{component}")["spec"]["progressDeadlineSeconds"] == seconds + 300
+    assert container(manifests, "inference")["startupProbe"]["httpGet"]["path"] == "/ready"
+
+
+def test_api_probes_ask_for_what_they_mean() -> None:
+    for component in ("control", "inference"):
+        api = container(render(), component)
+        assert api["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
+        assert api["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+        # Else a /ready that takes its time would count as none.
+        assert api["readinessProbe"]["timeoutSeconds"] > ApiSettings().ready_timeout_s
+
+
+@pytest.mark.parametrize("component", ["worker", "relay"])
+def test_a_ready_file_of_a_predecessor_does_not_count(component: str) -> None:
+    command = container(render(), component)["args"][-1]
+    assert command == f"rm -f /tmp/ready && exec alignez {component} --ready-file /tmp/ready"
+    assert container(render(), component)["readinessProbe"]["exec"]["command"][-1] == 'kill -0 "$(cat /tmp/ready)"'
+
+
+# Migration
+
+
+def test_an_external_database_is_migrated_before_anything_runs() -> None:
+    for upgrade in (False, True):
+        job = find(render(upgrade=upgrade), "Job", "-migrate")
+        assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+        account = find(render(upgrade=upgrade), "ServiceAccount", "-migrate")["metadata"]["annotations"]
+        assert int(account["helm.sh/hook-weight"]) < int(job["metadata"]["annotations"]["helm.sh/hook-weight"])
+
+
+def test_an_embedded_database_is_migrated_beside_its_first_pods_and_before_later_ones() -> None:
+    """A hook of the first install could not reach a Postgres that is yet to come, nor run after pods that wait."""
+    values = nested({"database.mode": "embedded"})
+    first = find(render(values), "Job", "-migrate-first")
+    assert "helm.sh/hook" not in first["metadata"].get("annotations", {})
+    later = find(render(values, upgrade=True), "Job", "-migrate")
+    assert later["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+
+
+def test_the_migration_waits_for_postgres_and_not_for_ever() -> None:
+    settings = {"migration.waitSeconds": 42, "migration.deadlineSeconds": 99, "migration.backoffLimit": 1}
+    job = find(render(nested(settings)), "Job", "-migrate")
+    assert (job["spec"]["activeDeadlineSeconds"], job["spec"]["backoffLimit"]) == (99, 1)
+    wait = job["spec"]["template"]["spec"]["initContainers"][0]
+    assert wait["args"][:2] == ["python", "-c"]
+    assert wait["args"][3] == "42"
+    compile(wait["args"][2], "wait_for_postgres.py", "exec")
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["alignez", "migrate"]
+
+
+# Autoscaling
+
+
+def test_an_autoscaler_owns_the_replicas() -> None:
+    settings = {"control.autoscaling.enabled": True, "control.autoscaling.maxReplicas": 9}
+    hpa = find(render(nested(settings)), "HorizontalPodAutoscaler", "-control")["spec"]
+    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (2, 9)
+    assert hpa["metrics"][0]["resource"]["target"]["averageUtilization"] == 70
+    assert find(render(nested({"control.replicas": 4})), "Deployment", "-control")["spec"]["replicas"] == 4
+
+
+def _trigger(settings: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    manifests = render(nested({**KEDA, **settings}))
+    trigger = find(manifests, "ScaledObject", "-worker")["spec"]["triggers"][0]
+    found = [each for each in manifests if each["kind"] == "TriggerAuthentication"]
+    return trigger, found[0]["spec"]["secretTargetRef"] if found else []
+
+
+def test_workers_are_scaled_by_jobs_running_ones_too() -> None:
+    trigger, secrets = _trigger({"worker.autoscaling.jobsPerWorker": 2})
+    assert trigger["type"] == "postgresql"
+    for status in (JobStatus.QUEUED, JobStatus.RUNNING):
+        assert f"'{status}'" in trigger["metadata"]["query"]
+    assert trigger["metadata"]["targetQueryValue"] == "2"
+    assert secrets == [{"parameter": "connection", "name": "alignez", "key": "KEDA_DATABASE_URL"}]
+    embedded, secrets = _trigger({"database.mode": "embedded"})
+    assert embedded["metadata"]["host"] == "rel-alignez-postgres.ns.svc"
+    assert secrets == [{"parameter": "password", "name": "alignez", "key": "POSTGRES_PASSWORD"}]
+
+
+@pytest.mark.parametrize("mode", ["external", "embedded"])
+@pytest.mark.parametrize("kind", ["rabbitmq", "redis"])
+def test_workers_are_scaled_by_the_broker(kind: str, mode: str) -> None:
+    settings = {"worker.autoscaling.source": "broker", "broker.kind": kind, "broker.mode": mode}
+    trigger, secrets = _trigger(settings)
+    assert trigger["type"] == kind
+    assert trigger["metadata"]["queueName" if kind == "rabbitmq" else "listName"] == FIT_QUEUE
+    parameters = {secret["parameter"]: secret["key"] for secret in secrets}
+    if mode == "external":
+        assert parameters == (
+            {"host": "KEDA_RABBITMQ_URL"}
+            if kind == "rabbitmq"
+            else {"address": "KEDA_REDIS_ADDRESS", "password": "KEDA_REDIS_PASSWORD"}
+        )
+    elif kind == "rabbitmq":
+        # From the worker's environment; the management API counts running fits, AMQP does not.
+        assert trigger["metadata"]["protocol"] == "http"
+        names = set(variables(render(nested({**KEDA, **settings})), "worker"))
+        assert {trigger["metadata"]["usernameFromEnv"], trigger["metadata"]["passwordFromEnv"]} <= names
+        assert not parameters
+    else:
+        assert trigger["metadata"]["address"] == "rel-alignez-redis.ns.svc:6379"
+        assert parameters == {"password": "BROKER_PASSWORD"}
+
+
+def test_a_redis_without_password_needs_no_key() -> None:
+    settings = {
+        "worker.autoscaling.source": "broker",
+        "broker.kind": "redis",
+        "worker.autoscaling.redisPasswordKey": "",
+    }
+    assert [secret["parameter"] for secret in _trigger(settings)[1]] == ["address"]
+
+
+def test_workers_go_when_there_is_nothing_to_fit() -> None:
+    scaled = find(render(nested({**KEDA, "worker.autoscaling.cooldownSeconds": 9999})), "ScaledObject", "-worker")[
+        "spec"
+    ]
+    assert scaled["minReplicaCount"] == 0
+    assert scaled["cooldownPeriod"] == 9999
+    # A HorizontalPodAutoscaler takes an hour at most.
+    behavior = scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 3600
+
+
+def test_inference_is_scaled_by_its_own_rows() -> None:
+    scaled = find(render(nested(KEDA)), "ScaledObject", "-inference")["spec"]
+    assert scaled["minReplicaCount"] >= 1, "the metric comes from the pods"
+    metadata = [trigger["metadata"] for trigger in scaled["triggers"]]
+    assert [one["threshold"] for one in metadata] == ["16", "48"]
+    for one, metric in zip(metadata, ("waiting", "running"), strict=True):
+        assert one["query"] == f'sum(alignez:num_requests_{metric}{{namespace="ns",service="rel-alignez-inference"}})'
+        assert one["serverAddress"] == "http://prometheus.monitoring:9090"
+    # The metric's label `service` is the name of this object.
+    assert find(render(nested(KEDA)), "Service", "-inference")["metadata"]["name"] == "rel-alignez-inference"
+
+
+# Placement, budgets, policies
+
+
+def test_placement_is_the_operators() -> None:
+    settings = {
+        "worker.nodeSelector": {"gpu": "a100"},
+        "worker.priorityClassName": "low",
+        "worker.runtimeClassName": "nvidia",
+        "topologySpread.whenUnsatisfiable": "DoNotSchedule",
+    }
+    spec = pod(render(nested(settings)), "worker")
+    assert (spec["nodeSelector"], spec["priorityClassName"], spec["runtimeClassName"]) == (
+        {"gpu": "a100"},
+        "low",
+        "nvidia",
+    )
+    assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert {one["whenUnsatisfiable"] for one in spec["topologySpreadConstraints"]} == {"DoNotSchedule"}
+    assert "topologySpreadConstraints" not in pod(render(nested({"topologySpread.enabled": False})), "worker")
+
+
+def test_budgets_and_policies_can_be_left_out() -> None:
+    manifests = render(nested({"podDisruptionBudgets.enabled": False, "networkPolicy.enabled": False}))
+    assert not {"PodDisruptionBudget", "NetworkPolicy"} & kinds(manifests)
+    budgets = [each for each in render() if each["kind"] == "PodDisruptionBudget"]
+    assert {each["metadata"]["name"].rpartition("-")[2] for each in budgets} == {
+        "control",
+        "inference",
+        "worker",
+        "relay",
+    }
+
+
+def _peers(policy: Manifest, direction: str) -> list[Any]:
+    key = "from" if direction == "ingress" else "to"
+    return [peer for rule in policy["spec"][direction] for peer in rule.get(key, ["anywhere"])]
+
+
+def _namespace(name: str) -> dict[str, Any]:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+def test_everything_is_denied_but_names() -> None:
+    policy = find(render(nested({"networkPolicy.dnsCidrs": ["169.254.20.10/32"]})), "NetworkPolicy", "-default-deny")
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in policy["spec"]
+    assert _peers(policy, "egress") == [_namespace("kube-system"), {"ipBlock": {"cidr": "169.254.20.10/32"}}]
+    assert {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]} == {53}
+    assert set(policy["spec"]["podSelector"]["matchLabels"]) == {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
+
+
+def test_external_servers_are_reached_by_port_and_address() -> None:
+    settings = {"database.external.cidrs": ["10.1.0.0/24"], "database.external.port": 6432, "broker.kind": "redis"}
+    manifests = render(nested(settings))
+    database = find(manifests, "NetworkPolicy", "-to-database")
+    assert database["spec"]["egress"] == [
+        {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.0.0/24"}}]}
+    ]
+    broker = find(manifests, "NetworkPolicy", "-to-broker")
+    assert broker["spec"]["egress"] == [{"ports": [{"port": 6379, "protocol": "TCP"}]}]
+    tls = render(nested({"broker.external.port": 5671}))
+    assert find(tls, "NetworkPolicy", "-to-broker")["spec"]["egress"][0]["ports"][0]["port"] == 5671
+
+
+def test_apis_are_reached_by_proxies_clients_and_prometheus() -> None:
+    policy = find(render(nested({"networkPolicy.clientNamespaces": ["apps"]})), "NetworkPolicy", "-to-apis")
+    requests, scrapes = policy["spec"]["ingress"]
+    assert requests["from"] == [_namespace("ingress-nginx"), _namespace("apps")]
+    assert requests["ports"] == [{"port": "http", "protocol": "TCP"}]
+    assert (scrapes["from"], scrapes["ports"]) == ([_namespace("monitoring")], [{"port": "metrics", "protocol": "TCP"}])
+
+
+def test_keda_reaches_what_it_asks_and_only_then() -> None:
+    servers = nested({"database.mode": "embedded", "broker.mode": "embedded"})
+    assert _namespace("keda") not in _peers(find(render(servers), "NetworkPolicy", "-postgres"), "ingress")
+    jobs = render(merged(servers, nested(KEDA)))
+    assert _namespace("keda") in _peers(find(jobs, "NetworkPolicy", "-postgres"), "ingress")
+    assert _namespace("keda") not in _peers(find(jobs, "NetworkPolicy", "-rabbitmq"), "ingress")
+    broker = render(merged(servers, nested({**KEDA, "worker.autoscaling.source": "broker"})))
+    rule = find(broker, "NetworkPolicy", "-rabbitmq")["spec"]["ingress"][1]
+    assert (rule["from"], rule["ports"][0]["port"]) == ([_namespace("keda")], "management")
+
+
+def test_the_hub_is_reached_by_who_loads_models_unless_nobody_may() -> None:
+    policy = find(render(), "NetworkPolicy", "-to-hub")
+    assert policy["spec"]["podSelector"]["matchExpressions"][0]["values"] == ["inference", "worker"]
+    names = {each["metadata"]["name"] for each in render(nested({"networkPolicy.huggingFace": False}))}
+    assert "rel-alignez-to-hub" not in names
+
+
+# Embedded servers, the test, notes
+
+
+def test_embedded_servers_keep_their_data() -> None:
+    settings = {"database.mode": "embedded", "broker.mode": "embedded", "database.embedded.storage": "7Gi"}
+    manifests = render(nested({**settings, "database.embedded.storageClassName": "fast"}))
+    postgres = find(manifests, "StatefulSet", "-postgres")["spec"]
+    claim = postgres["volumeClaimTemplates"][0]["spec"]
+    assert claim["resources"]["requests"]["storage"] == "7Gi"
+    assert claim["storageClassName"] == "fast"
+    assert postgres["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    assert postgres["template"]["spec"]["containers"][0]["args"] == ["-c", "max_connections=200"]
+    redis = render(nested({**settings, "broker.kind": "redis"}))
+    arguments = container(redis, "redis", "StatefulSet")["args"]
+    assert arguments[arguments.index("--appendonly") + 1] == "yes"
+    assert arguments[arguments.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+def test_the_smoke_test_calls_both_apis_with_a_key_by_reference() -> None:
+    assert "Pod" not in kinds(render())
+    smoke = find(render(nested({"tests.enabled": True, "tests.existingSecret": "key"})), "Pod", "-test")
+    assert smoke["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    runs = smoke["spec"]["containers"][0]
+    environment = {variable["name"]: variable for variable in runs["env"]}
+    assert environment["CONTROL_URL"]["value"] == "http://rel-alignez-control"
+    assert environment["INFERENCE_URL"]["value"] == "http://rel-alignez-inference"
+    assert environment["API_KEY"]["valueFrom"]["secretKeyRef"] == {"name": "key", "key": "API_KEY"}
+    compile(runs["args"][2], "smoke_test.py", "exec")
+
+
+def test_production_watches_with_the_labels_that_prometheus_selects_by() -> None:
+    values = merged(values_of("values.production.yaml"), nested({"monitoring.labels": {"release": "prometheus"}}))
+    manifests = render(values)
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        assert find(manifests, kind, "")["metadata"]["labels"]["release"] == "prometheus"
+    assert find(manifests, "ConfigMap", "-dashboard")["metadata"]["labels"]["grafana_dashboard"] == "1"
