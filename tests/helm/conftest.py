@@ -5,4 +5,5 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 # Tests are chosen by their marker after they were imported, which without the wheels fails.
-collect_ignore_glob = [] if find_spec("helm_python") and find_spec("kubernetes_validate") else ["test_*.py"]
+_WHEELS = ("check_jsonschema", "helm_python", "kubernetes_validate", "promql_parser", "yaml")
+collect_ignore_glob = [] if all(map(find_spec, _WHEELS)) else ["test_*.py"]

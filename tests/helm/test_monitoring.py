@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 
@@ -61,13 +62,12 @@ def _expressions() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("where", "expression"), _expressions())
 def test_an_expression_asks_for_metrics_that_there_are(where: str, expression: str) -> None:
+    promql_parser.parse(expression.replace("$__rate_interval", "5m"))
     without_strings = re.sub(r'"[^"]*"', '""', expression)
     asked = set(_NAME.findall(without_strings))
     assert asked, where
     exported = _exported()
     assert asked <= exported.keys()
-    assert without_strings.count("(") == without_strings.count(")")
-    assert without_strings.count("{") == without_strings.count("}")
     # Labels that Prometheus adds, and those of the metrics themselves.
     known = {"namespace", "job", "service", "pod", "instance"}.union(*(exported[name] for name in asked))
     matched = {

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
+import psycopg
 import pytest
 
+from cli.local_stack.broker import RedisServer
+from cli.local_stack.postgres import PostgresServer
 from cli.main import app as command_line
 from images import requirements
 from tests.helm.settings_env import PROCESSES, unknown
@@ -155,35 +164,118 @@ def _perform(stage: Stage, root: Path, context: Path) -> None:
             subprocess.run(["sh", "-ec", command], cwd=directory, check=True, env=environment, timeout=280)
 
 
+@pytest.fixture(scope="module")
+def control_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The environment that the control target copies into its image."""
+    root = tmp_path_factory.mktemp("image")
+    for name in ("wheel", "control-build"):
+        _perform(parse(TEXT).stage(name), root, ROOT)
+    return root / "opt" / "alignez"
+
+
+def _environment(image: Path, home: Path) -> dict[str, str]:
+    """Of a container: the image's variables, and nothing of this machine's."""
+    return {"PATH": f"{image}/bin:/usr/bin:/bin", "HOME": str(home), "ALIGNEZ_API_ROLE": "control"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_control_image_runs_without_torch(tmp_path: Path) -> None:
-    parsed = parse(TEXT)
-    for name in ("wheel", "control-build"):
-        _perform(parsed.stage(name), tmp_path, ROOT)
-    installed = tmp_path / "opt" / "alignez"
-    environment = {"PATH": f"{installed}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "ALIGNEZ_API_ROLE": "control"}
-
-    def run(*command: str) -> str:
-        done = subprocess.run(
+def test_the_control_image_needs_no_torch(control_image: Path, tmp_path: Path) -> None:
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        environment = _environment(control_image, tmp_path)
+        return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
-    run(
+    imported = run(
         "python", "-c",
         "import sys, api.app, api.server, worker.relay, profiles.migrate\n"
         "api.app.create_app()\n"
-        "profiles.migrate.alembic_config()\n"
         "assert profiles.migrate._heads()\n"
         "assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)",
     )  # fmt: skip
-    assert "relay" in run("alignez", "--help")
-    run("alignez", "keys", "create", "--help")
+    assert imported.returncode == 0, imported.stderr
+    assert "relay" in run("alignez", "--help").stdout
     # Nothing else is missing than what was left out on purpose.
-    checked = subprocess.run(
-        [f"{installed}/bin/pip", "check"], env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    missing = set(re.findall(r"requires ([\w-]+), which is not installed", checked.stdout))
-    assert missing == {"torch", "transformers"}, checked.stdout
+    missing = set(re.findall(r"requires ([\w-]+), which is not installed", run("pip", "check").stdout))
+    assert missing == {"torch", "transformers"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_control_image_does_what_its_pods_do(
+    control_image: Path, postgres: PostgresServer, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Migration, then API and relay, with an empty database and a broker."""
+    server = postgres.url.replace("+psycopg", "")
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE image")
+    port, ready_file = _free_port(), tmp_path / "ready"
+    environment = _environment(control_image, tmp_path) | {
+        "ALIGNEZ_DATABASE_URL": f"{postgres.url.rpartition('/')[0]}/image",
+        "ALIGNEZ_BROKER_URL": redis_server.url,
+        "ALIGNEZ_API_PORT": str(port),
+    }
+    with contextlib.ExitStack() as stack:
+
+        def start(*command: str) -> subprocess.Popen[bytes]:
+            return stack.enter_context(_process(command, tmp_path, environment))
+
+        api = start("alignez", "api")
+        _until(lambda: _status(port, "/health") == 200, api)
+        assert _status(port, "/ready") == 503, "not migrated yet"
+        assert start("alignez", "migrate").wait(60) == 0
+        _until(lambda: _status(port, "/ready") == 200, api)
+        relay = start("alignez", "relay", "--ready-file", str(ready_file))
+        _until(ready_file.exists, relay)
+        # The chart's readiness probe, word for word.
+        probe = 'kill -0 "$(cat /tmp/ready)"'.replace("/tmp/ready", str(ready_file))
+        assert subprocess.run(["sh", "-c", probe], check=False).returncode == 0
+        _until(lambda: _listens(server), relay)  # before, it has no handler of signals yet
+        for process in (relay, api):
+            process.terminate()
+        assert relay.wait(30) == 0
+        assert api.wait(30) == -signal.SIGTERM  # uvicorn ends in order, and then as the signal would have it
+        assert subprocess.run(["sh", "-c", probe], check=False, capture_output=True).returncode != 0
+
+
+@contextlib.contextmanager
+def _process(command: tuple[str, ...], home: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs until the end of the block at the latest."""
+    program = shutil.which(command[0], path=environment["PATH"])
+    assert program is not None
+    with subprocess.Popen([program, *command[1:]], cwd=home, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _listens(server: str) -> bool:
+    """Whether somebody waits for notifications in the database of the test."""
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'image' AND query LIKE 'LISTEN%'"
+    with psycopg.connect(server) as connection:
+        row = connection.execute(statement).fetchone()
+    return row is not None and row[0] > 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _status(port: int, path: str) -> int | None:
+    """Of the answer; None when nobody answers."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code
+    except httpx.TransportError:
+        return None
+
+
+def _until(condition: Callable[[], bool], process: subprocess.Popen[bytes], patience_s: float = 60) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert process.poll() is None, "the process has ended"
+        assert time.monotonic() < deadline, "not within a minute"
+        time.sleep(0.2)
