@@ -91,4 +91,5 @@ class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ign
         doubled = {key for key in keys if keys.count(key) > 1}
         if doubled:
             raise yaml.constructor.ConstructorError(None, None, f"keys stand twice: {doubled}", node.start_mark)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping

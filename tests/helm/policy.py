@@ -181,9 +181,9 @@ def container_security(manifests: list[Manifest]) -> Iterator[str]:
 def service_accounts(manifests: list[Manifest]) -> Iterator[str]:
     """Named by every pod, made by the chart, before the pod where a hook orders it, and without a token."""
     accounts = {each["metadata"]["name"]: each for each in manifests if each["kind"] == "ServiceAccount"}
-    for account in accounts.values():
-        if account.get("automountServiceAccountToken") is not False:
-            yield f"{_name(account)}: mounts its token"
+    for each in accounts.values():
+        if each.get("automountServiceAccountToken") is not False:
+            yield f"{_name(each)}: mounts its token"
     for workload in workloads(manifests):
         account = accounts.get(workload.pod.get("serviceAccountName", ""))
         if account is None:

@@ -161,6 +161,7 @@ def _perform(stage: Stage, root: Path, context: Path) -> None:
         elif each.keyword == "RUN":
             command = re.sub(r"(?<=[ ])/(?=(src|build|dist|opt)\b)", f"{root}/", f" {each.text}")
             environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+            environment.pop("PYTHONPATH", None)  # or pip takes what lies there for installed
             subprocess.run(["sh", "-ec", command], cwd=directory, check=True, env=environment, timeout=280)
 
 
