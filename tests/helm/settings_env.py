@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from unittest import mock
 
 from pydantic import AliasChoices, ValidationError
@@ -44,12 +45,18 @@ def read(settings: type[BaseSettings], environment: dict[str, str]) -> BaseSetti
         return settings()
 
 
-def invalid(process: str, environment: dict[str, str]) -> list[str]:
+def invalid(process: str, environment: dict[str, str]) -> tuple[str, ...]:
     """What the settings classes say against the values."""
-    complaints = []
+    return _invalid(process, tuple(sorted(environment.items())))
+
+
+@lru_cache(maxsize=4096)
+def _invalid(process: str, environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Cached by content: the releases of a matrix share most of their settings."""
+    complaints: list[str] = []
     for settings in PROCESSES[process]:
         try:
-            read(settings, environment)
+            read(settings, dict(environment))
         except ValidationError as error:
             complaints += [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-    return complaints
+    return tuple(complaints)
