@@ -39,7 +39,7 @@ class Child:
 
     @property
     def unusable(self) -> bool:
-        """Whether the child could not load its model."""
+        """Whether the child could not load its model, or has lost it."""
         return self._unusable.is_set()
 
     def stop(self) -> None:
@@ -55,21 +55,25 @@ class Child:
         except Exception as error:  # whatever it is, a worker without a model must not take jobs
             if not _is_ours(error):
                 _log.exception("the model could not be loaded")
-            print(f"alignez worker: {error}", file=sys.stderr, flush=True)
-            self._unusable.set()
-            os.kill(os.getppid(), signal.SIGTERM)
+            self._end_worker(str(error))
 
     def fit(self, job_id: UUID) -> None:
         """In the child: does a job. Without a model it leaves the job queued, for the sweep to send again."""
         if self._runner is not None:
             self._runner.run(job_id)
 
+    def _end_worker(self, reason: str) -> None:
+        """Has the parent end, once a running job is given back, for its supervisor to start it again."""
+        print(f"alignez worker: {reason}", file=sys.stderr, flush=True)
+        self._unusable.set()
+        os.kill(os.getppid(), signal.SIGTERM)
+
     def _make_runner(self) -> FitRunner:
         from worker.engine import load_engine
         from worker.fit import FitOptions, FitRunner
 
         settings = self._settings
-        loaded = load_engine(settings)
+        loaded = load_engine(settings, on_lost=self._end_worker)
         sessions = make_session_factory(self._database)
         try:
             with UnitOfWork.open(sessions) as uow:
