@@ -83,8 +83,9 @@ def load_query_bank(settings: ApiSettings) -> tuple[str, ...]:
 
 
 def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) -> Model:
-    """The engine with what serves requests on it."""
+    """The engine with what serves requests on it; its metrics join the process's."""
     settings = services.settings
+    services.metrics.watch(engine)
     served = Served(
         engine,
         services.metrics,

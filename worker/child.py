@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from profiles.errors import DatabaseUnavailable
+from profiles.exporter import MetricsServer
 from profiles.service import register_base_model
 from profiles.settings import DatabaseSettings
 from profiles.uow import UnitOfWork, make_session_factory
+from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Child:
         self._stopping = context.Event()
         self._unusable = context.Event()
         self._runner: FitRunner | None = None
+        self._metrics = WorkerMetrics()
 
     @property
     def unusable(self) -> bool:
@@ -51,7 +54,9 @@ class Child:
         # Ctrl-C reaches the whole process group; the parent decides when its children end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
+            self._serve_metrics()
             self._runner = self._make_runner()
+            self._metrics.ready.set(1)
         except Exception as error:  # whatever it is, a worker without a model must not take jobs
             if not _is_ours(error):
                 _log.exception("the model could not be loaded")
@@ -67,6 +72,13 @@ class Child:
         print(f"alignez worker: {reason}", file=sys.stderr, flush=True)
         self._unusable.set()
         os.kill(os.getppid(), signal.SIGTERM)
+
+    def _serve_metrics(self) -> None:
+        """In a thread of this process, which does the work; it ends with the process."""
+        settings = self._settings
+        if settings.metrics_port is not None:
+            exporter = MetricsServer.start(self._metrics.registry, settings.metrics_host, settings.metrics_port)
+            _log.info("metrics on port %d", exporter.port)
 
     def _make_runner(self) -> FitRunner:
         from worker.engine import load_engine
@@ -89,7 +101,7 @@ class Child:
             database_patience_s=settings.database_patience_s,
             store_rows=settings.store_rows,
         )
-        return FitRunner(sessions, loaded, options, self._stopping.is_set)
+        return FitRunner(sessions, loaded, options, self._stopping.is_set, self._metrics)
 
 
 def _is_ours(error: Exception) -> bool:
