@@ -17,6 +17,7 @@ from cli.local_stack.broker import RedisServer
 from cli.local_stack.postgres import PostgresServer
 from cli.local_stack.process import free_port
 from profiles import migrate
+from profiles.celery_queue import dead_queue
 from profiles.errors import DatabaseUnavailable
 from profiles.models import FitQueryRow, Job, JobStatus, PreferencePairRow
 from profiles.service import Caller, FitRequest, cancel_job
@@ -196,7 +197,7 @@ def test_worker_and_relay_tell_prometheus_what_they_do(processes: Processes, ses
     wait_for_success(sessions, request)
     wait_for(lambda: sample(ports[WORKER], "alignez_fit_attempts_total", outcome="succeeded") == 1)
     wait_for(lambda: sample(ports[RELAY], "alignez_jobs", status="running") == 0)
-    assert sample(ports[RELAY], "alignez_relay_messages_total") == 1
+    assert (sample(ports[RELAY], "alignez_relay_messages_total") or 0) >= 1
 
 
 def test_relay_told_to_stop_ends_cleanly(processes: Processes, sessions: SessionFactory) -> None:
@@ -306,4 +307,5 @@ def require_rabbitmq() -> None:
 
 def delete_queue(name: str) -> None:
     with Connection(RABBITMQ_URL, connect_timeout=3) as connection:
-        connection.default_channel.queue_delete(name)
+        for queue in (name, dead_queue(name).name):
+            connection.default_channel.queue_delete(queue)
