@@ -24,7 +24,7 @@ from api.compare.routes import router as compare
 from api.completions.routes import router as completions
 from api.errors import install_handlers
 from api.jobs.routes import router as jobs
-from api.metrics import Metrics, MetricsServer
+from api.metrics import Metrics
 from api.middleware import RequestContext
 from api.models.routes import router as models
 from api.openapi import DESCRIPTION, TAGS, describe
@@ -35,6 +35,7 @@ from api.usage import UsageMeter
 from api.users.routes import router as users
 from api.versions.routes import router as versions
 from profiles.errors import ProfilesError
+from profiles.exporter import MetricsServer
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, make_session_factory
 
@@ -84,7 +85,7 @@ def create_app(
         exporter = None
         services.draining.clear()  # an app may be started again, as tests do
         if settings.metrics_port is not None:
-            exporter = MetricsServer.start(metrics, settings.metrics_host, settings.metrics_port)
+            exporter = MetricsServer.start(metrics.registry, settings.metrics_host, settings.metrics_port)
             services.metrics_port = exporter.port
             log.info("metrics", port=exporter.port)
         services.usage.start()

@@ -24,7 +24,7 @@ def load_engine(settings: ApiSettings, on_lost: Callable[[str], None] | None = N
     Raises: ModelNotFound, UnknownArchitecture, OutOfMemory.
     """
     if settings.engine == "vllm":
-        return _load_vllm(settings)
+        return _load_vllm(settings, on_lost)
     from alignez_core import nano
     from alignez_core.engines.process.engine import ProcessEngine
     from alignez_core.engines.transformers_engine import TransformersEngine
@@ -48,7 +48,7 @@ def load_engine(settings: ApiSettings, on_lost: Callable[[str], None] | None = N
     return TransformersEngine.load(path, **arguments)
 
 
-def _load_vllm(settings: ApiSettings) -> Engine:
+def _load_vllm(settings: ApiSettings, on_lost: Callable[[str], None] | None) -> Engine:
     from alignez_core import nano
     from alignez_core.errors import ModelNotFound
 
@@ -70,6 +70,7 @@ def _load_vllm(settings: ApiSettings) -> Engine:
         tensor_parallel_size=settings.vllm_tensor_parallel,
         prompt_format=settings.prompt_format,
         name=settings.model_name,
+        on_lost=on_lost,
     )
 
 
@@ -82,8 +83,9 @@ def load_query_bank(settings: ApiSettings) -> tuple[str, ...]:
 
 
 def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) -> Model:
-    """The engine with what serves requests on it."""
+    """The engine with what serves requests on it; its metrics join the process's."""
     settings = services.settings
+    services.metrics.watch(engine)
     served = Served(
         engine,
         services.metrics,

@@ -6,14 +6,21 @@ made for vLLM need only the prefix changed.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from wsgiref.simple_server import WSGIServer
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:  # torch stays out of processes without a model
+    from alignez_core.engines.scheduler import EngineLoad
+    from alignez_core.engines.vllm.slots import SlotCounts
 
 _FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _LONG_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240)
+_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 
 
@@ -22,6 +29,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._engine: EngineCollector | None = None
         r = self.registry
         self.requests = Counter(
             "alignez_http_requests", "HTTP requests by route and status.", ["method", "route", "status"], registry=r
@@ -58,28 +66,65 @@ class Metrics:
             "alignez_personalise_seconds", "From a profile's name to its edit: database, embedding, directions.",
             registry=r, buckets=_FAST_S,
         )  # fmt: skip
+        self.lookup_seconds = Histogram(
+            "alignez_lookup_seconds", "Nearest fit queries and their directions, for a sample-conditional request.",
+            registry=r, buckets=_FAST_S,
+        )  # fmt: skip
+        self.edit_ratio = Histogram(
+            "alignez_edit_ratio", "How far sample-conditional edits move the model: ‖y − x‖ / ‖x‖ at the query's end.",
+            registry=r, buckets=_RATIOS,
+        )  # fmt: skip
         self.plan_cache = Counter("alignez_plan_cache", "Look-ups of compiled edits.", ["outcome"], registry=r)
         self.auth_cache = Counter("alignez_auth_cache", "Look-ups of API keys.", ["outcome"], registry=r)
         self.engine_ready = Gauge("alignez_engine_ready", "1 when the model is loaded.", registry=r)
 
+    def watch(self, engine: object) -> None:
+        """Tells of this engine from now on, in place of the one before."""
+        if self._engine is not None:
+            self.registry.unregister(self._engine)
+        self._engine = EngineCollector(engine)
+        self.registry.register(self._engine)
 
-class MetricsServer:
-    """Serves one registry over HTTP in a daemon thread until stopped."""
 
-    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
-        self._server = server
-        self._thread = thread
-        self.port = int(server.server_port)
+@runtime_checkable
+class Loaded(Protocol):
+    """An engine that says how busy it is."""
 
-    @classmethod
-    def start(cls, metrics: Metrics, host: str, port: int) -> MetricsServer:
-        """Raises: OSError: the port is taken."""
-        server, thread = start_http_server(port, addr=host, registry=metrics.registry)
-        return cls(server, thread)
+    @property
+    def load_now(self) -> EngineLoad: ...
 
-    def stop(self) -> None:
-        """Frees the port."""
-        stop: Callable[[], None] = self._server.shutdown
-        stop()
-        self._server.server_close()
-        self._thread.join(timeout=5)
+
+@runtime_checkable
+class Slotted(Protocol):
+    """An engine that keeps plans in a fixed number of slots."""
+
+    @property
+    def slot_counts(self) -> SlotCounts: ...
+
+
+class EngineCollector(Collector):
+    """Asks the engine at each scrape. An engine that does not say something has no such metric."""
+
+    def __init__(self, engine: object) -> None:
+        self._engine = engine
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: names are not reserved, for which the engine would have to be asked."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        engine = self._engine
+        if isinstance(engine, Loaded):
+            load = engine.load_now
+            yield GaugeMetricFamily("alignez_engine_running", "Rows in the engine's batch.", load.running)
+            yield GaugeMetricFamily("alignez_engine_waiting", "Requests that wait for a row.", load.waiting)
+            yield GaugeMetricFamily("alignez_engine_max_running", "Rows that fit into the batch.", load.max_slots)
+        if isinstance(engine, Slotted):
+            slots = engine.slot_counts
+            yield GaugeMetricFamily("alignez_plan_slots_live", "Slots whose plan is in use.", slots.live)
+            yield GaugeMetricFamily("alignez_plan_slots_waiting", "Requests that wait for a slot.", slots.waiting)
+            yield CounterMetricFamily("alignez_plan_slot_hits", "Requests whose plan was in a slot.", slots.hits)
+            yield CounterMetricFamily("alignez_plan_slot_loads", "Plans written into a slot.", slots.loads)
+            yield CounterMetricFamily(
+                "alignez_plan_slot_evictions", "Plans thrown out of their slot for another.", slots.evictions
+            )

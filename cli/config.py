@@ -29,10 +29,11 @@ class RunInfo:
     Args:
         url: of the REST API.
         admin_key_file: file that holds an admin key.
-        metrics_url: Prometheus endpoint.
+        metrics_url: Prometheus endpoint of the API.
         pids: role → process id: api, worker, relay, postgres, broker (null: a server of your own), and worker-2, …
             for further workers.
         pid: the `alignez up` process.
+        metrics_urls: role → Prometheus endpoint: api, worker, relay, and worker-2, … for further workers.
     """
 
     url: str
@@ -40,6 +41,7 @@ class RunInfo:
     metrics_url: str
     pids: dict[str, int | None] = field(default_factory=dict)
     pid: int = 0
+    metrics_urls: dict[str, str] = field(default_factory=dict)
 
     def write(self, data_dir: Path) -> None:
         """Replace `run.json` in one step, so that a reader never sees half of it."""

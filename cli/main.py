@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.commands.chat import chat
+from cli.commands.dead_letters import dead_letters_app
 from cli.commands.demo import demo
 from cli.commands.doctor import doctor
 from cli.commands.jobs import jobs_app
@@ -53,6 +54,7 @@ app.command(rich_help_panel=_ROLES)(migrate)
 app.command(rich_help_panel=_ROLES)(api)
 app.command(rich_help_panel=_ROLES)(worker)
 app.command(rich_help_panel=_ROLES)(relay)
+app.add_typer(dead_letters_app, name="dead-letters", rich_help_panel=_ROLES)
 
 if __name__ == "__main__":
     app()

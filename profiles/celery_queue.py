@@ -21,10 +21,40 @@ FIT_QUEUE = "fits"
 #: relay's sweep has sent another one long before: it goes by the lease, not by the broker.
 _REDELIVERY_MARGIN_S = 600
 
+#: A message that its workers do not survive this often is put aside. Its job has failed long before.
+_DELIVERIES = 20
+
 
 def is_redis(broker_url: str) -> bool:
     """Redis (TCP, TLS or socket), as opposed to RabbitMQ."""
     return broker_url.startswith(("redis://", "rediss://", "redis+socket://", "unix://"))
+
+
+def redelivery_s(task_time_limit_s: int) -> int:
+    """When the broker gives a message to another worker: after the longest job, or a long one would run twice."""
+    return task_time_limit_s + _REDELIVERY_MARGIN_S
+
+
+def fit_queue(queue: str, broker_url: str, task_time_limit_s: int) -> Queue:
+    """The queue of fits, as everybody who declares it must."""
+    arguments: dict[str, Any] = {}
+    if not is_redis(broker_url):
+        arguments = {
+            # Survives a node. Its messages die into the queue beside it: those that workers reject, and those that
+            # came back too often.
+            "x-queue-type": "quorum",
+            "x-delivery-limit": _DELIVERIES,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": dead_queue(queue).name,
+            # Milliseconds; RabbitMQ's own redelivery time, 30 min otherwise.
+            "x-consumer-timeout": redelivery_s(task_time_limit_s) * 1000,
+        }
+    return Queue(queue, queue_arguments=arguments, durable=True)  # type: ignore[no-untyped-call]
+
+
+def dead_queue(queue: str) -> Queue:
+    """Where RabbitMQ puts messages that died in `queue`. A classic queue: looking must not count as a delivery."""
+    return Queue(f"{queue}.dead", durable=True)  # type: ignore[no-untyped-call]
 
 
 def broker_configuration(
@@ -37,13 +67,13 @@ def broker_configuration(
             long job twice at once.
         queue: its name; tests use their own.
     """
-    redelivery_s = task_time_limit_s + _REDELIVERY_MARGIN_S
-    arguments: dict[str, Any] = {}
     options: dict[str, Any] = {"socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True}
-    options |= {"visibility_timeout": redelivery_s, "unacked_restore_interval": 2, "unacked_restore_throttle": 1}
+    options |= {
+        "visibility_timeout": redelivery_s(task_time_limit_s),
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+    }
     if not is_redis(broker_url):
-        # A quorum queue survives a node; x-consumer-timeout (ms) is RabbitMQ's own redelivery time, 30 min otherwise.
-        arguments = {"x-queue-type": "quorum", "x-consumer-timeout": redelivery_s * 1000}
         options = {"confirm_publish": True, "connect_timeout": 5, "read_timeout": 10, "write_timeout": 10}
     return {
         "broker_url": broker_url,
@@ -51,7 +81,7 @@ def broker_configuration(
         "broker_connection_timeout": 5,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "task_queues": [Queue(queue, queue_arguments=arguments, durable=True)],  # type: ignore[no-untyped-call]
+        "task_queues": [fit_queue(queue, broker_url, task_time_limit_s)],
         "task_default_queue": queue,
         "task_routes": {FIT_TASK: {"queue": queue}},
         "task_serializer": "json",
@@ -76,6 +106,7 @@ class CeleryQueue:
     def __init__(self, broker_url: str, *, queue: str = FIT_QUEUE, task_time_limit_s: int = 6 * 3600) -> None:
         self._app = Celery("alignez-relay", set_as_current=False)
         self._app.conf.update(broker_configuration(broker_url, queue=queue, task_time_limit_s=task_time_limit_s))
+        self._url = broker_url
         self._queue = queue
         self._connection: Connection | None = None
         transport = self._app.connection_for_write().transport
@@ -119,5 +150,9 @@ class CeleryQueue:
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._app.connection_for_write()
+            self._connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5)
+            if not is_redis(self._url):
+                # Messages that die while this queue is not there are gone.
+                dead_queue(self._queue)(self._connection.default_channel).declare()  # type: ignore[no-untyped-call]
         self._connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5)
         return self._connection

@@ -10,13 +10,14 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import psycopg
 
 from profiles import jobs
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable
 from profiles.ports import JobQueue
-from profiles.repository.jobs import OUTBOX_CHANNEL
+from profiles.repository.jobs import OUTBOX_CHANNEL, Backlog
 from profiles.uow import SessionFactory, UnitOfWork
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,22 @@ class RelayOptions:
     idempotency_days: int = 3
 
 
+class RelayObserver(Protocol):
+    """Is told what the relay does; called from its thread."""
+
+    def sent(self, messages: int) -> None:
+        """So many messages were confirmed by the broker."""
+        ...
+
+    def swept(self, leases_ended: int, resent: int, backlog: Backlog) -> None:
+        """A sweep is done; `backlog` is what waits after it."""
+        ...
+
+    def unavailable(self) -> None:
+        """Database or broker was away."""
+        ...
+
+
 def relay_once(sessions: SessionFactory, queue: JobQueue) -> int:
     """Sends one batch of waiting messages; returns how many were confirmed.
 
@@ -60,7 +77,15 @@ def relay_once(sessions: SessionFactory, queue: JobQueue) -> int:
 class Relay:
     """The relay's loop. `run` returns soon after `stop`, whatever state broker and database are in."""
 
-    def __init__(self, sessions: SessionFactory, queue: JobQueue, url: str, options: RelayOptions) -> None:
+    def __init__(
+        self,
+        sessions: SessionFactory,
+        queue: JobQueue,
+        url: str,
+        options: RelayOptions,
+        observer: RelayObserver | None = None,
+    ) -> None:
+        self._observer = observer
         self._sessions = sessions
         self._queue = queue
         self._url = url.replace("postgresql+psycopg://", "postgresql://", 1)
@@ -82,6 +107,8 @@ class Relay:
                 self._turn()
                 pause = 0.1
             except (BrokerUnavailable, DatabaseUnavailable) as error:
+                if self._observer is not None:
+                    self._observer.unavailable()
                 _log.warning("relay waits %.1f s: %s", pause, error)
                 self._stop.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -90,8 +117,12 @@ class Relay:
     def _turn(self) -> None:
         # Listening starts before the first look, so that nothing committed in between is missed.
         listener = self._listening()
-        while not self._stop.is_set() and relay_once(self._sessions, self._queue) == _BATCH:
-            pass
+        while not self._stop.is_set():
+            sent = relay_once(self._sessions, self._queue)
+            if self._observer is not None:
+                self._observer.sent(sent)
+            if sent < _BATCH:
+                break
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + self._options.sweep_s
@@ -106,6 +137,8 @@ class Relay:
             if time.monotonic() >= self._next_cleaning:
                 self._next_cleaning = time.monotonic() + 3600.0
                 uow.repository.accounts.forget_idempotency_keys(self._options.idempotency_days)
+            if self._observer is not None:
+                self._observer.swept(ended, resent, uow.repository.jobs.backlog())
         if ended or resent:
             _log.info("sweep: %d leases ended, %d messages to send again", ended, resent)
         return bool(ended or resent)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from profiles.errors import DatabaseUnavailable
+from profiles.exporter import MetricsServer
 from profiles.service import register_base_model
 from profiles.settings import DatabaseSettings
 from profiles.uow import UnitOfWork, make_session_factory
+from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -36,10 +38,11 @@ class Child:
         self._stopping = context.Event()
         self._unusable = context.Event()
         self._runner: FitRunner | None = None
+        self._metrics = WorkerMetrics()
 
     @property
     def unusable(self) -> bool:
-        """Whether the child could not load its model."""
+        """Whether the child could not load its model, or has lost it."""
         return self._unusable.is_set()
 
     def stop(self) -> None:
@@ -51,25 +54,38 @@ class Child:
         # Ctrl-C reaches the whole process group; the parent decides when its children end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
+            self._serve_metrics()
             self._runner = self._make_runner()
+            self._metrics.ready.set(1)
         except Exception as error:  # whatever it is, a worker without a model must not take jobs
             if not _is_ours(error):
                 _log.exception("the model could not be loaded")
-            print(f"alignez worker: {error}", file=sys.stderr, flush=True)
-            self._unusable.set()
-            os.kill(os.getppid(), signal.SIGTERM)
+            self._end_worker(str(error))
 
     def fit(self, job_id: UUID) -> None:
         """In the child: does a job. Without a model it leaves the job queued, for the sweep to send again."""
         if self._runner is not None:
             self._runner.run(job_id)
 
+    def _end_worker(self, reason: str) -> None:
+        """Has the parent end, once a running job is given back, for its supervisor to start it again."""
+        print(f"alignez worker: {reason}", file=sys.stderr, flush=True)
+        self._unusable.set()
+        os.kill(os.getppid(), signal.SIGTERM)
+
+    def _serve_metrics(self) -> None:
+        """In a thread of this process, which does the work; it ends with the process."""
+        settings = self._settings
+        if settings.metrics_port is not None:
+            exporter = MetricsServer.start(self._metrics.registry, settings.metrics_host, settings.metrics_port)
+            _log.info("metrics on port %d", exporter.port)
+
     def _make_runner(self) -> FitRunner:
         from worker.engine import load_engine
         from worker.fit import FitOptions, FitRunner
 
         settings = self._settings
-        loaded = load_engine(settings)
+        loaded = load_engine(settings, on_lost=self._end_worker)
         sessions = make_session_factory(self._database)
         try:
             with UnitOfWork.open(sessions) as uow:
@@ -85,7 +101,7 @@ class Child:
             database_patience_s=settings.database_patience_s,
             store_rows=settings.store_rows,
         )
-        return FitRunner(sessions, loaded, options, self._stopping.is_set)
+        return FitRunner(sessions, loaded, options, self._stopping.is_set, self._metrics)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
@@ -24,14 +25,16 @@ class LoadedEngine:
     query_bank: tuple[str, ...]
 
 
-def load_engine(settings: WorkerSettings) -> LoadedEngine:
+def load_engine(settings: WorkerSettings, on_lost: Callable[[str], None] | None = None) -> LoadedEngine:
     """The engine that the settings name; the shipped persona-nano when they name none.
 
+    Args:
+        on_lost: called with one line, from any thread, when a process of the engine's own ends by itself.
     Raises: ModelNotFound, UnknownArchitecture, OutOfMemory, InvalidInput.
     """
     from alignez_core.query_bank import queries_for
 
-    engine, source, model = _make(settings)
+    engine, source, model = _make(settings, on_lost)
     info = engine.info
     facts = ModelFacts(
         name=settings.model_name or info.name,
@@ -46,14 +49,15 @@ def load_engine(settings: WorkerSettings) -> LoadedEngine:
     return LoadedEngine(engine, facts, queries_for(model))
 
 
-def _make(settings: WorkerSettings) -> tuple[Engine, str, str | None]:
+def _make(settings: WorkerSettings, on_lost: Callable[[str], None] | None) -> tuple[Engine, str, str | None]:
     """(engine, source, model directory or hub id)."""
     if settings.model is not None and settings.model.startswith(_FAKE):
         return _fake(settings.model), settings.model, None
     from alignez_core import nano
 
     path = settings.model or str(nano.MODEL_DIR)
-    engine = _load_vllm(settings, path) if settings.engine == "vllm" else _load_transformers(settings, path)
+    on_vllm = settings.engine == "vllm"
+    engine = _load_vllm(settings, path, on_lost) if on_vllm else _load_transformers(settings, path)
     return engine, path if settings.model else "persona-nano (shipped)", path
 
 
@@ -72,7 +76,7 @@ def _load_transformers(settings: WorkerSettings, path: str) -> Engine:
     )
 
 
-def _load_vllm(settings: WorkerSettings, path: str) -> Engine:
+def _load_vllm(settings: WorkerSettings, path: str, on_lost: Callable[[str], None] | None) -> Engine:
     from alignez_core.errors import ModelNotFound
 
     try:
@@ -92,6 +96,7 @@ def _load_vllm(settings: WorkerSettings, path: str) -> Engine:
         compile=settings.vllm_compile,
         tensor_parallel_size=settings.vllm_tensor_parallel,
         prompt_format=settings.prompt_format,
+        on_lost=on_lost,
     )
 
 

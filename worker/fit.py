@@ -24,6 +24,7 @@ from profiles.uow import SessionFactory, UnitOfWork
 from worker.engine import LoadedEngine
 from worker.failures import HandBack, TimeLimitExceeded, failure_of
 from worker.lease import HeldLease
+from worker.metrics import WorkerMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class FitRunner:
         loaded: LoadedEngine,
         options: FitOptions,
         stopping: Callable[[], bool] = lambda: False,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or WorkerMetrics()
         self._sessions = sessions
         self._loaded = loaded
         self._options = options
@@ -75,6 +78,7 @@ class FitRunner:
             claim = jobs.claim(uow, job_id, self._options.worker, self._options.lease_s)
         if claim is None:
             return "skipped"
+        self._metrics.busy.set(1)
         try:
             with HeldLease(self._sessions, claim, self._options.lease_s) as lease:
                 outcome = self._run_claimed(claim, lease)
@@ -85,12 +89,17 @@ class FitRunner:
             # Nothing can be written; the lease will run out and the relay's sweep will queue the job again.
             _log.error("job %s is left to the sweep: %s", job_id, error)
             outcome = "lost"
+        finally:
+            self._metrics.busy.set(0)
+        self._metrics.attempts.labels(outcome).inc()
         _log.info("job %s attempt %d: %s", job_id, claim.attempt, outcome)
         return outcome
 
     def _run_claimed(self, claim: jobs.Claim, lease: HeldLease) -> str:
         try:
-            _Fit(self._sessions, self._loaded, self._options, claim, lease, self._stopping).run()
+            began = time.monotonic()
+            fitted = _Fit(self._sessions, self._loaded, self._options, claim, lease, self._stopping).run()
+            self._count(fitted, time.monotonic() - began)
             return "succeeded"
         except LeaseLost:
             raise
@@ -114,6 +123,14 @@ class FitRunner:
                 )
             )
             return "retry" if again else "failed"
+
+    def _count(self, fitted: FittedProfile, seconds: float) -> None:
+        last = fitted.diagnostics["last_attempt"]
+        self._metrics.seconds.observe(seconds)
+        self._metrics.tokens.inc(last["tokens_generated"])
+        self._metrics.quality.labels(fitted.quality).inc()
+        for stage, took in last["seconds"].items():
+            self._metrics.stage_seconds.labels(stage).observe(took)
 
     def _patiently(self, act: Callable[[UnitOfWork], T]) -> T:
         return patiently(self._sessions, self._options.database_patience_s, act)
@@ -139,7 +156,7 @@ class _Fit:
         self._stopping = stopping
         self._deadline = time.monotonic() + options.time_limit_s
 
-    def run(self) -> None:
+    def run(self) -> FittedProfile:
         self._do(self._bind_model)
         queries = self._do(self._queries)
         config = FitConfig.from_dict(_settings(self._claim.spec, queries))
@@ -149,6 +166,7 @@ class _Fit:
         self._store(fitted)
         version = self._fitted_version(fitted)
         self._do(lambda uow: jobs.publish(uow, self._claim, version))
+        return fitted
 
     def _bind_model(self, uow: UnitOfWork) -> None:
         jobs.bind_model(uow, self._claim, register_base_model(uow, self._loaded.facts))

@@ -71,4 +71,9 @@ class WorkerSettings(BaseSettings):
     #: How long a queued job waits before its message is sent again; doubles with each send.
     relay_resend_s: float = Field(20.0, gt=0)
 
+    #: Own port of the Prometheus endpoint; 0 picks a free one, None serves no metrics. Workers and relays that share a
+    #: host need ports of their own.
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -56,9 +56,9 @@ class StreamWriter:
         _wake([self.put(chunk)])
 
     def fail(self, error: BaseException) -> None:
-        """Ends the stream: chunks pushed before are still read, then `error` is raised."""
+        """Ends the stream: chunks pushed before are still read, then `error` is raised; nothing if nobody reads."""
         with self._ready:
-            if self._ended:
+            if self._ended or self._closed:
                 return
             self._error, self._ended = error, True
             waiter = self._take_waiter()

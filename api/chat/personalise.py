@@ -198,6 +198,7 @@ class Personaliser:
         prompt = self._engine.prompt_format.wrap(query.text or "") if query.ids is None else query.ids
         plain = self._passes.represent(prompt)
         embedding = self._embed(config.query_encoder, plain, query.text or "")
+        started = time.perf_counter()
         needed = ("help", "plain") if config.method == "transport" else ("help", "harm")
         with UnitOfWork.reading(self._sessions) as uow:
             near = nearest_representations(uow, picked.version_id, embedding.numpy(), config.neighbors, needed)
@@ -209,6 +210,10 @@ class Personaliser:
             _tensor(near.plain),
             strength=strength,
         )
+        self._metrics.lookup_seconds.observe(time.perf_counter() - started)
+        ratio = edit_ratio(plan, plain[0])
+        if ratio is not None:
+            self._metrics.edit_ratio.observe(ratio)
         return Personalisation(
             "conditional",
             plan,
@@ -217,7 +222,7 @@ class Personaliser:
             picked.number,
             picked.sha256,
             tuple(str(i) for i in near.query_ids),
-            edit_ratio(plan, plain[0]),
+            ratio,
         )
 
     def _embed(self, name: str, plain: Tensor, text: str) -> Tensor:

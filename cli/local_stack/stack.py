@@ -58,6 +58,8 @@ class LocalStack:
         self._supervisor = Supervisor(report, self._write_run_info)
         self._run: RunInfo | None = None
         self._stopping = False
+        #: Role → Prometheus endpoint.
+        self._metrics: dict[str, str] = {}
 
     @property
     def key_file(self) -> Path:
@@ -87,7 +89,8 @@ class LocalStack:
             self._run = RunInfo(
                 url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
                 admin_key_file=str(self.key_file),
-                metrics_url=f"http://127.0.0.1:{environment['ALIGNEZ_API_METRICS_PORT']}/metrics",
+                metrics_url=self._metrics["api"],
+                metrics_urls=dict(self._metrics),
                 pid=os.getpid(),
             )
             self._write_run_info()
@@ -173,7 +176,6 @@ class LocalStack:
             "ALIGNEZ_BROKER_URL": broker_url,
             "ALIGNEZ_API_HOST": self._options.host,
             "ALIGNEZ_API_PORT": str(port),
-            "ALIGNEZ_API_METRICS_PORT": str(process.remembered_port(self._data_dir / "metrics.port")),
         }
         if self._options.model is not None:
             environment["ALIGNEZ_MODEL"] = self._options.model
@@ -198,7 +200,7 @@ class LocalStack:
             child = RoleProcess(
                 name=name,
                 argv=[sys.executable, "-m", "cli.main", role, *arguments],
-                env=environment,
+                env={**environment, **self._metrics_port(name)},
                 log=self._log(name),
                 ready=(lambda: _answers(self._options.host, port)) if role == "api" else flag.exists,
                 before_start=lambda flag=flag: flag.unlink(missing_ok=True),  # type: ignore[misc]
@@ -207,6 +209,13 @@ class LocalStack:
         for name in names:
             with _Step(self._report, name):
                 self._supervisor.wait_ready(name, _READY_TIMEOUT_S)
+
+    def _metrics_port(self, name: str) -> dict[str, str]:
+        """The setting that gives a process a metrics port of its own, the same at every start."""
+        memory = self._data_dir / ("metrics.port" if name == "api" else f"{name}.metrics.port")
+        port = process.remembered_port(memory)
+        self._metrics[name] = f"http://127.0.0.1:{port}/metrics"
+        return {f"ALIGNEZ_{'API' if name == 'api' else 'WORKER'}_METRICS_PORT": str(port)}
 
     def _write_run_info(self) -> None:
         if self._run is not None:

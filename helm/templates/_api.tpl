@@ -127,6 +127,21 @@ spec:
     - {name: metrics, port: 9100, targetPort: metrics, protocol: TCP}
 {{- end }}
 
+{{/* For Prometheus alone, which goes to each pod: also to those that still load their model. */}}
+{{- define "alignez.metricsService" -}}
+apiVersion: v1
+kind: Service
+metadata:
+  {{- include "alignez.metadata" . | nindent 2 }}
+spec:
+  clusterIP: None
+  publishNotReadyAddresses: true
+  selector:
+    {{- include "alignez.selectorLabels" . | nindent 4 }}
+  ports:
+    - {name: metrics, port: 9100, targetPort: metrics, protocol: TCP}
+{{- end }}
+
 {{- define "alignez.pdb" -}}
 {{- if .root.Values.podDisruptionBudgets.enabled -}}
 apiVersion: policy/v1

@@ -59,6 +59,8 @@ ALIGNEZ_WORKER_MAX_BATCH: {{ .maxBatch | quote }}
 ALIGNEZ_WORKER_JOB_TIME_LIMIT_S: {{ .jobTimeLimitSeconds | quote }}
 ALIGNEZ_WORKER_LEASE_S: {{ .leaseSeconds | quote }}
 ALIGNEZ_WORKER_LOG_LEVEL: {{ .logLevel | quote }}
+ALIGNEZ_WORKER_METRICS_HOST: "0.0.0.0"
+ALIGNEZ_WORKER_METRICS_PORT: "9100"
 {{- if eq .engine "vllm" }}
 ALIGNEZ_WORKER_VLLM_TENSOR_PARALLEL: {{ .tensorParallel | quote }}
 {{- else }}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,17 @@ OUTBOX_CHANNEL = "alignez_outbox"
 _EVENT_SPACING = timedelta(milliseconds=300)
 
 _OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What waits: messages in the outbox, jobs, and how long the oldest of each does (seconds; 0: there is none)."""
+
+    messages: int
+    oldest_message_s: float
+    queued: int
+    oldest_due_s: float
+    running: int
 
 
 class Jobs:
@@ -198,6 +210,25 @@ class Jobs:
             .values(sent_at=func.clock_timestamp(), sends=Job.sends + 1),
             execution_options={"synchronize_session": False},
         )
+
+    def backlog(self) -> Backlog:
+        """What waits now. Reads the outbox and the index of open jobs only."""
+        statement = text(
+            """
+            SELECT m.count, m.oldest, j.queued, j.oldest, j.running
+            FROM (SELECT count(*) AS count,
+                         coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0) AS oldest
+                  FROM outbox) AS m,
+                 (SELECT count(*) FILTER (WHERE status = 'queued') AS queued,
+                         count(*) FILTER (WHERE status = 'running') AS running,
+                         coalesce(extract(epoch FROM clock_timestamp() - min(greatest(created_at, run_after))
+                             FILTER (WHERE status = 'queued'
+                                       AND (run_after IS NULL OR run_after <= clock_timestamp()))), 0) AS oldest
+                  FROM jobs WHERE status IN ('queued', 'running')) AS j
+            """
+        )
+        messages, oldest_message, queued, oldest_due, running = self._session.execute(statement).one()
+        return Backlog(messages, float(oldest_message), queued, float(oldest_due), running)
 
     def expired(self, limit: int) -> list[Job]:
         """Running jobs whose lease ran out, locked."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from openai import OpenAI
@@ -30,6 +31,13 @@ def test_run_json_names_the_url_the_key_and_every_process(stack: Up) -> None:
     assert Path(run["admin_key_file"]).stat().st_mode & 0o077 == 0
     assert set(run["pids"]) >= ROLES
     assert all(psutil.pid_exists(pid) for pid in run["pids"].values())
+
+
+def test_run_json_names_the_metrics_of_every_process(stack: Up) -> None:
+    names = {"api": "alignez_engine_ready", "worker": "alignez_worker_ready", "relay": "alignez_outbox_messages"}
+    assert set(stack.run["metrics_urls"]) == set(names)
+    for role, url in stack.run["metrics_urls"].items():
+        assert names[role] in httpx.get(url).text
 
 
 def test_a_persona_becomes_a_personalised_answer_for_an_end_user(stack: Up) -> None:

@@ -245,11 +245,11 @@ _IN_THE_RENDER: dict[str, tuple[_Mistake, str]] = {
         "does not match its own pods",
     ),
     "a monitor for nobody": (
-        lambda m: find(m, "ServiceMonitor", "-api")["spec"]["selector"].update(matchLabels={"a": "b"}),
+        lambda m: find(m, "ServiceMonitor", "-metrics")["spec"]["selector"].update(matchLabels={"a": "b"}),
         "matches no service",
     ),
     "a monitor's port": (
-        lambda m: find(m, "ServiceMonitor", "-api")["spec"]["endpoints"][0].update(port="web"),
+        lambda m: find(m, "ServiceMonitor", "-metrics")["spec"]["endpoints"][0].update(port="web"),
         "has no port web",
     ),
     "a backend that is not there": (

@@ -456,10 +456,27 @@ def test_external_servers_are_reached_by_port_and_address() -> None:
 
 def test_apis_are_reached_by_proxies_clients_and_prometheus() -> None:
     policy = find(render(nested({"networkPolicy.clientNamespaces": ["apps"]})), "NetworkPolicy", "-to-apis")
-    requests, scrapes = policy["spec"]["ingress"]
+    (requests,) = policy["spec"]["ingress"]
     assert requests["from"] == [_namespace("ingress-nginx"), _namespace("apps")]
     assert requests["ports"] == [{"port": "http", "protocol": "TCP"}]
+    policy = find(render(), "NetworkPolicy", "-to-metrics")
+    (scrapes,) = policy["spec"]["ingress"]
     assert (scrapes["from"], scrapes["ports"]) == ([_namespace("monitoring")], [{"port": "metrics", "protocol": "TCP"}])
+
+
+def test_every_process_is_measured() -> None:
+    manifests = render(nested({"monitoring.serviceMonitor": True}))
+    everyone = ["control", "inference", "worker", "relay"]
+    for each in (find(manifests, "ServiceMonitor", "-metrics"), find(manifests, "NetworkPolicy", "-to-metrics")):
+        selector = each["spec"].get("selector") or each["spec"]["podSelector"]
+        assert selector["matchExpressions"][0]["values"] == everyone
+    for component in everyone:
+        ports = container(manifests, component)["ports"]
+        assert {"name": "metrics", "containerPort": 9100} in ports
+        assert "metrics" in {port["name"] for port in find(manifests, "Service", f"-{component}")["spec"]["ports"]}
+    settings = read(WorkerSettings, configuration(manifests, "worker"))
+    assert isinstance(settings, WorkerSettings)
+    assert (settings.metrics_host, settings.metrics_port) == ("0.0.0.0", 9100)
 
 
 def test_keda_reaches_what_it_asks_and_only_then() -> None:

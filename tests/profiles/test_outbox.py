@@ -17,6 +17,7 @@ from profiles.errors import BrokerUnavailable
 from profiles.models import Job, JobStatus, OutboxMessage
 from profiles.outbox import Relay, RelayOptions, relay_once
 from profiles.ports import JobQueue
+from profiles.repository.jobs import Backlog
 from profiles.service import cancel_job
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.factories import Factory
@@ -75,6 +76,52 @@ class GatedQueue(InMemoryQueue):
         self.entered.set()
         assert self.gate.wait(10)
         return super().publish(job_ids)
+
+
+class Notes:
+    """A `RelayObserver` that remembers."""
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self.away = 0
+        self.backlogs: list[Backlog] = []
+
+    def sent(self, messages: int) -> None:
+        self.messages += messages
+
+    def swept(self, leases_ended: int, resent: int, backlog: Backlog) -> None:
+        self.backlogs.append(backlog)
+
+    def unavailable(self) -> None:
+        self.away += 1
+
+
+def test_the_backlog_counts_what_waits_and_how_long(committed: SessionFactory) -> None:
+    def backlog() -> Backlog:
+        with UnitOfWork.open(committed) as uow:
+            return uow.repository.jobs.backlog()
+
+    assert backlog() == Backlog(0, 0.0, 0, 0.0, 0)
+    first, *_ = ask(committed, 3)
+    with committed() as session, session.begin():
+        ago = timedelta(seconds=100)
+        session.execute(update(Job).where(Job.id == first).values(created_at=Job.created_at - ago))
+        session.execute(
+            update(OutboxMessage).where(OutboxMessage.job_id == first).values(created_at=OutboxMessage.created_at - ago)
+        )
+    found = backlog()
+    assert (found.messages, found.queued, found.running) == (3, 3, 0)
+    assert 100 <= found.oldest_due_s < 160
+    assert 100 <= found.oldest_message_s < 160
+    relay_once(committed, InMemoryQueue())
+    with UnitOfWork.open(committed) as uow:
+        assert jobs.claim(uow, first, "worker", 30.0) is not None
+    found = backlog()
+    assert (found.messages, found.oldest_message_s, found.queued, found.running) == (0, 0.0, 2, 1)
+    assert found.oldest_due_s < 60
+    with committed() as session, session.begin():  # neither is due
+        session.execute(update(Job).where(Job.status == "queued").values(run_after=func.now() + timedelta(hours=1)))
+    assert backlog().oldest_due_s == 0.0
 
 
 def test_the_in_memory_queue_is_a_job_queue() -> None:
@@ -260,8 +307,8 @@ class TestLoop:
         """Runs relays in threads until the test ends."""
         relays: list[tuple[Relay, threading.Thread]] = []
 
-        def start(queue: JobQueue, **options: float) -> Relay:
-            relay = Relay(committed, queue, postgres_url, RelayOptions(**{"poll_s": 5.0, **options}))
+        def start(queue: JobQueue, observer: Notes | None = None, **options: float) -> Relay:
+            relay = Relay(committed, queue, postgres_url, RelayOptions(**{"poll_s": 5.0, **options}), observer)
             thread = threading.Thread(target=relay.run)
             thread.start()
             relays.append((relay, thread))
@@ -282,12 +329,22 @@ class TestLoop:
         until(lambda: queue.published == [job_id])
         assert time.monotonic() - began < 3.0
 
+    def test_an_observer_hears_of_what_it_sends_and_of_what_waits(
+        self, committed: SessionFactory, start: Start
+    ) -> None:
+        ask(committed, 2)
+        notes = Notes()
+        start(InMemoryQueue(), notes)
+        until(lambda: notes.messages == 2 and len(notes.backlogs) > 0)
+        assert (notes.backlogs[-1].messages, notes.backlogs[-1].queued, notes.away) == (0, 2, 0)
+
     def test_it_waits_for_a_broker_that_is_away(self, committed: SessionFactory, start: Start) -> None:
         queue = InMemoryQueue()
         queue.away = True
-        start(queue)
+        notes = Notes()
+        start(queue, notes)
         ids = ask(committed, 2)
-        time.sleep(0.2)
+        until(lambda: notes.away > 0)
         assert waiting(committed) == ids
         queue.away = False
         until(lambda: queue.published == ids)

@@ -16,6 +16,7 @@ from profiles.uow import SessionFactory, UnitOfWork
 from tests.factories import Factory
 from worker.engine import LoadedEngine
 from worker.fit import FitOptions, FitRunner
+from worker.metrics import WorkerMetrics
 
 OPTIONS = FitOptions(
     worker="test", lease_s=30.0, time_limit_s=600.0, max_failures=3, database_patience_s=5.0, store_rows=5
@@ -53,7 +54,9 @@ class Bench:
     def runner(self, engine: LoadedEngine | None = None, **changes: Any) -> FitRunner:
         """A worker's runner."""
         stopping: Callable[[], bool] = changes.pop("stopping", lambda: False)
-        return FitRunner(self.sessions, engine or loaded(), dataclasses.replace(OPTIONS, **changes), stopping)
+        metrics: WorkerMetrics | None = changes.pop("metrics", None)
+        options = dataclasses.replace(OPTIONS, **changes)
+        return FitRunner(self.sessions, engine or loaded(), options, stopping, metrics)
 
     def open(self) -> Any:
         return UnitOfWork.open(self.sessions)

@@ -29,6 +29,7 @@ from profiles.uow import SessionFactory, UnitOfWork
 from tests.conftest import empty_tables
 from tests.factories import QUERIES, Factory
 from tests.worker.conftest import Bench, loaded, texts_of
+from worker.metrics import WorkerMetrics
 
 N = len(QUERIES)
 CHUNK = 4
@@ -588,6 +589,28 @@ class TestFailures:
         assert bench.runner(loaded(second)).run(request.job.id) == "succeeded"
         assert set((first.rows + second.rows).values()) == {1}
         assert job_of(bench, request).error_code is None
+
+    def test_metrics_count_attempts_stages_tokens_and_verdicts(self, bench: Bench) -> None:
+        metrics = WorkerMetrics()
+
+        def value(name: str, **labels: str) -> float | None:
+            return metrics.registry.get_sample_value(name, labels)
+
+        broken = loaded(FakeEngine(error=OutOfMemory("no memory")))
+        assert bench.runner(broken, metrics=metrics).run(bench.request(spec=SPEC).job.id) == "retry"
+        assert value("alignez_fit_attempts_total", outcome="retry") == 1
+        assert value("alignez_fit_seconds_count") == 0
+        request = bench.request(spec=SPEC)
+        assert bench.runner(metrics=metrics).run(request.job.id) == "succeeded"
+        with bench.open() as uow:
+            version = uow.session.get_one(ProfileVersion, request.version.id)
+        assert value("alignez_fit_attempts_total", outcome="succeeded") == 1
+        assert value("alignez_fit_quality_total", quality=version.quality or "") == 1
+        assert value("alignez_fit_tokens_total") == version.diagnostics["last_attempt"]["tokens_generated"]
+        assert value("alignez_fit_seconds_count") == 1
+        stages = version.diagnostics["last_attempt"]["seconds"]
+        assert all(value("alignez_fit_stage_seconds_count", stage=stage) == 1 for stage in stages)
+        assert value("alignez_worker_busy") == 0
 
     def test_an_error_that_does_not_pass_ends_the_job(self, bench: Bench) -> None:
         request = bench.request(spec=SPEC)

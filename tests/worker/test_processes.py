@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shutil
 import socket
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from kombu.connection import Connection
+from prometheus_client.parser import text_string_to_metric_families
 
 from cli.local_stack.broker import RedisServer
 from cli.local_stack.postgres import PostgresServer
+from cli.local_stack.process import free_port
 from profiles import migrate
+from profiles.celery_queue import dead_queue
 from profiles.errors import DatabaseUnavailable
 from profiles.models import FitQueryRow, Job, JobStatus, PreferencePairRow
 from profiles.service import Caller, FitRequest, cancel_job
@@ -173,6 +177,29 @@ def test_worker_told_to_stop_hands_its_job_back_at_once(processes: Processes, se
     assert_complete(sessions)
 
 
+def test_worker_and_relay_tell_prometheus_what_they_do(processes: Processes, sessions: SessionFactory) -> None:
+    def sample(port: int, name: str, **labels: str) -> float | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+                text = reply.read().decode()
+        except OSError:
+            return None  # not there yet
+        families = text_string_to_metric_families(text)
+        found = {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+        return found.get((name, tuple(sorted(labels.items()))))
+
+    ports = {module: free_port() for module in (RELAY, WORKER)}
+    processes.start(RELAY, settings={"ALIGNEZ_WORKER_METRICS_PORT": str(ports[RELAY])})
+    request = ask(sessions)
+    wait_for(lambda: sample(ports[RELAY], "alignez_jobs", status="queued") == 1, what="the backlog")
+    processes.start(WORKER, settings={"ALIGNEZ_WORKER_METRICS_PORT": str(ports[WORKER])})
+    wait_for(lambda: sample(ports[WORKER], "alignez_worker_busy") == 1, what="a busy worker")
+    wait_for_success(sessions, request)
+    wait_for(lambda: sample(ports[WORKER], "alignez_fit_attempts_total", outcome="succeeded") == 1)
+    wait_for(lambda: sample(ports[RELAY], "alignez_jobs", status="running") == 0)
+    assert (sample(ports[RELAY], "alignez_relay_messages_total") or 0) >= 1
+
+
 def test_relay_told_to_stop_ends_cleanly(processes: Processes, sessions: SessionFactory) -> None:
     relay = processes.start(RELAY)
     request = ask(sessions)
@@ -280,4 +307,5 @@ def require_rabbitmq() -> None:
 
 def delete_queue(name: str) -> None:
     with Connection(RABBITMQ_URL, connect_timeout=3) as connection:
-        connection.default_channel.queue_delete(name)
+        for queue in (name, dead_queue(name).name):
+            connection.default_channel.queue_delete(queue)

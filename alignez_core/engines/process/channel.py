@@ -6,6 +6,8 @@ of the channel writes what has gathered since its last write as one block. So a 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pickle
 import queue
 import socket
@@ -17,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 
 from alignez_core.editing import EditPlan
+
+_log = logging.getLogger(__name__)
 
 #: Plans that both halves remember, so that a plan of many requests crosses once.
 REMEMBERED_PLANS = 256
@@ -30,7 +34,9 @@ class Channel:
     """
 
     def __init__(self, end: socket.socket) -> None:
-        self._connection = Connection(end.detach())
+        # Beside the connection, which cannot be shut down while another thread reads from it.
+        self._socket = end
+        self._connection = Connection(end.dup().detach())
         # The only queue whose `put` a finaliser may call: it is reentrant.
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send_all, name="alignez-channel", daemon=True)
@@ -53,23 +59,37 @@ class Channel:
         self._outgoing.put(_HANG_UP)
         self._sender.join()
         self._connection.close()
+        self._socket.close()
 
     def _send_all(self) -> None:
         is_open = True
-        while True:
-            block = [self._outgoing.get()]
-            while not self._outgoing.empty():
-                block.append(self._outgoing.get())
-            hang_up = block[-1] is _HANG_UP
-            if hang_up:
-                block.pop()
+        hang_up = False
+        while not hang_up:
+            block = []
+            message = self._outgoing.get()
+            while message is not _HANG_UP:
+                block.append(message)
+                if self._outgoing.empty():
+                    break
+                message = self._outgoing.get()
+            hang_up = message is _HANG_UP  # what was put after it goes nowhere
             if is_open and block:
-                try:
-                    self._connection.send_bytes(pickle.dumps(block, pickle.HIGHEST_PROTOCOL))
-                except OSError:
-                    is_open = False
-            if hang_up:
-                return
+                is_open = self._send_block(block)
+
+    def _send_block(self, block: list[Any]) -> bool:
+        """Writes it; returns whether more can be written."""
+        try:
+            self._connection.send_bytes(pickle.dumps(block, pickle.HIGHEST_PROTOCOL))
+        except OSError:
+            return False
+        except Exception:
+            # Out of memory, or a value that cannot be pickled. A message that is missing would leave somebody waiting
+            # for ever; an end is seen by both sides.
+            _log.exception("a message to the other process cannot be written")
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            return False
+        return True
 
 
 _HANG_UP = object()

@@ -254,6 +254,9 @@ class ProcessEngine:
                     self._forget(number)
                 chunks.append((stream.writer, chunk))
             elif kind == "failed":
+                # First what came before it: a stream that has failed takes no more chunks.
+                deliver(chunks)
+                chunks = []
                 self._failed(number, content[0])
             else:
                 with self._guard:
@@ -336,8 +339,13 @@ class _Child:
         """Reads on a thread from now on."""
 
         def read() -> None:
-            while (block := self._channel.receive()) is not None:
-                take(block)
+            try:
+                while (block := self._channel.receive()) is not None:
+                    take(block)
+            except Exception:
+                # Whatever it was, nobody would be answered any more: so the child is as good as gone.
+                _log.exception("the engine's process said what cannot be understood")
+                self._process.kill()
             self.lost = f"the engine's process has ended ({self._exit()})"
             lost(self.lost)
 

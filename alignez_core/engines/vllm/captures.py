@@ -9,8 +9,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.v1.engine.async_llm import AsyncLLM
 
+from alignez_core.engines.vllm.workers import Workers
 from alignez_core.errors import AlignezError
 
 T = TypeVar("T")
@@ -26,8 +26,8 @@ class Captures:
         n_layers: L. hidden_size: D.
     """
 
-    def __init__(self, llm: AsyncLLM, n_layers: int, hidden_size: int) -> None:
-        self._llm = llm
+    def __init__(self, workers: Workers, n_layers: int, hidden_size: int) -> None:
+        self._workers = workers
         self._shape = (n_layers, hidden_size)
 
     def chunks(self, texts: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -43,7 +43,7 @@ class Captures:
         """
         out = torch.zeros(len(keys), *self._shape)
         got: list[set[int]] = [set() for _ in keys]
-        for worker in await self._llm.collective_rpc("alignez_take_captured", args=(list(keys),)):
+        for worker in await self._workers.call("alignez_take_captured", list(keys)):
             for i, found in enumerate(worker):
                 if found is not None:
                     layers, width, raw = found
@@ -58,4 +58,4 @@ class Captures:
     async def forget(self, keys: Sequence[str]) -> None:
         """Has the workers drop what they hold of texts that failed. Never raises: there is an error already."""
         with contextlib.suppress(Exception):
-            await self._llm.collective_rpc("alignez_take_captured", args=(list(keys),))
+            await self._workers.call("alignez_take_captured", list(keys))

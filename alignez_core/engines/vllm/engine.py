@@ -7,10 +7,12 @@ vLLM schedules, batches, pages memory and runs on several GPUs; the plugin (`plu
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import itertools
+import logging
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -43,10 +45,13 @@ from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, to_extra_arg
 from alignez_core.engines.vllm.sampling import finish_reason, sampling_params, token_logprobs
 from alignez_core.engines.vllm.settings import EditSettings
 from alignez_core.engines.vllm.slots import PlanSlots, SlotCounts
+from alignez_core.engines.vllm.workers import CORE_ENDED, Workers
 from alignez_core.errors import EngineClosed, InvalidInput
 from alignez_core.prompts import PromptFormat
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class VLLMEngine:
@@ -62,6 +67,7 @@ class VLLMEngine:
         settings: EditSettings,
         max_running: int,
         max_waiting: int,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
         self._info = info
         self._tokens = tokens
@@ -75,11 +81,14 @@ class VLLMEngine:
         self._admission = Admission(max_running, max_waiting)
         self._slots = PlanSlots(settings.slots, PlanLoader(self._send_plans).load)
         self._outputs = Outputs(llm)
-        self._captures = Captures(llm, info.n_layers, info.hidden_size)
+        self._workers = Workers(llm)
+        self._captures = Captures(self._workers, info.n_layers, info.hidden_size)
         self._ids = itertools.count()
         self._generated = 0
         self._guard = threading.Lock()
         self._closed = False
+        self._on_lost = on_lost
+        loop.call(lambda: self._workers.when_lost(self._core_ended))
 
     @classmethod
     def load(
@@ -97,6 +106,7 @@ class VLLMEngine:
         prefix_caching: bool = True,
         prompt_format: PromptFormatName = "auto",
         name: str | None = None,
+        on_lost: Callable[[str], None] | None = None,
         **vllm_args: Any,
     ) -> VLLMEngine:
         """The engine of the model in a directory or under a Hugging Face id.
@@ -109,6 +119,8 @@ class VLLMEngine:
                 0: vLLM as it is, no request can be edited.
             rank: of the device tables; a plan of a higher rank is refused.
             compile: False is vLLM's eager mode, which starts faster.
+            on_lost: called once, on the engine's loop, with one line, when vLLM's engine core ends by itself. All that
+                ran has failed with `EngineClosed` then, and the engine can only be closed.
             vllm_args: further `AsyncEngineArgs`, as they are.
         Raises: ModelNotFound, UnknownArchitecture; InvalidInput: a setting out of range.
         """
@@ -133,7 +145,7 @@ class VLLMEngine:
             }
         )
         info = model.info(name or Path(str(path)).name, dtype, llm)
-        return cls(info, model.tokens, model.prompt_format, loop, llm, settings, max_running, max_waiting)
+        return cls(info, model.tokens, model.prompt_format, loop, llm, settings, max_running, max_waiting, on_lost)
 
     @property
     def info(self) -> EngineInfo:
@@ -242,11 +254,18 @@ class VLLMEngine:
             raise
         try:
             result: T = running.result()
-        except asyncio.CancelledError as error:
+        except concurrent.futures.CancelledError as error:  # not asyncio's, which is another class
             raise EngineClosed("the engine was closed") from error
         return result
 
     # On the engine's loop
+
+    def _core_ended(self) -> None:
+        if self._closed:
+            return
+        _log.error("%s", CORE_ENDED)
+        if self._on_lost is not None:
+            self._on_lost(CORE_ENDED)
 
     async def _shut_down(self) -> None:
         self._llm.shutdown()
@@ -336,7 +355,7 @@ class VLLMEngine:
             self._slots.release(plan)
 
     async def _send_plans(self, plans: Sequence[PlanMessage]) -> None:
-        await self._llm.collective_rpc("alignez_load_plans", args=(plans,))
+        await self._workers.call("alignez_load_plans", plans)
 
     def _eos(self) -> tuple[int, ...]:
         return tuple(sorted(self._tokens.eos_ids))

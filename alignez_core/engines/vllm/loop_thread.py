@@ -53,6 +53,10 @@ class LoopThread:
         self._loop.call_soon_threadsafe(begin)
         return cancel
 
+    def call(self, work: Callable[[], None]) -> None:
+        """Has `work` called on the loop soon."""
+        self._loop.call_soon_threadsafe(work)
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` to its end, from another thread."""
         result: T = self.submit(work).result()

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from vllm import RequestOutput, SamplingParams, TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from alignez_core.errors import AlignezError
+from alignez_core.engines.vllm.workers import CORE_ENDED
+from alignez_core.errors import AlignezError, EngineClosed
 
 T = TypeVar("T")
 
@@ -60,6 +62,7 @@ def as_engine_error(error: Exception) -> AlignezError:
     """The error itself if it is ours, else one of ours that says what vLLM said."""
     if isinstance(error, AlignezError):
         return error
-    failure = AlignezError(f"vLLM failed: {type(error).__name__}: {error}")
+    dead = isinstance(error, EngineDeadError)
+    failure = EngineClosed(CORE_ENDED) if dead else AlignezError(f"vLLM failed: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure

@@ -72,7 +72,7 @@ class PlanLoader:
             if batch and size > room:
                 break
             self._waiting.popleft()
-            # Its slot may be another plan's by now, which may even be in this batch.
+            # Cancelled: the engine closes.
             if not wanted.written.done():
                 batch.append(wanted)
                 room -= size

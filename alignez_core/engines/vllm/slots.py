@@ -12,13 +12,24 @@ from dataclasses import dataclass, field
 
 from alignez_core.editing import EditPlan
 
+#: Requests whose plan is there already that may pass the first in line, before they queue behind it too.
+_PATIENCE = 64
+
 
 @dataclass
 class _Slot:
+    """A plan in a slot. Until it is loaded it is not given to another plan, whether anybody still wants it or not."""
+
     number: int
     sha256: str
     users: int = 0
     loaded: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+@dataclass(eq=False)
+class _Waiter:
+    plan: EditPlan
+    given: asyncio.Future[_Slot] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,9 @@ class SlotCounts:
 class PlanSlots:
     """A fixed number of slots for any number of plans.
 
+    A slot goes from its last user to the first in line directly, so nobody can take it in between. A request whose
+    plan is in a slot needs none and passes, but not for ever: plans that never rest would keep others out.
+
     Args:
         count: slots beside slot 0.
         load: writes a plan into a slot of every worker's table.
@@ -44,8 +58,9 @@ class PlanSlots:
         self._load = load
         self._free = list(range(count, 0, -1))
         self._by_plan: dict[str, _Slot] = {}
-        self._idle: OrderedDict[str, _Slot] = OrderedDict()  # not in use, least recently used first
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._idle: OrderedDict[str, _Slot] = OrderedDict()  # loaded, not in use, least recently used first
+        self._waiting: deque[_Waiter] = deque()
+        self._passed = 0  # by how many the first in line was
         self._hits = self._loads = self._evictions = 0
 
     @property
@@ -58,36 +73,48 @@ class PlanSlots:
 
         Raises: whatever `load` raises; the slot is free again then.
         """
-        while True:
-            slot = self._by_plan.get(plan.sha256)
-            if slot is not None:
-                self._hits += 1
-                self._idle.pop(plan.sha256, None)
-                slot.users += 1
-                try:
-                    # Shielded: one user who gives up must not take the load away from the others.
-                    await asyncio.shield(slot.loaded)
-                except BaseException:
-                    self._drop_user(slot)
-                    raise
-                return slot.number
-            number = self._vacate()
-            if number is not None:
-                return await self._fill(number, plan)
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
+        waiter = _Waiter(plan)
+        if not self._waiting or (plan.sha256 in self._by_plan and self._passed < _PATIENCE):
+            self._passed += bool(self._waiting)
+            slot = self._take(plan)
+        else:
+            slot = None
+        if slot is None:
+            self._waiting.append(waiter)
             try:
-                await turn
+                slot = await waiter.given
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._wake_next()  # the turn was given and cannot be taken: the next in line has it
-                elif turn in self._waiting:
-                    self._waiting.remove(turn)
+                if waiter.given.done() and not waiter.given.cancelled():
+                    self._drop_user(waiter.given.result())
+                elif waiter in self._waiting:
+                    self._waiting.remove(waiter)
+                    self._serve()  # those behind it may need no slot
                 raise
+        try:
+            # Shielded: one user who gives up must not take the load away from the others.
+            await asyncio.shield(slot.loaded)
+        except BaseException:
+            self._drop_user(slot)
+            raise
+        return slot.number
 
     def release(self, plan: EditPlan) -> None:
         """Ends one use. The plan stays in its slot until another needs it."""
         self._drop_user(self._by_plan[plan.sha256])
+
+    def _take(self, plan: EditPlan) -> _Slot | None:
+        """One more user of the plan's slot, or of one that begins to load it; None: all are in use by other plans."""
+        slot = self._by_plan.get(plan.sha256)
+        if slot is not None:
+            self._hits += 1
+            self._idle.pop(plan.sha256, None)
+        else:
+            number = self._vacate()
+            if number is None:
+                return None
+            slot = self._begin(number, plan)
+        slot.users += 1
+        return slot
 
     def _vacate(self) -> int | None:
         if self._free:
@@ -99,42 +126,54 @@ class PlanSlots:
         self._evictions += 1
         return slot.number
 
-    async def _fill(self, number: int, plan: EditPlan) -> int:
-        slot = self._by_plan[plan.sha256] = _Slot(number, plan.sha256, users=1)
+    def _begin(self, number: int, plan: EditPlan) -> _Slot:
+        slot = self._by_plan[plan.sha256] = _Slot(number, plan.sha256)
         self._loads += 1
         # In a task of its own, so that a caller who is cancelled leaves no half-written slot behind.
         task = asyncio.ensure_future(self._load(number, plan))
         task.add_done_callback(lambda done: self._loaded(slot, done))
-        try:
-            await asyncio.shield(slot.loaded)
-        except BaseException:
-            self._drop_user(slot)
-            raise
-        return number
+        return slot
 
     def _loaded(self, slot: _Slot, done: asyncio.Future[None]) -> None:
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         if error is None:
             slot.loaded.set_result(None)
-            return
-        # Nobody finds it any more; its users give it back one by one.
-        self._by_plan.pop(slot.sha256, None)
-        slot.loaded.set_exception(error if isinstance(error, Exception) else RuntimeError("loading was cancelled"))
-        slot.loaded.exception()  # retrieved: a slot without users must not warn
+        else:
+            # Nobody finds it any more; its users give it back one by one.
+            del self._by_plan[slot.sha256]
+            slot.loaded.set_exception(error if isinstance(error, Exception) else RuntimeError("loading was cancelled"))
+            slot.loaded.exception()  # retrieved: a slot without users must not warn
+        if not slot.users:
+            self._rest(slot)
 
     def _drop_user(self, slot: _Slot) -> None:
         slot.users -= 1
-        if slot.users:
-            return
+        if not slot.users and slot.loaded.done():
+            self._rest(slot)
+
+    def _rest(self, slot: _Slot) -> None:
+        """The slot may be another plan's now."""
         if self._by_plan.get(slot.sha256) is slot:
             self._idle[slot.sha256] = slot
         else:
             self._free.append(slot.number)
-        self._wake_next()
+        self._serve()
 
-    def _wake_next(self) -> None:
+    def _serve(self) -> None:
+        """Gives slots to those in line, as far as there are any."""
         while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            first = self._waiting[0]
+            slot = None if first.given.done() else self._take(first.plan)  # done: cancelled, and not yet run since
+            if slot is None and not first.given.done():
                 return
+            self._waiting.popleft()
+            self._passed = 0
+            if slot is None:
+                continue
+            first.given.set_result(slot)
+            # Whoever waits for the same plan needs no slot of its own.
+            for other in [other for other in self._waiting if other.plan.sha256 == slot.sha256]:
+                self._waiting.remove(other)
+                if not other.given.done():
+                    self._take(other.plan)
+                    other.given.set_result(slot)

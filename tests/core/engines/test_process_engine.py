@@ -154,6 +154,23 @@ def test_closing_ends_what_runs_and_leaves_no_process(model: Path) -> None:
         engine.stream(greedy())
 
 
+def test_what_a_row_made_before_it_failed_is_still_read(engine: ProcessEngine) -> None:
+    stream = engine.stream(greedy(**LONG))
+    (number,) = engine._streams
+    os.kill(engine.pid, signal.SIGSTOP)  # so that the one block is all that comes
+    try:
+        engine._take(
+            [("chunk", number, "hello", (1,), None, None, 1), ("failed", number, EngineClosed("the engine was closed"))]
+        )
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+    chunks = iter(stream)
+    texts = [next(chunks).text]
+    with pytest.raises(EngineClosed):
+        texts += [chunk.text for chunk in chunks]
+    assert texts[-1] == "hello"
+
+
 def test_the_process_ends_when_its_parent_is_killed(model: Path) -> None:
     code = (
         "import sys, time\n"

@@ -52,6 +52,14 @@ def test_an_error_comes_after_the_chunks_before_it() -> None:
             read(QueuedStream(writer))
 
 
+def test_a_stream_that_its_reader_closed_ends_without_an_error() -> None:
+    writer = StreamWriter()
+    stream = QueuedStream(writer)
+    stream.close()
+    writer.fail(EngineClosed("a request that is cancelled says so"))
+    assert texts(stream) == []
+
+
 def test_queued_chunks_cost_one_wake_up() -> None:
     async def main() -> int:
         writers = [StreamWriter() for _ in range(5)]

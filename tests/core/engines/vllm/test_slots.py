@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from alignez_core.editing import EditPlan
+from alignez_core.engines.vllm.plan_loader import PlanLoader
+from alignez_core.engines.vllm.plan_message import PlanMessage
 from alignez_core.engines.vllm.slots import PlanSlots, SlotCounts
 
 PLANS = [EditPlan.additive([0], torch.full((1, 2), float(i + 1))) for i in range(12)]
@@ -107,6 +109,110 @@ def test_a_load_that_fails_is_the_callers_error_and_costs_no_slot() -> None:
         table.fail = False
         await slots.acquire(PLANS[0])
         assert slots.counts.live == 1
+
+    run(work())
+
+
+def gated(sent: list[list[int]]) -> tuple[PlanSlots, asyncio.Event]:
+    """Two slots over a loader whose messages arrive when the event says so."""
+    arrive = asyncio.Event()
+
+    async def send(plans: Sequence[PlanMessage]) -> None:
+        sent.append([message[0] for message in plans])
+        await arrive.wait()
+
+    return PlanSlots(2, PlanLoader(send).load), arrive
+
+
+async def begun(work: Coroutine[Any, Any, int]) -> asyncio.Future[int]:
+    task = asyncio.ensure_future(work)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return task
+
+
+def test_a_slot_on_its_way_to_nobody_is_not_given_to_another_plan_meanwhile() -> None:
+    async def work() -> None:
+        sent: list[list[int]] = []
+        slots, arrive = gated(sent)
+        first = await begun(slots.acquire(PLANS[0]))
+        given_up = await begun(slots.acquire(PLANS[1]))
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        third = await begun(slots.acquire(PLANS[2]))
+        arrive.set()
+        await asyncio.gather(first, third)
+        assert sent == [[1], [2], [2]]
+
+    run(work())
+
+
+def test_a_load_that_fails_after_its_only_user_left_costs_no_slot() -> None:
+    async def work() -> None:
+        table = Table()
+        table.fail = True
+        slots = PlanSlots(1, table.load)
+        given_up = asyncio.ensure_future(slots.acquire(PLANS[0]))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        await asyncio.sleep(0.01)
+        table.fail = False
+        assert await slots.acquire(PLANS[1]) == 1
+
+    run(work())
+
+
+def test_those_in_line_for_one_plan_share_its_slot_and_leave_the_next_free_one_to_others() -> None:
+    async def work() -> None:
+        slots = PlanSlots(2, Table().load)
+        for held in PLANS[:2]:
+            await slots.acquire(held)
+        line = [await begun(slots.acquire(PLANS[i])) for i in (2, 2, 3)]
+        slots.release(PLANS[0])
+        await asyncio.gather(*line[:2])
+        assert not line[2].done()
+        slots.release(PLANS[1])
+        await line[2]
+
+    run(work())
+
+
+def test_nobody_takes_a_slot_between_its_release_and_the_first_in_line() -> None:
+    async def work() -> None:
+        table = Table()
+        slots = PlanSlots(1, table.load)
+        await slots.acquire(PLANS[0])
+        first = await begun(slots.acquire(PLANS[1]))
+        slots.release(PLANS[0])
+        later = asyncio.ensure_future(slots.acquire(PLANS[2]))
+        await first
+        assert not later.done()
+        slots.release(PLANS[1])
+        await later
+
+    run(work())
+
+
+def test_a_plan_that_never_rests_lets_others_in() -> None:
+    async def work() -> None:
+        slots = PlanSlots(1, Table().load)
+        await slots.acquire(PLANS[0])
+        waits = await begun(slots.acquire(PLANS[1]))
+        # There is always one more user of the first plan, who comes before the last one goes.
+        passed = 0
+        while not waits.done():
+            follower = await begun(slots.acquire(PLANS[0]))
+            slots.release(PLANS[0])
+            for _ in range(5):
+                await asyncio.sleep(0)
+            passed += follower.done()
+            if not follower.done():
+                break
+        await waits
+        assert passed == 64
+        slots.release(PLANS[1])
+        await follower
 
     run(work())
 

@@ -1,0 +1,91 @@
+"""When vLLM's engine core is gone, every caller gets an error, the owner is told, and `close` returns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from alignez_core.engines.base import Engine
+from alignez_core.errors import EngineClosed
+from tests.core.engines.contract import greedy, plan_for, wait_until
+from tests.vllm.conftest import Start
+
+pytestmark = pytest.mark.vllm
+
+LONG = {"max_tokens": 80, "ignore_eos": True}
+
+
+@pytest.fixture
+def lost() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def engine(start: Start, lost: list[str]) -> Iterator[Any]:
+    with start(max_running=2, on_lost=lost.append) as loaded:
+        yield loaded
+
+
+class Call:
+    """A call that blocks, in a thread of its own."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self.error = error
+
+    def error_within(self, seconds: float) -> BaseException | None:
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "it waits still"
+        return self.error
+
+
+def test_callers_of_a_core_that_is_killed_get_an_error_also_while_a_plan_is_under_way(
+    engine: Any, lost: list[str]
+) -> None:
+    children = psutil.Process().children(recursive=True)
+    cores = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    engine.generate([greedy(edit=plan_for(engine))])
+    for core in cores:  # what is asked now is not answered any more
+        os.kill(core.pid, signal.SIGSTOP)
+    calls = [
+        Call(lambda: list(engine.stream(greedy(edit=plan_for(engine, seed=1), **LONG)))),
+        Call(lambda: engine.generate([greedy(**LONG)] * 4)),
+        Call(lambda: engine.represent(["one text"])),
+        Call(lambda: engine.score([])),
+    ]
+    wait_until(lambda: engine.load_now.running + engine.load_now.waiting == 5)
+    for core in cores:
+        os.kill(core.pid, signal.SIGKILL)
+    assert all(isinstance(call.error_within(30.0), EngineClosed) for call in calls[:3])
+    assert calls[3].error_within(1.0) is None  # nothing was asked
+    for seed in range(4):  # more than may run at once
+        with pytest.raises(EngineClosed):
+            list(engine.stream(greedy(edit=plan_for(engine, seed=seed))))
+    assert lost == ["vLLM's engine core has ended"]
+    assert Call(engine.close).error_within(30.0) is None
+    assert len(lost) == 1
+
+
+def test_whole_answers_that_closing_cuts_off_say_that_the_engine_was_closed(engine: Any, lost: list[str]) -> None:
+    call = Call(lambda: generate_many(engine))
+    wait_until(lambda: engine.load_now.running == 2)
+    engine.close()
+    assert isinstance(call.error_within(10.0), EngineClosed)
+    assert lost == []
+
+
+def generate_many(engine: Engine) -> None:
+    engine.generate([greedy(edit=plan_for(engine), **LONG)] * 50)  # type: ignore[arg-type]
