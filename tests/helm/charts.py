@@ -16,6 +16,13 @@ PROFILES = ("values.yaml", "values.small.yaml", "values.production.yaml", "value
 
 Manifest = dict[str, Any]
 
+#: What KEDA needs to scale workers and inference.
+KEDA = {
+    "worker.autoscaling.enabled": True,
+    "inference.autoscaling.enabled": True,
+    "keda.prometheusAddress": "http://prometheus.monitoring:9090",
+}
+
 
 def values_of(name: str) -> dict[str, Any]:
     """A values file of the chart."""
@@ -81,6 +88,30 @@ def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
 
 def kinds(manifests: list[Manifest]) -> set[str]:
     return {each["kind"] for each in manifests}
+
+
+def pod(manifests: list[Manifest], component: str, kind: str = "Deployment") -> dict[str, Any]:
+    spec: dict[str, Any] = find(manifests, kind, f"-{component}")["spec"]["template"]["spec"]
+    return spec
+
+
+def container(manifests: list[Manifest], component: str, kind: str = "Deployment") -> dict[str, Any]:
+    first: dict[str, Any] = pod(manifests, component, kind)["containers"][0]
+    return first
+
+
+def variables(manifests: list[Manifest], component: str, kind: str = "Deployment") -> dict[str, Any]:
+    """Value, or secret and key, by name."""
+    found = {}
+    for each in container(manifests, component, kind)["env"]:
+        reference = each.get("valueFrom", {}).get("secretKeyRef")
+        found[each["name"]] = (reference["name"], reference["key"]) if reference else each["value"]
+    return found
+
+
+def configuration(manifests: list[Manifest], component: str) -> dict[str, str]:
+    data: dict[str, str] = find(manifests, "ConfigMap", f"-{component}")["data"]
+    return data
 
 
 class _StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

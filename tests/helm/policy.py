@@ -5,21 +5,31 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import kubernetes_validate
 
 from tests.helm import settings_env
 from tests.helm.charts import Manifest
+from tests.helm.objects import (
+    config_map,
+    containers,
+    environment_of,
+    hooks,
+    matches,
+    name_of,
+    of_kind,
+    port_names,
+    process_of,
+    selected,
+    workloads,
+)
 
 KUBERNETES = "1.32"
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -35,41 +45,6 @@ _NO_LIVENESS = "alignez/no-liveness-probe"
 _NO_PROBES = "alignez/no-probes"
 _SHORTEST_REASON = 20
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
-
-
-@dataclass(frozen=True)
-class Workload:
-    """An object that makes pods."""
-
-    kind: str
-    name: str
-    manifest: Manifest
-    labels: dict[str, str]
-    annotations: dict[str, str]
-    pod: dict[str, Any]
-
-    def __str__(self) -> str:
-        return f"{self.kind}/{self.name}"
-
-    @property
-    def containers(self) -> list[dict[str, Any]]:
-        return [*self.pod.get("initContainers", []), *self.pod["containers"]]
-
-
-def workloads(manifests: Iterable[Manifest]) -> list[Workload]:
-    """Everything that makes pods."""
-    found = []
-    for each in manifests:
-        if each["kind"] == "Pod":
-            template = each
-        elif each["kind"] in ("Deployment", "StatefulSet", "Job"):
-            template = each["spec"]["template"]
-        else:
-            continue
-        metadata = template["metadata"]
-        labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
-        found.append(Workload(each["kind"], each["metadata"]["name"], each, labels, annotations, template["spec"]))
-    return found
 
 
 def violations(manifests: list[Manifest]) -> list[str]:
@@ -88,7 +63,7 @@ def schemas(manifests: list[Manifest]) -> Iterator[str]:
     """Types and field names: of Kubernetes for its own kinds, of `schemas/` for the others."""
     for each in manifests:
         for complaint in _schema_complaints(json.dumps(each, sort_keys=True)):
-            yield f"{_name(each)}: {complaint}"
+            yield f"{name_of(each)}: {complaint}"
 
 
 @lru_cache(maxsize=8192)
@@ -115,10 +90,10 @@ def names(manifests: list[Manifest]) -> Iterator[str]:
         # A StatefulSet's pods bear a label with its name and a revision of 10 characters and a dash.
         longest = 52 if each["kind"] == "StatefulSet" else 63
         if len(name) > longest or not _DNS_LABEL.match(name):
-            yield f"{_name(each)}: not a name of at most {longest} characters"
+            yield f"{name_of(each)}: not a name of at most {longest} characters"
         for key, value in each["metadata"].get("labels", {}).items():
             if len(value) > 63:
-                yield f"{_name(each)}: label {key} is longer than 63 characters"
+                yield f"{name_of(each)}: label {key} is longer than 63 characters"
     counts = Counter((each["kind"], each["metadata"]["name"]) for each in manifests)
     yield from (f"{kind}/{name} is there {n} times" for (kind, name), n in counts.items() if n > 1)
     if len({each["metadata"].get("namespace") for each in manifests}) > 1:
@@ -131,7 +106,7 @@ def common_labels(manifests: list[Manifest]) -> Iterator[str]:
         labels = each["metadata"].get("labels", {})
         for label in ("name", "instance", "component", "part-of", "managed-by", "version"):
             if f"app.kubernetes.io/{label}" not in labels:
-                yield f"{_name(each)}: no label app.kubernetes.io/{label}"
+                yield f"{name_of(each)}: no label app.kubernetes.io/{label}"
     instances = {each["metadata"].get("labels", {}).get("app.kubernetes.io/instance") for each in manifests}
     if len(instances) > 1:
         yield f"objects of one release belong to several instances: {instances}"
@@ -165,7 +140,7 @@ def pod_security(manifests: list[Manifest]) -> Iterator[str]:
 
 def container_security(manifests: list[Manifest]) -> Iterator[str]:
     """Nothing above what a plain process may, and a root file system that is only read."""
-    for workload, container in _containers(manifests):
+    for workload, container in containers(manifests):
         context = container.get("securityContext", {})
         if context.get("runAsUser") == 0 or context.get("runAsNonRoot") is not True:
             yield f"{workload} {container['name']}: runs as root, or may (runAsNonRoot)"
@@ -183,12 +158,12 @@ def service_accounts(manifests: list[Manifest]) -> Iterator[str]:
     accounts = {each["metadata"]["name"]: each for each in manifests if each["kind"] == "ServiceAccount"}
     for each in accounts.values():
         if each.get("automountServiceAccountToken") is not False:
-            yield f"{_name(each)}: mounts its token"
+            yield f"{name_of(each)}: mounts its token"
     for workload in workloads(manifests):
         account = accounts.get(workload.pod.get("serviceAccountName", ""))
         if account is None:
             yield f"{workload}: its service account is not part of the release"
-        elif "pre-install" in _hooks(workload.manifest) - _hooks(account):
+        elif "pre-install" in hooks(workload.manifest) - hooks(account):
             yield f"{workload}: runs before its service account exists"
 
 
@@ -196,12 +171,12 @@ def inlined_secrets(manifests: list[Manifest]) -> Iterator[str]:
     """Secrets come by reference: none in a variable, an argument, a ConfigMap, and no Secret of the chart's own."""
     for each in manifests:
         if each["kind"] == "Secret":
-            yield f"{_name(each)}: a secret's content is in the release"
+            yield f"{name_of(each)}: a secret's content is in the release"
         if each["kind"] == "ConfigMap":
             for key, value in each.get("data", {}).items():
                 if _SECRET_NAME.search(key) or _has_credentials(value, set()):
-                    yield f"{_name(each)}: {key} is a secret in a ConfigMap"
-    for workload, container in _containers(manifests):
+                    yield f"{name_of(each)}: {key} is a secret in a ConfigMap"
+    for workload, container in containers(manifests):
         referable: set[str] = set()
         for variable in container.get("env", []):
             value = variable.get("value")
@@ -230,7 +205,7 @@ def _has_credentials(value: str, referable: set[str]) -> bool:
 
 def resources(manifests: list[Manifest]) -> Iterator[str]:
     """Requests for CPU and memory, a limit for memory, and as many GPUs as the engine uses."""
-    for workload, container in _containers(manifests):
+    for workload, container in containers(manifests):
         got = container.get("resources", {})
         requests, limits = got.get("requests", {}), got.get("limits", {})
         for name in ("cpu", "memory"):
@@ -238,9 +213,9 @@ def resources(manifests: list[Manifest]) -> Iterator[str]:
                 yield f"{workload} {container['name']}: no request for {name}"
         if "memory" not in limits:
             yield f"{workload} {container['name']}: no limit for memory"
-        environment = _environment(container, manifests)
+        environment = environment_of(container, manifests)
         gpus = sum(int(count) for name, count in limits.items() if "/" in name)
-        if _process(container) not in ("api", "worker"):
+        if process_of(container) not in ("api", "worker"):
             continue  # the relay reads the worker's settings, but holds no model
         for prefix in ("ALIGNEZ_API", "ALIGNEZ_WORKER"):
             parallel = environment.get(f"{prefix}_VLLM_TENSOR_PARALLEL")
@@ -252,7 +227,7 @@ def resources(manifests: list[Manifest]) -> Iterator[str]:
 
 def images(manifests: list[Manifest]) -> Iterator[str]:
     """A tag that says what it is, or a digest."""
-    for workload, container in _containers(manifests):
+    for workload, container in containers(manifests):
         image = container["image"]
         tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
         if "@sha256:" not in image and tag in ("", "latest"):
@@ -278,7 +253,7 @@ def grace_periods(manifests: list[Manifest]) -> Iterator[str]:
     for workload in workloads(manifests):
         grace = workload.pod.get("terminationGracePeriodSeconds", 30)
         for container in workload.pod["containers"]:
-            drain = _environment(container, manifests).get("ALIGNEZ_API_DRAIN_S")
+            drain = environment_of(container, manifests).get("ALIGNEZ_API_DRAIN_S")
             sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
             if drain is not None and grace < sleep + float(drain) + LAST_BYTES_S:
                 yield f"{workload}: grace period {grace} s is shorter than sleep {sleep} s + drain {drain} s + 5 s"
@@ -291,10 +266,10 @@ def grace_periods(manifests: list[Manifest]) -> Iterator[str]:
 
 def environment_names(manifests: list[Manifest]) -> Iterator[str]:
     """Every ALIGNEZ_ variable is one that its process reads, and has a value that it takes."""
-    for workload, container in _containers(manifests):
-        environment = _environment(container, manifests)
+    for workload, container in containers(manifests):
+        environment = environment_of(container, manifests)
         ours = {name: value for name, value in environment.items() if name.startswith("ALIGNEZ_")}
-        process = _process(container)
+        process = process_of(container)
         if process is None:
             # A script of the chart; it reads the database's URL at most.
             if ours.keys() - {"ALIGNEZ_DATABASE_URL"}:
@@ -305,11 +280,11 @@ def environment_names(manifests: list[Manifest]) -> Iterator[str]:
         for complaint in settings_env.invalid(process, ours):
             yield f"{workload} {container['name']}: {complaint}"
         for reference in container.get("envFrom", []):
-            if _config_map(reference["configMapRef"]["name"], manifests) is None:
+            if config_map(reference["configMapRef"]["name"], manifests) is None:
                 yield f"{workload} {container['name']}: ConfigMap {reference['configMapRef']['name']} is not there"
         if container.get("envFrom") and "checksum/config" not in workload.annotations:
             yield f"{workload}: new settings would not restart it (annotation checksum/config)"
-        if container.get("envFrom") and "pre-install" in _hooks(workload.manifest):
+        if container.get("envFrom") and "pre-install" in hooks(workload.manifest):
             yield f"{workload}: runs before its ConfigMap exists"
 
 
@@ -323,7 +298,7 @@ def mounts(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{workload}: volumes {sorted(volumes)}, mounts {sorted(mounted)}"
         for container in workload.containers:
             paths = {mount["mountPath"] for mount in container.get("volumeMounts", [])}
-            if _process(container) and "/tmp" not in paths:
+            if process_of(container) and "/tmp" not in paths:
                 yield f"{workload} {container['name']}: nothing it may write to at /tmp"
     claims = {each["metadata"]["name"] for each in manifests if each["kind"] == "PersistentVolumeClaim"}
     for workload in workloads(manifests):
@@ -338,45 +313,45 @@ def mounts(manifests: list[Manifest]) -> Iterator[str]:
 
 def ports(manifests: list[Manifest]) -> Iterator[str]:
     """Probes, services and NetworkPolicies name ports that the containers have."""
-    for workload, container in _containers(manifests):
-        own = _port_names([container])
+    for workload, container in containers(manifests):
+        own = port_names([container])
         for kind in _PROBES:
             probe = container.get(kind, {})
             target = probe.get("httpGet", probe.get("tcpSocket", {})).get("port")
             if target is not None and target not in own:
                 yield f"{workload} {container['name']}: {kind} asks port {target}, which it has not"
-    for service in _of_kind(manifests, "Service"):
-        for workload in _selected(service["spec"]["selector"], manifests):
+    for service in of_kind(manifests, "Service"):
+        for workload in selected(service["spec"]["selector"], manifests):
             for port in service["spec"]["ports"]:
-                if port.get("targetPort", port["port"]) not in _port_names(workload.containers):
-                    yield f"{_name(service)}: {workload} has no port {port.get('targetPort', port['port'])}"
-    for policy in _of_kind(manifests, "NetworkPolicy"):
+                if port.get("targetPort", port["port"]) not in port_names(workload.containers):
+                    yield f"{name_of(service)}: {workload} has no port {port.get('targetPort', port['port'])}"
+    for policy in of_kind(manifests, "NetworkPolicy"):
         for rule in policy["spec"].get("ingress", []):
-            for workload in _selected(policy["spec"]["podSelector"], manifests):
+            for workload in selected(policy["spec"]["podSelector"], manifests):
                 for port in rule.get("ports", []):
-                    if port["port"] not in _port_names(workload.containers):
-                        yield f"{_name(policy)}: {workload} has no port {port['port']}"
+                    if port["port"] not in port_names(workload.containers):
+                        yield f"{name_of(policy)}: {workload} has no port {port['port']}"
 
 
 def selectors(manifests: list[Manifest]) -> Iterator[str]:
     """Each selector matches pods of this release; a service's and a budget's those of exactly one workload."""
     for workload in workloads(manifests):
         selector = workload.manifest["spec"].get("selector")
-        if selector is not None and workload not in _selected(selector, manifests):
+        if selector is not None and workload not in selected(selector, manifests):
             yield f"{workload}: its selector does not match its own pods"
         for constraint in workload.pod.get("topologySpreadConstraints", []):
-            if workload not in _selected(constraint["labelSelector"], manifests):
+            if workload not in selected(constraint["labelSelector"], manifests):
                 yield f"{workload}: it is spread by the labels of other pods"
     for each in manifests:
         if each["kind"] == "Service":
-            found = _selected({"matchLabels": each["spec"]["selector"]}, manifests)
+            found = selected({"matchLabels": each["spec"]["selector"]}, manifests)
         elif each["kind"] == "PodDisruptionBudget":
-            found = _selected(each["spec"]["selector"], manifests)
+            found = selected(each["spec"]["selector"], manifests)
         else:
             continue
         if len(found) != 1:
-            yield f"{_name(each)}: its selector matches {[str(one) for one in found]}, not one workload"
-    for policy in _of_kind(manifests, "NetworkPolicy"):
+            yield f"{name_of(each)}: its selector matches {[str(one) for one in found]}, not one workload"
+    for policy in of_kind(manifests, "NetworkPolicy"):
         peers = [
             peer["podSelector"]
             for rule in [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
@@ -384,25 +359,25 @@ def selectors(manifests: list[Manifest]) -> Iterator[str]:
             if "podSelector" in peer and "namespaceSelector" not in peer
         ]
         for selector in [policy["spec"]["podSelector"], *peers]:
-            if not _selected(selector, manifests):
-                yield f"{_name(policy)}: the selector {selector} matches no pod"
-    for monitor in _of_kind(manifests, "ServiceMonitor"):
+            if not selected(selector, manifests):
+                yield f"{name_of(policy)}: the selector {selector} matches no pod"
+    for monitor in of_kind(manifests, "ServiceMonitor"):
         services = [
             each
-            for each in _of_kind(manifests, "Service")
-            if _matches(monitor["spec"]["selector"], each["metadata"]["labels"])
+            for each in of_kind(manifests, "Service")
+            if matches(monitor["spec"]["selector"], each["metadata"]["labels"])
         ]
         if not services:
-            yield f"{_name(monitor)}: its selector matches no service"
+            yield f"{name_of(monitor)}: its selector matches no service"
         for endpoint in monitor["spec"]["endpoints"]:
             for service in services:
                 if endpoint["port"] not in {port["name"] for port in service["spec"]["ports"]}:
-                    yield f"{_name(monitor)}: {_name(service)} has no port {endpoint['port']}"
+                    yield f"{name_of(monitor)}: {name_of(service)} has no port {endpoint['port']}"
 
 
 def backends(manifests: list[Manifest]) -> Iterator[str]:
     """What a route sends requests to is a service of the release with that port."""
-    services = {each["metadata"]["name"]: each["spec"]["ports"] for each in _of_kind(manifests, "Service")}
+    services = {each["metadata"]["name"]: each["spec"]["ports"] for each in of_kind(manifests, "Service")}
     for each in manifests:
         if each["kind"] == "Ingress":
             paths = [path for rule in each["spec"]["rules"] for path in rule["http"]["paths"]]
@@ -415,26 +390,26 @@ def backends(manifests: list[Manifest]) -> Iterator[str]:
             continue
         for name, port in wanted:
             if port not in {value for one in services.get(name, []) for value in (one["name"], one["port"])}:
-                yield f"{_name(each)}: no service {name} with port {port}"
+                yield f"{name_of(each)}: no service {name} with port {port}"
 
 
 def autoscalers(manifests: list[Manifest]) -> Iterator[str]:
     """One per deployment, on one that is there and leaves its replicas to it."""
     targets: Counter[str] = Counter()
-    deployments = {each["metadata"]["name"]: each for each in _of_kind(manifests, "Deployment")}
+    deployments = {each["metadata"]["name"]: each for each in of_kind(manifests, "Deployment")}
     for each in manifests:
         if each["kind"] not in ("HorizontalPodAutoscaler", "ScaledObject"):
             continue
         target = each["spec"]["scaleTargetRef"]["name"]
         targets[target] += 1
         if target not in deployments:
-            yield f"{_name(each)}: no deployment {target}"
+            yield f"{name_of(each)}: no deployment {target}"
         elif "replicas" in deployments[target]["spec"]:
-            yield f"{_name(each)}: deployment {target} sets replicas too, which every upgrade would go back to"
-        authentications = {one["metadata"]["name"] for one in _of_kind(manifests, "TriggerAuthentication")}
+            yield f"{name_of(each)}: deployment {target} sets replicas too, which every upgrade would go back to"
+        authentications = {one["metadata"]["name"] for one in of_kind(manifests, "TriggerAuthentication")}
         for trigger in each["spec"].get("triggers", []):
             if "authenticationRef" in trigger and trigger["authenticationRef"]["name"] not in authentications:
-                yield f"{_name(each)}: no TriggerAuthentication {trigger['authenticationRef']['name']}"
+                yield f"{name_of(each)}: no TriggerAuthentication {trigger['authenticationRef']['name']}"
     yield from (f"deployment {name} has {n} autoscalers" for name, n in targets.items() if n > 1)
 
 
@@ -444,67 +419,3 @@ RULES: tuple[Rule, ...] = (
     names, common_labels, pod_security, container_security, service_accounts, inlined_secrets, resources,
     images, probes, grace_periods, environment_names, mounts, ports, selectors, backends, autoscalers,
 )  # fmt: skip
-
-
-def _name(manifest: Manifest) -> str:
-    return f"{manifest['kind']}/{manifest['metadata']['name']}"
-
-
-def _of_kind(manifests: Iterable[Manifest], kind: str) -> list[Manifest]:
-    return [each for each in manifests if each["kind"] == kind]
-
-
-def _containers(manifests: Iterable[Manifest]) -> Iterator[tuple[Workload, dict[str, Any]]]:
-    for workload in workloads(manifests):
-        for container in workload.containers:
-            yield workload, container
-
-
-def _hooks(manifest: Manifest) -> set[str]:
-    hooks = manifest["metadata"].get("annotations", {}).get("helm.sh/hook", "")
-    return {hook for hook in hooks.split(",") if hook}
-
-
-def _process(container: dict[str, Any]) -> str | None:
-    """The word after `alignez` in what the container runs, be it in a shell."""
-    words = " ".join(container.get("args", [])).split()
-    for word, following in itertools.pairwise(words):
-        if word == "alignez" and following in settings_env.PROCESSES:
-            return following
-    return None
-
-
-def _config_map(name: str, manifests: Iterable[Manifest]) -> Manifest | None:
-    return next((each for each in _of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == name), None)
-
-
-def _environment(container: dict[str, Any], manifests: list[Manifest]) -> dict[str, str]:
-    """What the process sees; a value that comes by reference is "" or, for the two URLs, an example."""
-    environment: dict[str, str] = {}
-    for reference in container.get("envFrom", []):
-        config = _config_map(reference["configMapRef"]["name"], manifests)
-        environment |= config["data"] if config else {}
-    for variable in container.get("env", []):
-        environment[variable["name"]] = variable.get("value", "")
-    return environment
-
-
-def _port_names(containers: Iterable[dict[str, Any]]) -> set[str | int]:
-    declared = [port for container in containers for port in container.get("ports", [])]
-    return {port["name"] for port in declared} | {port["containerPort"] for port in declared}
-
-
-def _matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    wanted = selector.get("matchLabels", {} if "matchExpressions" in selector else selector)
-    if any(labels.get(key) != value for key, value in wanted.items()):
-        return False
-    for expression in selector.get("matchExpressions", []):
-        if expression["operator"] != "In":
-            raise NotImplementedError(expression["operator"])
-        if labels.get(expression["key"]) not in expression["values"]:
-            return False
-    return True
-
-
-def _selected(selector: dict[str, Any], manifests: Iterable[Manifest]) -> list[Workload]:
-    return [workload for workload in workloads(manifests) if _matches(selector, workload.labels)]

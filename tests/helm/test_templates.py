@@ -7,45 +7,25 @@ from typing import Any
 import pytest
 
 from api.settings import ApiSettings
-from profiles.celery_queue import FIT_QUEUE, is_redis
-from profiles.models import JobStatus
+from profiles.celery_queue import is_redis
 from profiles.settings import DatabaseSettings
-from tests.helm.charts import Manifest, find, kinds, merged, nested, render, values_of
+from tests.helm.charts import (
+    Manifest,
+    configuration,
+    container,
+    find,
+    kinds,
+    merged,
+    nested,
+    pod,
+    render,
+    values_of,
+    variables,
+)
 from tests.helm.settings_env import read
 from worker.settings import WorkerSettings
 
 pytestmark = pytest.mark.helm
-
-KEDA = {
-    "worker.autoscaling.enabled": True,
-    "inference.autoscaling.enabled": True,
-    "keda.prometheusAddress": "http://prometheus.monitoring:9090",
-}
-
-
-def pod(manifests: list[Manifest], component: str, kind: str = "Deployment") -> dict[str, Any]:
-    spec: dict[str, Any] = find(manifests, kind, f"-{component}")["spec"]["template"]["spec"]
-    return spec
-
-
-def container(manifests: list[Manifest], component: str, kind: str = "Deployment") -> dict[str, Any]:
-    first: dict[str, Any] = pod(manifests, component, kind)["containers"][0]
-    return first
-
-
-def variables(manifests: list[Manifest], component: str, kind: str = "Deployment") -> dict[str, Any]:
-    """Value, or secret and key, by name."""
-    found = {}
-    for each in container(manifests, component, kind)["env"]:
-        reference = each.get("valueFrom", {}).get("secretKeyRef")
-        found[each["name"]] = (reference["name"], reference["key"]) if reference else each["value"]
-    return found
-
-
-def configuration(manifests: list[Manifest], component: str) -> dict[str, str]:
-    data: dict[str, str] = find(manifests, "ConfigMap", f"-{component}")["data"]
-    return data
-
 
 # Settings
 
@@ -301,200 +281,6 @@ def test_the_migration_waits_for_postgres_and_not_for_ever() -> None:
     assert wait["args"][3] == "42"
     compile(wait["args"][2], "wait_for_postgres.py", "exec")
     assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["alignez", "migrate"]
-
-
-# Autoscaling
-
-
-def test_an_autoscaler_owns_the_replicas() -> None:
-    settings = {"control.autoscaling.enabled": True, "control.autoscaling.maxReplicas": 9}
-    hpa = find(render(nested(settings)), "HorizontalPodAutoscaler", "-control")["spec"]
-    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (2, 9)
-    assert hpa["metrics"][0]["resource"]["target"]["averageUtilization"] == 70
-    assert find(render(nested({"control.replicas": 4})), "Deployment", "-control")["spec"]["replicas"] == 4
-
-
-def _trigger(settings: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    manifests = render(nested({**KEDA, **settings}))
-    trigger = find(manifests, "ScaledObject", "-worker")["spec"]["triggers"][0]
-    found = [each for each in manifests if each["kind"] == "TriggerAuthentication"]
-    return trigger, found[0]["spec"]["secretTargetRef"] if found else []
-
-
-def test_workers_are_scaled_by_jobs_running_ones_too() -> None:
-    trigger, secrets = _trigger({"worker.autoscaling.jobsPerWorker": 2})
-    assert trigger["type"] == "postgresql"
-    for status in (JobStatus.QUEUED, JobStatus.RUNNING):
-        assert f"'{status}'" in trigger["metadata"]["query"]
-    assert trigger["metadata"]["targetQueryValue"] == "2"
-    assert secrets == [{"parameter": "connection", "name": "alignez", "key": "KEDA_DATABASE_URL"}]
-    embedded, secrets = _trigger({"database.mode": "embedded"})
-    assert embedded["metadata"]["host"] == "rel-alignez-postgres.ns.svc"
-    assert secrets == [{"parameter": "password", "name": "alignez", "key": "POSTGRES_PASSWORD"}]
-
-
-@pytest.mark.parametrize("mode", ["external", "embedded"])
-@pytest.mark.parametrize("kind", ["rabbitmq", "redis"])
-def test_workers_are_scaled_by_the_broker(kind: str, mode: str) -> None:
-    settings = {"worker.autoscaling.source": "broker", "broker.kind": kind, "broker.mode": mode}
-    trigger, secrets = _trigger(settings)
-    assert trigger["type"] == kind
-    assert trigger["metadata"]["queueName" if kind == "rabbitmq" else "listName"] == FIT_QUEUE
-    parameters = {secret["parameter"]: secret["key"] for secret in secrets}
-    if mode == "external":
-        assert parameters == (
-            {"host": "KEDA_RABBITMQ_URL"}
-            if kind == "rabbitmq"
-            else {"address": "KEDA_REDIS_ADDRESS", "password": "KEDA_REDIS_PASSWORD"}
-        )
-    elif kind == "rabbitmq":
-        # From the worker's environment; the management API counts running fits, AMQP does not.
-        assert trigger["metadata"]["protocol"] == "http"
-        names = set(variables(render(nested({**KEDA, **settings})), "worker"))
-        assert {trigger["metadata"]["usernameFromEnv"], trigger["metadata"]["passwordFromEnv"]} <= names
-        assert not parameters
-    else:
-        assert trigger["metadata"]["address"] == "rel-alignez-redis.ns.svc:6379"
-        assert parameters == {"password": "BROKER_PASSWORD"}
-
-
-def test_a_redis_without_password_needs_no_key() -> None:
-    settings = {
-        "worker.autoscaling.source": "broker",
-        "broker.kind": "redis",
-        "worker.autoscaling.redisPasswordKey": "",
-    }
-    assert [secret["parameter"] for secret in _trigger(settings)[1]] == ["address"]
-
-
-def test_workers_go_when_there_is_nothing_to_fit() -> None:
-    scaled = find(render(nested({**KEDA, "worker.autoscaling.cooldownSeconds": 9999})), "ScaledObject", "-worker")[
-        "spec"
-    ]
-    assert scaled["minReplicaCount"] == 0
-    assert scaled["cooldownPeriod"] == 9999
-    # A HorizontalPodAutoscaler takes an hour at most.
-    behavior = scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 3600
-
-
-def test_inference_is_scaled_by_its_own_rows() -> None:
-    scaled = find(render(nested(KEDA)), "ScaledObject", "-inference")["spec"]
-    assert scaled["minReplicaCount"] >= 1, "the metric comes from the pods"
-    metadata = [trigger["metadata"] for trigger in scaled["triggers"]]
-    assert [one["threshold"] for one in metadata] == ["16", "48"]
-    for one, metric in zip(metadata, ("waiting", "running"), strict=True):
-        assert one["query"] == f'sum(alignez:num_requests_{metric}{{namespace="ns",service="rel-alignez-inference"}})'
-        assert one["serverAddress"] == "http://prometheus.monitoring:9090"
-    # The metric's label `service` is the name of this object.
-    assert find(render(nested(KEDA)), "Service", "-inference")["metadata"]["name"] == "rel-alignez-inference"
-
-
-# Placement, budgets, policies
-
-
-def test_placement_is_the_operators() -> None:
-    settings = {
-        "worker.nodeSelector": {"gpu": "a100"},
-        "worker.priorityClassName": "low",
-        "worker.runtimeClassName": "nvidia",
-        "topologySpread.whenUnsatisfiable": "DoNotSchedule",
-    }
-    spec = pod(render(nested(settings)), "worker")
-    assert (spec["nodeSelector"], spec["priorityClassName"], spec["runtimeClassName"]) == (
-        {"gpu": "a100"},
-        "low",
-        "nvidia",
-    )
-    assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
-    assert {one["whenUnsatisfiable"] for one in spec["topologySpreadConstraints"]} == {"DoNotSchedule"}
-    assert "topologySpreadConstraints" not in pod(render(nested({"topologySpread.enabled": False})), "worker")
-
-
-def test_budgets_and_policies_can_be_left_out() -> None:
-    manifests = render(nested({"podDisruptionBudgets.enabled": False, "networkPolicy.enabled": False}))
-    assert not {"PodDisruptionBudget", "NetworkPolicy"} & kinds(manifests)
-    budgets = [each for each in render() if each["kind"] == "PodDisruptionBudget"]
-    assert {each["metadata"]["name"].rpartition("-")[2] for each in budgets} == {
-        "control",
-        "inference",
-        "worker",
-        "relay",
-    }
-
-
-def _peers(policy: Manifest, direction: str) -> list[Any]:
-    key = "from" if direction == "ingress" else "to"
-    return [peer for rule in policy["spec"][direction] for peer in rule.get(key, ["anywhere"])]
-
-
-def _namespace(name: str) -> dict[str, Any]:
-    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
-
-
-def test_everything_is_denied_but_names() -> None:
-    policy = find(render(nested({"networkPolicy.dnsCidrs": ["169.254.20.10/32"]})), "NetworkPolicy", "-default-deny")
-    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
-    assert "ingress" not in policy["spec"]
-    assert _peers(policy, "egress") == [_namespace("kube-system"), {"ipBlock": {"cidr": "169.254.20.10/32"}}]
-    assert {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]} == {53}
-    assert set(policy["spec"]["podSelector"]["matchLabels"]) == {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
-
-
-def test_external_servers_are_reached_by_port_and_address() -> None:
-    settings = {"database.external.cidrs": ["10.1.0.0/24"], "database.external.port": 6432, "broker.kind": "redis"}
-    manifests = render(nested(settings))
-    database = find(manifests, "NetworkPolicy", "-to-database")
-    assert database["spec"]["egress"] == [
-        {"ports": [{"port": 6432, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.1.0.0/24"}}]}
-    ]
-    broker = find(manifests, "NetworkPolicy", "-to-broker")
-    assert broker["spec"]["egress"] == [{"ports": [{"port": 6379, "protocol": "TCP"}]}]
-    tls = render(nested({"broker.external.port": 5671}))
-    assert find(tls, "NetworkPolicy", "-to-broker")["spec"]["egress"][0]["ports"][0]["port"] == 5671
-
-
-def test_apis_are_reached_by_proxies_clients_and_prometheus() -> None:
-    policy = find(render(nested({"networkPolicy.clientNamespaces": ["apps"]})), "NetworkPolicy", "-to-apis")
-    (requests,) = policy["spec"]["ingress"]
-    assert requests["from"] == [_namespace("ingress-nginx"), _namespace("apps")]
-    assert requests["ports"] == [{"port": "http", "protocol": "TCP"}]
-    policy = find(render(), "NetworkPolicy", "-to-metrics")
-    (scrapes,) = policy["spec"]["ingress"]
-    assert (scrapes["from"], scrapes["ports"]) == ([_namespace("monitoring")], [{"port": "metrics", "protocol": "TCP"}])
-
-
-def test_every_process_is_measured() -> None:
-    manifests = render(nested({"monitoring.serviceMonitor": True}))
-    everyone = ["control", "inference", "worker", "relay"]
-    for each in (find(manifests, "ServiceMonitor", "-metrics"), find(manifests, "NetworkPolicy", "-to-metrics")):
-        selector = each["spec"].get("selector") or each["spec"]["podSelector"]
-        assert selector["matchExpressions"][0]["values"] == everyone
-    for component in everyone:
-        ports = container(manifests, component)["ports"]
-        assert {"name": "metrics", "containerPort": 9100} in ports
-        assert "metrics" in {port["name"] for port in find(manifests, "Service", f"-{component}")["spec"]["ports"]}
-    settings = read(WorkerSettings, configuration(manifests, "worker"))
-    assert isinstance(settings, WorkerSettings)
-    assert (settings.metrics_host, settings.metrics_port) == ("0.0.0.0", 9100)
-
-
-def test_keda_reaches_what_it_asks_and_only_then() -> None:
-    servers = nested({"database.mode": "embedded", "broker.mode": "embedded"})
-    assert _namespace("keda") not in _peers(find(render(servers), "NetworkPolicy", "-postgres"), "ingress")
-    jobs = render(merged(servers, nested(KEDA)))
-    assert _namespace("keda") in _peers(find(jobs, "NetworkPolicy", "-postgres"), "ingress")
-    assert _namespace("keda") not in _peers(find(jobs, "NetworkPolicy", "-rabbitmq"), "ingress")
-    broker = render(merged(servers, nested({**KEDA, "worker.autoscaling.source": "broker"})))
-    rule = find(broker, "NetworkPolicy", "-rabbitmq")["spec"]["ingress"][1]
-    assert (rule["from"], rule["ports"][0]["port"]) == ([_namespace("keda")], "management")
-
-
-def test_the_hub_is_reached_by_who_loads_models_unless_nobody_may() -> None:
-    policy = find(render(), "NetworkPolicy", "-to-hub")
-    assert policy["spec"]["podSelector"]["matchExpressions"][0]["values"] == ["inference", "worker"]
-    names = {each["metadata"]["name"] for each in render(nested({"networkPolicy.huggingFace": False}))}
-    assert "rel-alignez-to-hub" not in names
 
 
 # Embedded servers, the test, notes
