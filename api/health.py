@@ -18,7 +18,7 @@ from api.deps import ServicesDep
 from api.errors import RETRY_AFTER_S
 from api.services import Services
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable, ProfilesError
-from profiles.migrate import at_head
+from profiles.migrate import serves_this_release
 from profiles.uow import UnitOfWork
 
 router = APIRouter(tags=["health"])
@@ -54,7 +54,7 @@ async def health() -> Live:
 
 @router.get("/ready", summary="Ready for requests", responses={503: {"model": Ready, "description": "Not ready"}})
 async def ready(services: ServicesDep) -> JSONResponse:
-    """Database reachable, migrations at head, broker reachable, model loaded; each as far as this role needs it."""
+    """Database reachable and migrated, broker reachable, model loaded; each as far as this role needs it."""
     timeout = services.settings.ready_timeout_s
     names = ["database", "migrations"]
     runs = [_run(_database, services, timeout), _run(_migrations, services, timeout)]
@@ -92,7 +92,7 @@ def _database(services: Services) -> None:
 
 def _migrations(services: Services) -> None:
     with UnitOfWork.open(services.sessions) as uow:
-        if not at_head(uow.session):
+        if not serves_this_release(uow.session):
             raise DatabaseUnavailable("the database is not at this release's migration; run `alignez migrate`")
 
 

@@ -18,25 +18,40 @@ from profiles.settings import DatabaseSettings
 from profiles.uow import database_errors
 
 
-def upgrade(url: str | None = None, revision: str = "head") -> None:
+def upgrade(url: str | None = None, revision: str = "head") -> bool:
     """Applies what is missing; safe to start from several processes at once (they take turns).
 
     Args:
         url: SQLAlchemy URL; None: the settings'.
+    Returns: False when a newer release has migrated the database, so that there is nothing to do: what a rollback of
+        the processes finds.
     Raises: DatabaseUnavailable.
     """
     engine = create_engine(url or DatabaseSettings().database_url, connect_args={"connect_timeout": 5})
     try:
         with database_errors(), engine.connect() as connection:
+            if _is_newer(connection):
+                return False
             command.upgrade(alembic_config(connection), revision)
+            return True
     finally:
         engine.dispose()
 
 
-def at_head(session: Session) -> bool:
-    """Whether the database has exactly the schema of this release's code."""
-    context = MigrationContext.configure(session.connection())
-    return context.get_current_heads() == _heads()
+def serves_this_release(session: Session) -> bool:
+    """Whether this release's code can work on the database: at its own schema, or at a newer release's.
+
+    Migrations only add what the release before does not miss (and take away what no release in use reads), so processes
+    of two releases run side by side while one replaces the other, in either direction.
+    """
+    connection = session.connection()
+    return MigrationContext.configure(connection).get_current_heads() == _heads() or _is_newer(connection)
+
+
+def _is_newer(connection: Connection) -> bool:
+    """Whether the database is at a revision that this release does not know."""
+    current = MigrationContext.configure(connection).get_current_heads()
+    return any(revision not in _known() for revision in current)
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
@@ -52,6 +67,11 @@ def alembic_config(connection: Connection | None = None) -> Config:
 @lru_cache(maxsize=1)
 def _heads() -> tuple[str, ...]:
     return tuple(ScriptDirectory.from_config(alembic_config()).get_heads())
+
+
+@lru_cache(maxsize=1)
+def _known() -> frozenset[str]:
+    return frozenset(script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions())
 
 
 def _directory() -> Path:

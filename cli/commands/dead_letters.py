@@ -34,7 +34,7 @@ def replay(limit: LimitOption = 100, as_json: JsonOption = False) -> None:
 
 @dead_letters_app.command()
 def drop(limit: LimitOption = 100) -> None:
-    """Remove them."""
+    """Remove the oldest ones for good."""
     out.print(_letters().drop(limit), "dropped")
 
 

@@ -31,8 +31,10 @@ def migrate(
         written = _write_migration(autogenerate)
         out.print(f"wrote {written}", markup=False)
         return
-    migrations.upgrade(revision=revision)
-    out.print("the database is at", revision, markup=False)
+    if migrations.upgrade(revision=revision):
+        out.print("the database is at", revision, markup=False)
+    else:
+        out.print("a newer release has migrated the database, which serves this one too: nothing to do", markup=False)
 
 
 def api() -> None:

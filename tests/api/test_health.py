@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from alembic.script import ScriptDirectory
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
@@ -46,8 +47,11 @@ def test_ready_when_everything_is_there(
 def test_not_ready_behind_the_migrations(make_app: Any, sessions: SessionFactory) -> None:
     with TestClient(make_app(role="inference", engine=FakeEngine())) as client:
         assert client.get("/ready").status_code == 200
+        scripts = ScriptDirectory.from_config(migrate.alembic_config())
+        older = scripts.get_bases()[0]
         with sessions() as session:
-            kept = session.scalars(text("UPDATE alembic_version SET version_num = 'older' RETURNING 1")).all()
+            change = text("UPDATE alembic_version SET version_num = :older RETURNING 1")
+            kept = session.scalars(change, {"older": older}).all()
             assert kept
             session.commit()
         try:

@@ -11,6 +11,7 @@ import numpy as np
 import psycopg
 import pytest
 from alembic import command
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -48,9 +49,14 @@ def head_reached(url: str) -> bool:
     sessions = make_session_factory(url)
     try:
         with sessions() as session:
-            return migrate.at_head(session)
+            return migrate.serves_this_release(session)
     finally:
         sessions.kw["bind"].dispose()
+
+
+def set_revision(url: str, revision: str) -> None:
+    with psycopg.connect(url.replace("+psycopg", "")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = %s", [revision])
 
 
 def test_models_and_migrated_schema_are_the_same(postgres_url: str) -> None:
@@ -60,7 +66,7 @@ def test_models_and_migrated_schema_are_the_same(postgres_url: str) -> None:
     engine.dispose()
 
 
-def test_an_empty_database_is_not_at_head_and_a_migrated_one_is(empty_url: str) -> None:
+def test_an_empty_database_serves_no_release_and_a_migrated_one_is(empty_url: str) -> None:
     assert not head_reached(empty_url)
     migrate.upgrade(empty_url)
     assert head_reached(empty_url)
@@ -73,6 +79,23 @@ def test_upgrading_twice_changes_nothing(empty_url: str) -> None:
     migrate.upgrade(empty_url)
     assert tables(empty_url) == before
     assert head_reached(empty_url)
+
+
+def test_a_database_behind_this_release_does_not_serve_it(empty_url: str) -> None:
+    assert migrate.upgrade(empty_url) is True
+    scripts = ScriptDirectory.from_config(migrate.alembic_config())
+    before = scripts.get_revision(scripts.get_revision("head").down_revision)
+    set_revision(empty_url, before.revision)
+    assert not head_reached(empty_url)
+
+
+def test_a_database_that_a_newer_release_migrated_serves_this_one_and_is_left_alone(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    set_revision(empty_url, "of_a_release_to_come")
+    assert head_reached(empty_url)
+    assert migrate.upgrade(empty_url) is False
+    with psycopg.connect(empty_url.replace("+psycopg", "")) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("of_a_release_to_come",)]
 
 
 def test_a_second_migrator_waits_its_turn_however_long_the_first_one_takes(empty_url: str) -> None:

@@ -1,0 +1,117 @@
+"""Two hundred jobs while workers and the relay are killed at random: none is lost, none ends twice."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from kombu.connection import Connection
+from sqlalchemy import func, select
+
+from cli.local_stack.broker import RedisServer
+from profiles.celery_queue import dead_queue
+from profiles.models import Job, JobEvent, JobStatus, ProfileVersion, VersionState
+from profiles.uow import SessionFactory, UnitOfWork
+from tests.conftest import empty_tables
+from tests.factories import Factory
+from tests.worker.processes import RELAY, WORKER, Processes, kill_tree
+from tests.worker.test_processes import RABBITMQ_URL, require_rabbitmq
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+JOBS = 200
+#: More than a tenant may have waiting.
+TENANTS = 4
+SPEC = {"queries": [f"question {i}" for i in range(4)], "persona": {"preferred": "cheerful", "dispreferred": "gloomy"}}
+
+
+@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def processes(
+    request: pytest.FixtureRequest, committed: SessionFactory, postgres_url: str, tmp_path: Path
+) -> Iterator[Processes]:
+    """On each broker; prints their logs when the test fails."""
+    queue = f"test-{uuid.uuid4().hex[:12]}"
+    if request.param == "redis":
+        with RedisServer(tmp_path / "redis") as server:
+            made = Processes(postgres_url, server.url, queue, tmp_path, step_s=0.0)
+            yield made
+            made.close()
+    else:
+        require_rabbitmq()
+        made = Processes(postgres_url, RABBITMQ_URL, queue, tmp_path, step_s=0.0)
+        yield made
+        made.close()
+        with Connection(RABBITMQ_URL, connect_timeout=3) as connection:
+            for name in (queue, dead_queue(queue).name):
+                connection.default_channel.queue_delete(name)
+    print(made.log()[-20_000:])
+    empty_tables(committed)
+
+
+def ask(sessions: SessionFactory) -> None:
+    with UnitOfWork.open(sessions) as uow:
+        make = Factory(uow)
+        for _ in range(TENANTS):
+            caller = make.caller()
+            for _ in range(JOBS // TENANTS):
+                make.fit(caller, spec=SPEC)
+
+
+def unfinished(sessions: SessionFactory) -> int:
+    with sessions() as session:
+        open_ = Job.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
+        return session.scalars(select(func.count()).select_from(Job).where(open_)).one()
+
+
+def kill_something(
+    chance: random.Random, workers: list[subprocess.Popen[bytes]], relays: list[subprocess.Popen[bytes]]
+) -> str:
+    """A worker whole, only its process with the model, or the relay."""
+    kind = chance.choice(["worker", "worker", "model", "relay"])
+    if kind == "relay":
+        kill_tree(relays[0])
+    elif kind == "worker":
+        kill_tree(chance.choice(workers))
+    else:
+        for child in psutil.Process(chance.choice(workers).pid).children():
+            child.kill()
+    return kind
+
+
+def test_no_job_is_lost_and_none_ends_twice(processes: Processes, committed: SessionFactory) -> None:
+    ask(committed)
+    chance = random.Random(7)
+    relays = [processes.start(RELAY)]
+    workers = [processes.start(WORKER) for _ in range(2)]
+    killed: Counter[str] = Counter()
+    deadline = time.monotonic() + 400
+    while (left := unfinished(committed)) > 0:
+        assert time.monotonic() < deadline, f"{left} jobs are not finished"
+        time.sleep(chance.uniform(2.0, 5.0))
+        if left > 20:  # the last ones in peace, or chance makes one fail by killing it too often
+            killed[kill_something(chance, workers, relays)] += 1
+        for group, module in ((relays, RELAY), (workers, WORKER)):
+            for i, process in enumerate(group):
+                if process.poll() is not None:
+                    group[i] = processes.start(module)
+    assert killed["worker"]
+    assert killed.total() >= 5
+    with committed() as session:
+        statuses = Counter(session.scalars(select(Job.status)))
+        ends = Counter(session.scalars(select(JobEvent.job_id).where(JobEvent.kind == "succeeded")))
+        ready = session.scalars(
+            select(func.count()).select_from(ProfileVersion).where(ProfileVersion.state == VersionState.READY)
+        ).one()
+        attempts = session.scalars(select(func.sum(Job.attempt))).one()
+    assert statuses == {JobStatus.SUCCEEDED: JOBS}
+    assert len(ends) == JOBS
+    assert set(ends.values()) == {1}
+    assert ready == JOBS
+    assert attempts > JOBS, "no kill hit a running job, so nothing was shown"
