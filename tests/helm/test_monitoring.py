@@ -118,6 +118,11 @@ def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
     assert all("-inference" in selector for selector in valued)
 
 
+def test_the_operations_page_knows_every_alert_and_no_other() -> None:
+    page = (CHART.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(Alignez\w+)`", page)) == {alert["alert"] for alert in _alerts()}
+
+
 def test_the_rule_in_the_cluster_is_the_file() -> None:
     rule = find(render(nested({"monitoring.prometheusRule": True})), "PrometheusRule", "-alerts")
     assert rule["spec"] == yaml.safe_load(_ALERTS.read_text(encoding="utf-8"))
