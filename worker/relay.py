@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 from profiles.celery_queue import CeleryQueue
@@ -22,8 +23,16 @@ def make_relay(settings: WorkerSettings, database: DatabaseSettings, observer: R
     return Relay(make_session_factory(database), queue, database.database_url, options, observer)
 
 
-def main(settings: WorkerSettings | None = None, database: DatabaseSettings | None = None) -> int:
-    """Relays until SIGTERM or Ctrl-C; returns the process's exit status."""
+def main(
+    settings: WorkerSettings | None = None,
+    database: DatabaseSettings | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Relays until SIGTERM or Ctrl-C; returns the process's exit status.
+
+    Args:
+        on_ready: called once signals end it cleanly, before it begins.
+    """
     settings = settings or WorkerSettings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     metrics = RelayMetrics()
@@ -39,6 +48,7 @@ def main(settings: WorkerSettings | None = None, database: DatabaseSettings | No
         exporter = MetricsServer.start(metrics.registry, settings.metrics_host, settings.metrics_port)
         logging.getLogger(__name__).info("metrics on port %d", exporter.port)
     try:
+        on_ready()
         relay.run()
     finally:
         if exporter is not None:

@@ -73,8 +73,7 @@ def relay(ready_file: ReadyFileOption = None) -> None:
     """Run the relay, which hands queued jobs to the broker and mends lost ones. Several may run."""
     from worker.relay import main
 
-    _touch(ready_file)
-    raise typer.Exit(main())
+    raise typer.Exit(main(on_ready=lambda: _touch(ready_file)))
 
 
 def _touch(ready_file: Path | None) -> None:
