@@ -220,7 +220,7 @@ def _keys(sessions: SessionFactory) -> list[str]:
 
 def _scans(sessions: SessionFactory) -> dict[str, int]:
     """Sequential scans so far of each table that is large."""
-    time.sleep(1.5)  # backends report with a delay
+    time.sleep(11.0)  # a backend reports what it has done after 10 idle seconds at the latest
     statement = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE n_live_tup > :small"
     with sessions() as session:
         return {row.relname: row.seq_scan for row in session.execute(text(statement), {"small": SMALL})}
