@@ -13,13 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -30,9 +26,9 @@ from sqlalchemy import text
 from alignez_core.engines.fake_engine import FakeEngine
 from api.app import create_app
 from api.logs import configure_logs
-from api.server import Server, server_config
 from api.settings import ApiSettings
 from bench.report import Report
+from bench.served import LineClient, serving
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
 from profiles.service import Caller, ModelFacts, create_key, create_tenant, request_fit
@@ -70,7 +66,10 @@ def run(profiles: int = 100_000) -> Report:
         _copy(sessions, template, profiles)
         report.add("filled in", time.perf_counter() - began, "s")
         keys = _keys(sessions)
-        with _serving(engine, sessions, database) as port, _Client(port) as client:
+        app = create_app(
+            ApiSettings(port=0, auth_cache_s=60.0), engine=engine, session_factory=sessions, database=database
+        )
+        with serving(app) as port, LineClient("bench.scale_client", str(port)) as client:
             _measure(report, sessions, client, keys, engine.info.name)
         _sizes(report, sessions)
         sessions.kw["bind"].dispose()
@@ -78,7 +77,7 @@ def run(profiles: int = 100_000) -> Report:
     return report
 
 
-def _measure(report: Report, sessions: SessionFactory, client: _Client, keys: Sequence[str], base: str) -> None:
+def _measure(report: Report, sessions: SessionFactory, client: LineClient, keys: Sequence[str], base: str) -> None:
     draw = random.Random(0)
 
     def some(method: str, path: str, body: dict[str, Any] | None = None, profile: str = "p{}") -> list[Asked]:
@@ -237,49 +236,6 @@ def _sizes(report: Report, sessions: SessionFactory) -> None:
             report.add(f"{name}, rows", rows)
             report.add("  table", float(table), "MiB")
             report.add("  indexes", float(indexes), "MiB")
-
-
-@contextmanager
-def _serving(engine: FakeEngine, sessions: SessionFactory, database: DatabaseSettings) -> Iterator[int]:
-    settings = ApiSettings(port=0, auth_cache_s=60.0)
-    app = create_app(settings, engine=engine, session_factory=sessions, database=database)
-    server = Server(server_config(app, settings), app.state.services)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield int(server.servers[0].sockets[0].getsockname()[1])
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-class _Client:
-    """The client process: one JSON line of requests in, one of seconds out."""
-
-    def __init__(self, port: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.scale_client", str(port)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def __enter__(self) -> _Client:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.terminate()
-        self._process.communicate()
-
-    def ask(self, requests: Sequence[Asked]) -> list[float]:
-        """Seconds of each."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("the client has no pipes")
-        stdin.write(json.dumps(requests) + "\n")
-        stdin.flush()
-        seconds: list[float] = json.loads(stdout.readline())
-        return seconds
 
 
 if __name__ == "__main__":

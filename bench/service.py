@@ -21,16 +21,11 @@ transactions.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -41,9 +36,9 @@ from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.engines.transformers_engine import TransformersEngine
 from api.app import create_app
 from api.logs import configure_logs
-from api.server import Server, server_config
 from api.settings import ApiSettings
 from bench.report import Report
+from bench.served import LineClient, serving
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
 from profiles.service import Caller, ModelFacts, create_key, create_tenant, request_fit
@@ -74,7 +69,7 @@ def run() -> Report:
         key = _profiles(sessions, engine)
         settings = ApiSettings(role="inference", port=0, max_running=STREAMS)
         app = create_app(settings, engine=engine, session_factory=sessions, database=database)
-        with _serving(app) as port, _Client(port, key, engine.info.name) as client:
+        with serving(app) as port, _Client(port, key, engine.info.name) as client:
             report = _measure(alone, engine, client)
         sessions.kw["bind"].dispose()
     return report
@@ -196,62 +191,30 @@ def _profiles(sessions: SessionFactory, engine: Engine) -> str:
     return key
 
 
-@contextmanager
-def _serving(app: Any) -> Iterator[int]:
-    server = Server(server_config(app, app.state.services.settings), app.state.services)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield int(server.servers[0].sockets[0].getsockname()[1])
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-class _Client:
-    """The client process: one JSON line per task in, one per result out."""
+class _Client(LineClient):
+    """The client process, and what it is asked."""
 
     def __init__(self, port: int, key: str, model: str) -> None:
+        super().__init__("bench.service_client", str(port), key)
         self._model = model
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.service_client", str(port), key],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def __enter__(self) -> _Client:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.terminate()
-        self._process.communicate()
 
     def throughput(self, load: Load, suffix: str) -> float:
         """Tokens per second of all answers, one client for each query."""
         bodies = [
             [self._body(query, suffix, length, i) for length in lengths] for i, (query, lengths) in enumerate(load)
         ]
-        seconds: float = self._ask("throughput", bodies)
+        seconds: float = self.ask(["throughput", bodies])
         return sum(sum(lengths) for _, lengths in load) / seconds
 
     def first_tokens(self, queries: Sequence[str], suffix: str) -> list[float]:
         """Seconds to the first text of each query, one after another."""
-        seconds: list[float] = self._ask("first_tokens", [self._body(query, suffix, 4, 0) for query in queries])
+        seconds: list[float] = self.ask(["first_tokens", [self._body(query, suffix, 4, 0) for query in queries]])
         return seconds
 
     def _body(self, query: str, suffix: str, tokens: int, seed: int) -> dict[str, Any]:
         messages = [{"role": "user", "content": query}]
         return {"model": self._model + suffix, "messages": messages, "stream": True, "max_tokens": tokens,
                 "seed": seed, "ignore_eos": True}  # fmt: skip
-
-    def _ask(self, task: str, bodies: Sequence[Any]) -> Any:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("the client has no pipes")
-        stdin.write(json.dumps([task, bodies]) + "\n")
-        stdin.flush()
-        return json.loads(stdout.readline())
 
 
 if __name__ == "__main__":

@@ -49,12 +49,12 @@ def fit_queue(queue: str, broker_url: str, task_time_limit_s: int) -> Queue:
             # Milliseconds; RabbitMQ's own redelivery time, 30 min otherwise.
             "x-consumer-timeout": redelivery_s(task_time_limit_s) * 1000,
         }
-    return Queue(queue, queue_arguments=arguments, durable=True)  # type: ignore[no-untyped-call]
+    return Queue(queue, queue_arguments=arguments, durable=True)
 
 
 def dead_queue(queue: str) -> Queue:
     """Where RabbitMQ puts messages that died in `queue`. A classic queue: looking must not count as a delivery."""
-    return Queue(f"{queue}.dead", durable=True)  # type: ignore[no-untyped-call]
+    return Queue(f"{queue}.dead", durable=True)
 
 
 def broker_configuration(
@@ -144,7 +144,7 @@ class CeleryQueue:
         """Drops the connection; the next `publish` makes a new one."""
         if self._connection is not None:
             with contextlib.suppress(Exception):  # it is often broken already, in a way of its transport's own
-                self._connection.release()  # type: ignore[no-untyped-call]
+                self._connection.release()
             self._connection = None
 
     def _connected(self) -> Connection:
@@ -153,6 +153,6 @@ class CeleryQueue:
             self._connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5)
             if not is_redis(self._url):
                 # Messages that die while this queue is not there are gone.
-                dead_queue(self._queue)(self._connection.default_channel).declare()  # type: ignore[no-untyped-call]
+                dead_queue(self._queue)(self._connection.default_channel).declare()
         self._connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5)
         return self._connection

@@ -5,15 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from pathlib import Path
-
-import jsonschema
-import kubernetes_validate
 
 from tests.helm import settings_env
 from tests.helm.charts import Manifest
@@ -30,9 +24,7 @@ from tests.helm.objects import (
     selected,
     workloads,
 )
-
-KUBERNETES = "1.32"
-SCHEMAS = Path(__file__).parent / "schemas"
+from tests.helm.schema_check import schemas
 
 #: After the drain, for the last bytes of answers (api/server.py, `_LAST_BYTES_S`).
 LAST_BYTES_S = 5
@@ -56,31 +48,7 @@ def violations(manifests: list[Manifest]) -> list[str]:
     return malformed or [complaint for rule in RULES for complaint in rule(manifests)]
 
 
-# What the API server would say
-
-
-def schemas(manifests: list[Manifest]) -> Iterator[str]:
-    """Types and field names: of Kubernetes for its own kinds, of `schemas/` for the others."""
-    for each in manifests:
-        for complaint in _schema_complaints(json.dumps(each, sort_keys=True)):
-            yield f"{name_of(each)}: {complaint}"
-
-
-@lru_cache(maxsize=8192)
-def _schema_complaints(text: str) -> tuple[str, ...]:
-    """Cached by content: the releases of a matrix share most of their objects."""
-    manifest = json.loads(text)
-    own = SCHEMAS / f"{manifest['kind']}.json"
-    if own.exists():
-        validator = jsonschema.Draft7Validator(json.loads(own.read_text(encoding="utf-8")))
-        return tuple(f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest))
-    try:
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
-    except kubernetes_validate.ValidationError as error:
-        return (f"{'.'.join(map(str, error.path))}: {error.message}",)
-    except kubernetes_validate.SchemaNotFoundError as error:
-        return (error.message,)
-    return ()
+# What the API server would say of names
 
 
 def names(manifests: list[Manifest]) -> Iterator[str]:
