@@ -37,6 +37,7 @@ from api.versions.routes import router as versions
 from profiles.errors import ProfilesError
 from profiles.exporter import MetricsServer
 from profiles.settings import DatabaseSettings
+from profiles.tracing import Tracing
 from profiles.uow import SessionFactory, make_session_factory
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def create_app(
     session_factory: SessionFactory | None = None,
     database: DatabaseSettings | None = None,
     on_fatal: Callable[[str], None] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The API.
 
@@ -64,10 +66,12 @@ def create_app(
         engine: used instead of loading `settings.model`; the caller closes it.
         session_factory: used instead of connecting to `database`; the caller disposes of it.
         on_fatal: called with one line when the model cannot be loaded; by default the process gets SIGTERM.
+        tracing: records spans; None: nothing is traced. The caller stops it.
     """
     settings = settings or ApiSettings()
     database = database or DatabaseSettings()
     metrics = Metrics()
+    tracing = tracing or Tracing()
     owns_sessions = session_factory is None
     sessions = session_factory or make_session_factory(database)
     services = Services(
@@ -78,6 +82,7 @@ def create_app(
         auth=Authenticator(sessions, metrics, ttl_s=settings.auth_cache_s, size=settings.auth_cache_size),
         pace=Pace(settings.max_sends_per_s),
         usage=UsageMeter(sessions, settings.usage_flush_s),
+        tracing=tracing,
     )
 
     @contextlib.asynccontextmanager
@@ -120,7 +125,7 @@ def create_app(
     )
     app.state.services = services
     install_handlers(app)
-    app.add_middleware(RequestContext, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext, metrics=metrics, max_body_bytes=settings.max_body_bytes, tracing=tracing)
     app.include_router(health.router)
     if settings.serves_control:
         for router in _CONTROL:

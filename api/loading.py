@@ -92,9 +92,12 @@ def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) ->
         services.pace,
         services.usage,
         settings.default_max_tokens,
+        services.tracing.tracer,
         settings.max_cache_tokens,
     )
-    personaliser = Personaliser(engine, services.sessions, services.metrics, settings.plan_cache_size)
+    personaliser = Personaliser(
+        engine, services.sessions, services.metrics, settings.plan_cache_size, services.tracing.tracer
+    )
     return Model(engine, settings.model_name or engine.info.name, served, personaliser, query_bank)
 
 

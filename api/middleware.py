@@ -9,9 +9,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import structlog
+from opentelemetry import trace
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 
 from api.errors import BodyTooLarge, problem_of, render_error
 from api.metrics import Metrics
+from profiles.tracing import Tracing, parent_context
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,10 +28,11 @@ log = structlog.get_logger("api")
 
 
 class RequestContext:
-    """Gives each request an id, in `scope["state"]`, a response header, the log context and every error."""
+    """Gives each request an id, in `scope["state"]`, a response header, the log context, its trace and every error."""
 
-    def __init__(self, app: App, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, app: App, metrics: Metrics, max_body_bytes: int, tracing: Tracing) -> None:
         self._app = app
+        self._tracing = tracing
         self._metrics = metrics
         self._max_body = max_body_bytes
 
@@ -54,16 +58,18 @@ class RequestContext:
 
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        try:
-            await self._limited(scope, receive, send_with_id, headers.get(b"content-length"))
-        except Exception as error:
-            # Here and not in Starlette's outermost handler, which would answer without the id and raise it again.
-            log.error("unexpected_error", exc_info=error)
-            if status is not None:
-                raise  # the answer has begun; the server can only cut it off
-            await render_error(scope["path"], problem_of(error), request_id)(scope, receive, send_with_id)
-        finally:
-            self._record(scope, status or 500, time.perf_counter() - started)
+        span = self._span(scope["path"], headers.get(b"traceparent"), request_id)
+        with trace.use_span(span, end_on_exit=True):
+            try:
+                await self._limited(scope, receive, send_with_id, headers.get(b"content-length"))
+            except Exception as error:
+                # Here and not in Starlette's outermost handler, which would answer without the id and raise it again.
+                log.error("unexpected_error", exc_info=error)
+                if status is not None:
+                    raise  # the answer has begun; the server can only cut it off
+                await render_error(scope["path"], problem_of(error), request_id)(scope, receive, send_with_id)
+            finally:
+                self._record(scope, status or 500, time.perf_counter() - started, span)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send, length: bytes | None) -> None:
         """Passes the request on unless its body is over the limit, declared or counted."""
@@ -93,16 +99,33 @@ class RequestContext:
         response.headers["connection"] = "close"  # the rest of the body is not read
         await response(scope, receive, send)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _span(self, path: str, traceparent: bytes | None, request_id: str) -> Span:
+        """The request's span, under the caller's own if it sent one; probes have none."""
+        if not self._tracing.enabled or path in _PROBES:
+            return INVALID_SPAN
+        parent = parent_context(traceparent.decode("latin-1") if traceparent else None)
+        return self._tracing.tracer.start_span(
+            "request", parent, SpanKind.SERVER, {"alignez.request_id": request_id, "url.path": path}
+        )
+
+    def _record(self, scope: Scope, status: int, seconds: float, span: Span) -> None:
         route = getattr(scope.get("route"), "path", None) or "unmatched"
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.request_seconds.labels(method, route).observe(seconds)
         # Probes come every few seconds for ever: they would drown the log.
-        write = log.debug if route in ("/health", "/ready") and status < 500 else log.info
+        write = log.debug if route in _PROBES and status < 500 else log.info
         write("request", method=method, route=route, status=status, ms=round(seconds * 1e3, 2))
+        if span.is_recording():
+            span.update_name(f"{method} {route}")
+            span.set_attributes(
+                {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+            )
+            if status >= 500:
+                span.set_status(StatusCode.ERROR)
 
 
+_PROBES = frozenset({"/health", "/ready"})
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 

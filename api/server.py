@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from api.app import create_app
-from api.logs import configure_logs
 from api.services import Services
 from api.settings import ApiSettings
+from profiles.logs import configure_logs
+from profiles.tracing import start_tracing
 
 log = structlog.get_logger("api")
 
@@ -83,6 +84,7 @@ def serve(settings: ApiSettings | None = None, *, sockets: list[socket.socket] |
     """
     settings = settings or ApiSettings()
     configure_logs(settings.log_level, settings.log_format)
+    tracing = start_tracing("api")
     fatal: list[str] = []
 
     def stop(line: str) -> None:
@@ -90,12 +92,14 @@ def serve(settings: ApiSettings | None = None, *, sockets: list[socket.socket] |
         app.state.services.draining.set()
         server.should_exit = True
 
-    app = create_app(settings, on_fatal=stop)
+    app = create_app(settings, on_fatal=stop, tracing=tracing)
     server = Server(server_config(app, settings), app.state.services)
     try:
         server.run(sockets=sockets)
     except KeyboardInterrupt:
         return 0
+    finally:
+        tracing.stop()
     if fatal:
         print(f"alignez: {fatal[0]}", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ from api.metrics import Metrics
 from api.settings import ApiSettings
 from api.usage import UsageMeter
 from profiles.settings import DatabaseSettings
+from profiles.tracing import Tracing
 from profiles.uow import SessionFactory
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Services:
     auth: Authenticator
     pace: Pace
     usage: UsageMeter
+    tracing: Tracing = field(default_factory=Tracing)
     model: Model | None = None
     #: Why there is no model, or none any more, for `/ready`.
     model_error: str | None = None

@@ -25,12 +25,12 @@ from sqlalchemy import text
 
 from alignez_core.engines.fake_engine import FakeEngine
 from api.app import create_app
-from api.logs import configure_logs
 from api.settings import ApiSettings
 from bench.report import Report
 from bench.served import LineClient, serving
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
+from profiles.logs import configure_logs
 from profiles.service import Caller, ModelFacts, create_key, create_tenant, request_fit
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, UnitOfWork, make_session_factory

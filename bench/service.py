@@ -35,12 +35,12 @@ from alignez_core.engines.base import Engine, GenerationRequest
 from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.engines.transformers_engine import TransformersEngine
 from api.app import create_app
-from api.logs import configure_logs
 from api.settings import ApiSettings
 from bench.report import Report
 from bench.served import LineClient, serving
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
+from profiles.logs import configure_logs
 from profiles.service import Caller, ModelFacts, create_key, create_tenant, request_fit
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, UnitOfWork, make_session_factory

@@ -19,6 +19,7 @@ from profiles.errors import Conflict, JobCancelled, LeaseLost, ModelConflict, No
 from profiles.models import BaseModelRow, Job, JobStatus, QuerySource, VersionState
 from profiles.repository.fits import StoredDirections
 from profiles.service.aliases import DEFAULT_ALIAS, point_default
+from profiles.tracing import NO_ORIGIN, Origin
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
 
@@ -39,6 +40,7 @@ class Claim:
     profile_id: UUID
     version_id: UUID
     spec: Mapping[str, Any]
+    origin: Origin = NO_ORIGIN
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def claim(uow: UnitOfWork, job_id: UUID, worker: str, lease_s: float) -> Claim |
     if version is None:
         raise NotFound("version", job.version_id)
     uow.repository.jobs.add_event(job, "running")
-    return Claim(job.id, job.attempt, job.tenant_id, job.profile_id, job.version_id, version.spec)
+    origin = Origin(job.request_id, job.traceparent)
+    return Claim(job.id, job.attempt, job.tenant_id, job.profile_id, job.version_id, version.spec, origin)
 
 
 def heartbeat(uow: UnitOfWork, claim: Claim, lease_s: float) -> bool:

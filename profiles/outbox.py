@@ -6,21 +6,24 @@ twice; claims are idempotent by job id, so twice is harmless. Several relays may
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from dataclasses import dataclass
 from typing import Protocol
 
 import psycopg
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import NoOpTracer, SpanKind, Tracer
 
 from profiles import jobs
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable
 from profiles.ports import JobQueue
-from profiles.repository.jobs import OUTBOX_CHANNEL, Backlog
+from profiles.repository.jobs import OUTBOX_CHANNEL, Backlog, WaitingMessage
+from profiles.tracing import parent_context
 from profiles.uow import SessionFactory, UnitOfWork
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger("relay")
 
 _BATCH = 100
 _LONGEST_PAUSE_S = 5.0
@@ -59,9 +62,11 @@ class RelayObserver(Protocol):
         ...
 
 
-def relay_once(sessions: SessionFactory, queue: JobQueue) -> int:
+def relay_once(sessions: SessionFactory, queue: JobQueue, tracer: Tracer | None = None) -> int:
     """Sends one batch of waiting messages; returns how many were confirmed.
 
+    Args:
+        tracer: gets a span for each, from its job's request to the broker's confirmation.
     Raises: BrokerUnavailable, DatabaseUnavailable: what was confirmed before is kept.
     """
     with UnitOfWork.open(sessions) as uow:
@@ -71,7 +76,28 @@ def relay_once(sessions: SessionFactory, queue: JobQueue) -> int:
         confirmed = set(queue.publish([message.job_id for message in messages]))
         sent = {message.id: message.job_id for message in messages if message.job_id in confirmed}
         uow.repository.jobs.sent(sent)
+    for message in messages:
+        if message.id in sent:
+            _tell(message, tracer or NoOpTracer())
     return len(sent)
+
+
+def _tell(message: WaitingMessage, tracer: Tracer) -> None:
+    """A log line and a span, which is as long as the message waited in the outbox."""
+    span = tracer.start_span(
+        "outbox",
+        parent_context(message.traceparent),
+        SpanKind.PRODUCER,
+        {"alignez.job_id": str(message.job_id), "alignez.request_id": message.request_id or ""},
+        start_time=time.time_ns() - round(message.waited_s * 1e9),
+    )
+    with trace.use_span(span, end_on_exit=True):
+        _log.info(
+            "message_sent",
+            job_id=str(message.job_id),
+            request_id=message.request_id,
+            waited_ms=round(message.waited_s * 1e3, 1),
+        )
 
 
 class Relay:
@@ -84,8 +110,10 @@ class Relay:
         url: str,
         options: RelayOptions,
         observer: RelayObserver | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._observer = observer
+        self._tracer = tracer
         self._sessions = sessions
         self._queue = queue
         self._url = url.replace("postgresql+psycopg://", "postgresql://", 1)
@@ -109,7 +137,7 @@ class Relay:
             except (BrokerUnavailable, DatabaseUnavailable) as error:
                 if self._observer is not None:
                     self._observer.unavailable()
-                _log.warning("relay waits %.1f s: %s", pause, error)
+                _log.warning("relay_waits", pause_s=pause, reason=str(error))
                 self._stop.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
         self._close_listener()
@@ -118,7 +146,7 @@ class Relay:
         # Listening starts before the first look, so that nothing committed in between is missed.
         listener = self._listening()
         while not self._stop.is_set():
-            sent = relay_once(self._sessions, self._queue)
+            sent = relay_once(self._sessions, self._queue, self._tracer)
             if self._observer is not None:
                 self._observer.sent(sent)
             if sent < _BATCH:
@@ -140,7 +168,7 @@ class Relay:
             if self._observer is not None:
                 self._observer.swept(ended, resent, uow.repository.jobs.backlog())
         if ended or resent:
-            _log.info("sweep: %d leases ended, %d messages to send again", ended, resent)
+            _log.info("sweep", leases_ended=ended, resent=resent)
         return bool(ended or resent)
 
     def _listening(self) -> psycopg.Connection[tuple[object, ...]]:

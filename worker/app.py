@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery, signals
 
 from profiles.celery_queue import broker_configuration
+from profiles.logs import configure_logs
 from profiles.settings import DatabaseSettings
 from worker.child import Child
 from worker.settings import WorkerSettings
@@ -41,7 +42,7 @@ def make_celery(
         worker_redirect_stdouts=False,
     )
     register_tasks(app, child.fit)
-    _connect(child)
+    _connect(child, settings)
     return app
 
 
@@ -52,9 +53,11 @@ def run_worker(settings: WorkerSettings | None = None, database: DatabaseSetting
     """
     settings = settings or WorkerSettings()
     database = database or DatabaseSettings()
+    configure_logs(settings.log_level, settings.log_format)
     child = Child(settings, database)
     app = make_celery(settings, database, child=child)
     arguments = [
+        "--quiet",  # no banner: each line of the log is a record
         "worker",
         "--pool=prefork",
         "--concurrency=1",
@@ -71,16 +74,25 @@ def run_worker(settings: WorkerSettings | None = None, database: DatabaseSetting
     return 1 if child.unusable else status
 
 
-def _connect(child: Child) -> None:
+def _connect(child: Child, settings: WorkerSettings) -> None:
     """Hooks of this process; `weak=False` because nothing else holds the functions."""
+
+    def set_up_logs(**_: Any) -> None:
+        """In place of Celery's own handlers and formats, in the parent and again in each child."""
+        configure_logs(settings.log_level, settings.log_format)
 
     def start(**_: Any) -> None:
         child.start()
 
+    def end(**_: Any) -> None:
+        child.end()
+
     def stop(**_: Any) -> None:
         child.stop()
 
+    signals.setup_logging.connect(set_up_logs, weak=False)
     signals.worker_process_init.connect(start, weak=False)
+    signals.worker_process_shutdown.connect(end, weak=False)
     signals.worker_shutting_down.connect(stop, weak=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -11,10 +10,13 @@ import sys
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import structlog
+
 from profiles.errors import DatabaseUnavailable
 from profiles.exporter import MetricsServer
 from profiles.service import register_base_model
 from profiles.settings import DatabaseSettings
+from profiles.tracing import Tracing, start_tracing
 from profiles.uow import UnitOfWork, make_session_factory
 from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
@@ -22,7 +24,7 @@ from worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from worker.fit import FitRunner
 
-_log = logging.getLogger(__name__)
+log = structlog.get_logger("worker")
 
 
 class Child:
@@ -39,6 +41,7 @@ class Child:
         self._unusable = context.Event()
         self._runner: FitRunner | None = None
         self._metrics = WorkerMetrics()
+        self._tracing = Tracing()
 
     @property
     def unusable(self) -> bool:
@@ -55,12 +58,18 @@ class Child:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self._serve_metrics()
+            self._tracing = start_tracing("worker")
             self._runner = self._make_runner()
             self._metrics.ready.set(1)
+            log.info("model_loaded")
         except Exception as error:  # whatever it is, a worker without a model must not take jobs
             if not _is_ours(error):
-                _log.exception("the model could not be loaded")
+                log.exception("model_not_loaded")
             self._end_worker(str(error))
+
+    def end(self) -> None:
+        """In the child, at its end: sends the spans that it still holds."""
+        self._tracing.stop()
 
     def fit(self, job_id: UUID) -> None:
         """In the child: does a job. Without a model it leaves the job queued, for the sweep to send again."""
@@ -78,7 +87,7 @@ class Child:
         settings = self._settings
         if settings.metrics_port is not None:
             exporter = MetricsServer.start(self._metrics.registry, settings.metrics_host, settings.metrics_port)
-            _log.info("metrics on port %d", exporter.port)
+            log.info("metrics", port=exporter.port)
 
     def _make_runner(self) -> FitRunner:
         from worker.engine import load_engine
@@ -91,7 +100,7 @@ class Child:
             with UnitOfWork.open(sessions) as uow:
                 register_base_model(uow, loaded.facts)
         except DatabaseUnavailable as error:
-            _log.warning("the base model is registered with the first job: %s", error)
+            log.warning("model_not_registered", reason=str(error), then="with the first job")
         options = FitOptions(
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_s=settings.lease_s,
@@ -101,7 +110,7 @@ class Child:
             database_patience_s=settings.database_patience_s,
             store_rows=settings.store_rows,
         )
-        return FitRunner(sessions, loaded, options, self._stopping.is_set, self._metrics)
+        return FitRunner(sessions, loaded, options, self._stopping.is_set, self._metrics, self._tracing.tracer)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
+import structlog
+from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, Tracer
+
 from alignez_core.embeddings import LM_ENCODER, middle_layer
+from alignez_core.engines.base import Engine
 from alignez_core.errors import FitCancelled
 from alignez_core.fit import FitEvent, FittedProfile, PairChunk, fit_profile
 from alignez_core.fit_config import FitConfig, FitQuery, FitSpec, GivenPair
@@ -25,8 +28,9 @@ from worker.engine import LoadedEngine
 from worker.failures import HandBack, TimeLimitExceeded, failure_of
 from worker.lease import HeldLease
 from worker.metrics import WorkerMetrics
+from worker.traced_engine import TracedEngine
 
-_log = logging.getLogger(__name__)
+log = structlog.get_logger("worker")
 
 T = TypeVar("T")
 
@@ -57,8 +61,10 @@ class FitRunner:
         options: FitOptions,
         stopping: Callable[[], bool] = lambda: False,
         metrics: WorkerMetrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._metrics = metrics or WorkerMetrics()
+        self._tracer = tracer or NoOpTracer()
         self._sessions = sessions
         self._loaded = loaded
         self._options = options
@@ -78,27 +84,46 @@ class FitRunner:
             claim = jobs.claim(uow, job_id, self._options.worker, self._options.lease_s)
         if claim is None:
             return "skipped"
+        ids: dict[str, str | int] = {
+            "job_id": str(job_id),
+            "request_id": claim.origin.request_id or "",
+            "attempt": claim.attempt,
+        }
+        named: dict[str, str | int] = {f"alignez.{name}": value for name, value in ids.items()}
+        with (
+            structlog.contextvars.bound_contextvars(**ids),
+            self._tracer.start_as_current_span("fit", claim.origin.context, SpanKind.CONSUMER, named) as span,
+        ):
+            outcome = self._run_leased(claim, span)
+        return outcome
+
+    def _run_leased(self, claim: jobs.Claim, span: Span) -> str:
         self._metrics.busy.set(1)
+        log.info("fit_began", profile=str(claim.profile_id))
         try:
             with HeldLease(self._sessions, claim, self._options.lease_s) as lease:
                 outcome = self._run_claimed(claim, lease)
         except LeaseLost as error:
-            _log.warning("%s", error)
+            log.warning("lease_lost", reason=str(error))
             outcome = "lost"
         except DatabaseUnavailable as error:
             # Nothing can be written; the lease will run out and the relay's sweep will queue the job again.
-            _log.error("job %s is left to the sweep: %s", job_id, error)
+            log.error("left_to_the_sweep", reason=str(error))
             outcome = "lost"
         finally:
             self._metrics.busy.set(0)
         self._metrics.attempts.labels(outcome).inc()
-        _log.info("job %s attempt %d: %s", job_id, claim.attempt, outcome)
+        span.set_attribute("alignez.outcome", outcome)
+        if outcome in ("failed", "retry", "lost"):
+            span.set_status(StatusCode.ERROR, outcome)
+        log.info("fit_ended", outcome=outcome)
         return outcome
 
     def _run_claimed(self, claim: jobs.Claim, lease: HeldLease) -> str:
         try:
             began = time.monotonic()
-            fitted = _Fit(self._sessions, self._loaded, self._options, claim, lease, self._stopping).run()
+            engine = TracedEngine(self._loaded.engine, self._tracer)
+            fitted = _Fit(self._sessions, self._loaded, engine, self._options, claim, lease, self._stopping).run()
             self._count(fitted, time.monotonic() - began)
             return "succeeded"
         except LeaseLost:
@@ -111,7 +136,7 @@ class FitRunner:
             return "handed_back"
         except Exception as error:  # the job must end with a code, whatever went wrong
             failure = failure_of(error)
-            _log.exception("job %s failed: %s", claim.job_id, failure.code)
+            log.exception("fit_failed", code=failure.code)
             again = self._patiently(
                 lambda uow: jobs.fail(
                     uow,
@@ -143,6 +168,7 @@ class _Fit:
         self,
         sessions: SessionFactory,
         loaded: LoadedEngine,
+        engine: Engine,
         options: FitOptions,
         claim: jobs.Claim,
         lease: HeldLease,
@@ -150,6 +176,7 @@ class _Fit:
     ) -> None:
         self._sessions = sessions
         self._loaded = loaded
+        self._engine = engine
         self._options = options
         self._claim = claim
         self._lease = lease
@@ -162,7 +189,7 @@ class _Fit:
         config = FitConfig.from_dict(_settings(self._claim.spec, queries))
         spec = _fit_spec(self._claim, queries, config)
         resume = self._do(lambda uow: _stored_chunks(uow, self._claim, queries))
-        fitted = fit_profile(self._loaded.engine, spec, self._on_event, resume)
+        fitted = fit_profile(self._engine, spec, self._on_event, resume)
         self._store(fitted)
         version = self._fitted_version(fitted)
         self._do(lambda uow: jobs.publish(uow, self._claim, version))

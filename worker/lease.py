@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+import contextvars
 import threading
 from types import TracebackType
+
+import structlog
 
 from profiles import jobs
 from profiles.errors import DatabaseUnavailable, JobCancelled, LeaseLost, ProfilesError
 from profiles.uow import SessionFactory, UnitOfWork
 
-_log = logging.getLogger(__name__)
+log = structlog.get_logger("worker")
 
 #: Heartbeats per lease: two may be missed.
 _BEATS = 3
@@ -28,7 +30,9 @@ class HeldLease:
         self._lease_s = lease_s
         self._ended = threading.Event()
         self._news: ProfilesError | None = None
-        self._thread = threading.Thread(target=self._run, name=f"lease-{claim.job_id}", daemon=True)
+        # Its log lines bear the same ids as the fit's.
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name=f"lease-{claim.job_id}", daemon=True)
 
     def __enter__(self) -> HeldLease:
         self._thread.start()
@@ -56,4 +60,4 @@ class HeldLease:
                 self._news = error
                 return
             except DatabaseUnavailable as error:
-                _log.warning("no heartbeat for job %s: %s", self._claim.job_id, error)
+                log.warning("no_heartbeat", job_id=str(self._claim.job_id), reason=str(error))

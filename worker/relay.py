@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections.abc import Callable
 from types import FrameType
 
+import structlog
+from opentelemetry.trace import Tracer
+
 from profiles.celery_queue import CeleryQueue
 from profiles.exporter import MetricsServer
+from profiles.logs import configure_logs
 from profiles.outbox import Relay, RelayObserver, RelayOptions
 from profiles.settings import DatabaseSettings
+from profiles.tracing import start_tracing
 from profiles.uow import make_session_factory
 from worker.metrics import RelayMetrics
 from worker.settings import WorkerSettings
 
+log = structlog.get_logger("relay")
 
-def make_relay(settings: WorkerSettings, database: DatabaseSettings, observer: RelayObserver | None = None) -> Relay:
+
+def make_relay(
+    settings: WorkerSettings,
+    database: DatabaseSettings,
+    observer: RelayObserver | None = None,
+    tracer: Tracer | None = None,
+) -> Relay:
     """A relay on its own connections; `Relay.run` blocks until `Relay.stop`."""
     queue = CeleryQueue(database.broker_url, queue=settings.queue, task_time_limit_s=settings.job_time_limit_s)
     options = RelayOptions(settings.relay_poll_s, settings.relay_sweep_s, settings.relay_resend_s)
-    return Relay(make_session_factory(database), queue, database.database_url, options, observer)
+    return Relay(make_session_factory(database), queue, database.database_url, options, observer, tracer)
 
 
 def main(
@@ -34,9 +45,10 @@ def main(
         on_ready: called once signals end it cleanly, before it begins.
     """
     settings = settings or WorkerSettings()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure_logs(settings.log_level, settings.log_format)
     metrics = RelayMetrics()
-    relay = make_relay(settings, database or DatabaseSettings(), metrics)
+    tracing = start_tracing("relay")
+    relay = make_relay(settings, database or DatabaseSettings(), metrics, tracing.tracer)
 
     def stop(number: int, frame: FrameType | None) -> None:
         relay.stop()
@@ -46,11 +58,12 @@ def main(
     exporter = None
     if settings.metrics_port is not None:
         exporter = MetricsServer.start(metrics.registry, settings.metrics_host, settings.metrics_port)
-        logging.getLogger(__name__).info("metrics on port %d", exporter.port)
+        log.info("metrics", port=exporter.port)
     try:
         on_ready()
         relay.run()
     finally:
+        tracing.stop()
         if exporter is not None:
             exporter.stop()
     return 0

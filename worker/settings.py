@@ -77,3 +77,4 @@ class WorkerSettings(BaseSettings):
     metrics_host: str = "127.0.0.1"
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from opentelemetry.trace import INVALID_SPAN, Span
+
 from api.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -48,15 +50,17 @@ class Answer:
 
 @dataclass
 class Timing:
-    """Tells the metrics when a response's first and last tokens came."""
+    """Tells the metrics, and the trace, when a response's first and last tokens came."""
 
     metrics: Metrics
     started: float
+    span: Span = INVALID_SPAN  #: of the engine's work on the response
     first: float | None = None
     _open: bool = True
 
-    def begin(self) -> None:
+    def begin(self, span: Span) -> None:
         """The engine has the request."""
+        self.span = span
         self.metrics.waiting.inc()
 
     def token(self) -> None:
@@ -66,6 +70,7 @@ class Timing:
             self.metrics.waiting.dec()
             self.metrics.running.inc()
             self.metrics.first_token.observe(self.first - self.started)
+            self.span.add_event("first_token")
 
     def end(self, answers: list[Answer]) -> bool:
         """The response is over, whole or broken off; returns False when that was known already."""
@@ -84,7 +89,19 @@ class Timing:
             if self.first is not None and answer.tokens > 1:
                 m.inter_token.observe((now - self.first) / (answer.tokens - 1))
         m.end_to_end.observe(now - self.started)
+        self._end_span(answers)
         return True
+
+    def _end_span(self, answers: list[Answer]) -> None:
+        if self.span.is_recording():
+            self.span.set_attributes(
+                {
+                    "gen_ai.usage.input_tokens": answers[0].prompt_tokens if answers else 0,
+                    "gen_ai.usage.output_tokens": sum(answer.tokens for answer in answers),
+                    "gen_ai.response.finish_reasons": [answer.finish_reason or "abort" for answer in answers],
+                }
+            )
+        self.span.end()
 
 
 def usage(answers: list[Answer], prompts: int = 1) -> dict[str, int]:

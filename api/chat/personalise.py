@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import structlog
+from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.concurrency import run_in_threadpool
 
 from api.chat.queries import SharedPasses
@@ -138,7 +139,15 @@ _V = TypeVar("_V")
 class Personaliser:
     """Compiles edits for one engine. Safe to call from any thread."""
 
-    def __init__(self, engine: Engine, sessions: SessionFactory, metrics: Metrics, cache_size: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sessions: SessionFactory,
+        metrics: Metrics,
+        cache_size: int,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._tracer = tracer or NoOpTracer()
         self._engine = engine
         self._sessions = sessions
         self._metrics = metrics
@@ -155,6 +164,12 @@ class Personaliser:
         Raises: NotFound: profile, alias or version, also a foreign one. VersionNotReady.
             ModelMismatch: the version was fitted on another model than the one that is served.
         """
+        with self._tracer.start_as_current_span("personalise") as span:
+            made = self._personalise(caller, selection, query)
+            span.set_attributes({"alignez.edit": made.kind, "alignez.version": made.version or 0})
+        return made
+
+    def _personalise(self, caller: Caller, selection: Selection, query: Query) -> Personalisation:
         started = time.perf_counter()
         # Not one transaction: which version is one statement, and what is read of a version never changes.
         with UnitOfWork.reading(self._sessions) as uow:
@@ -196,20 +211,22 @@ class Personaliser:
 
         config, active = loaded.config, loaded.active
         prompt = self._engine.prompt_format.wrap(query.text or "") if query.ids is None else query.ids
-        plain = self._passes.represent(prompt)
-        embedding = self._embed(config.query_encoder, plain, query.text or "")
+        with self._tracer.start_as_current_span("represent query"):
+            plain = self._passes.represent(prompt)
+            embedding = self._embed(config.query_encoder, plain, query.text or "")
         started = time.perf_counter()
         needed = ("help", "plain") if config.method == "transport" else ("help", "harm")
-        with UnitOfWork.reading(self._sessions) as uow:
-            near = nearest_representations(uow, picked.version_id, embedding.numpy(), config.neighbors, needed)
-        plan = conditional_plan(
-            config,
-            active.layers,
-            _required(_tensor(near.help)),
-            _tensor(near.harm),
-            _tensor(near.plain),
-            strength=strength,
-        )
+        with self._tracer.start_as_current_span("lookup"):
+            with UnitOfWork.reading(self._sessions) as uow:
+                near = nearest_representations(uow, picked.version_id, embedding.numpy(), config.neighbors, needed)
+            plan = conditional_plan(
+                config,
+                active.layers,
+                _required(_tensor(near.help)),
+                _tensor(near.harm),
+                _tensor(near.plain),
+                strength=strength,
+            )
         self._metrics.lookup_seconds.observe(time.perf_counter() - started)
         ratio = edit_ratio(plan, plain[0])
         if ratio is not None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from opentelemetry.trace import NoOpTracer, Span, Tracer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -44,6 +45,7 @@ class Served:
     pace: Pace
     usage: UsageMeter
     default_max_tokens: int
+    tracer: Tracer = field(default_factory=NoOpTracer)
     #: What the engine may hold for all rows; an answer of open length is not asked to be longer.
     max_cache_tokens: int | None = None
 
@@ -179,15 +181,34 @@ class Generation:
 
         Raises: ContextTooLong, RequestTooLarge, EngineOverloaded, ModelMismatch, EngineClosed.
         """
+        span = self._span()
         try:
             for row in self.rows:
                 self.streams.append(self.served.engine.stream(row))
-        except BaseException:
+        except BaseException as error:
             self.close()
+            span.record_exception(error)
+            span.end()
             raise
-        self.timing.begin()
+        self.timing.begin(span)
         for personal in self.personal:
             self.served.metrics.edits.labels(personal.kind).inc()
+
+    def _span(self) -> Span:
+        """The engine's part of the request, from the hand-over to the last token; names are OpenTelemetry's gen_ai."""
+        operation = "chat" if self.shape.chat else "text_completion"
+        span = self.served.tracer.start_span(f"{operation} {self.served.engine.info.name}")
+        if span.is_recording():
+            span.set_attributes(
+                {
+                    "gen_ai.operation.name": operation,
+                    "gen_ai.request.model": self.model,
+                    "gen_ai.request.max_tokens": self.rows[0].max_tokens,
+                    "alignez.rows": len(self.rows),
+                    "alignez.edits": [personal.kind for personal in self.personal],
+                }
+            )
+        return span
 
     def close(self) -> None:
         """Stops every row within one step. Safe to call twice."""

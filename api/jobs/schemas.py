@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from profiles.models import Job
 
@@ -39,6 +39,7 @@ class JobRead(BaseModel):
     version: int | None
     attempt: int
     cancel_requested: bool
+    request_id: str | None = Field(description="of the request that asked for it; its log lines and traces have it too")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -57,6 +58,7 @@ class JobRead(BaseModel):
             version=version,
             attempt=job.attempt,
             cancel_requested=job.cancel_requested_at is not None,
+            request_id=job.request_id,
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -26,8 +27,10 @@ from profiles.service import (
     request_fit,
     update_profile,
 )
+from profiles.tracing import Origin
 from profiles.uow import UnitOfWork
 
+log = structlog.get_logger("api")
 router = APIRouter(prefix="/v1/profiles", tags=["profiles"])
 
 
@@ -61,6 +64,7 @@ def create(
             description=body.description or None,
             base_model=body.base_model or services.served_name,
             max_queued_jobs=services.database.max_queued_jobs,
+            origin=Origin.here(request.state.request_id),
             check=lambda spec: check_spec(services, spec),
         )
         return accepted(uow, made)
@@ -97,6 +101,7 @@ def delete(profile: ProfilePath, caller: CallerDep, uow: UowDep) -> Response:
 
 def accepted(uow: UnitOfWork, made: FitRequest) -> FitAccepted:
     """The reply to a request for a fit."""
+    log.info("fit_requested", job_id=str(made.job.id), profile=str(made.profile.id), version=made.version.number)
     return FitAccepted(
         profile=read_profiles(uow, [made.profile])[0],
         version=VersionSummary.of(made.version),

@@ -23,6 +23,7 @@ from profiles.service import (
     list_versions,
     request_fit,
 )
+from profiles.tracing import Origin
 from profiles.uow import UnitOfWork
 
 router = APIRouter(prefix="/v1/profiles/{profile}/versions", tags=["versions"])
@@ -60,6 +61,7 @@ def create(
             profile=profile,
             promote=body.promote,
             max_queued_jobs=services.database.max_queued_jobs,
+            origin=Origin.here(request.state.request_id),
             check=lambda spec: check_spec(services, spec),
         )
         return accepted(uow, made)

@@ -15,6 +15,11 @@ ALIGNEZ_MODEL_NAME: {{ . | quote }}
 {{- with .Values.model.mlpPath }}
 ALIGNEZ_MLP_PATH: {{ . | quote }}
 {{- end }}
+{{- with .Values.tracing.endpoint }}
+OTEL_EXPORTER_OTLP_ENDPOINT: {{ . | quote }}
+OTEL_TRACES_SAMPLER: parentbased_traceidratio
+OTEL_TRACES_SAMPLER_ARG: {{ $.Values.tracing.sampleRatio | quote }}
+{{- end }}
 {{- end }}
 
 {{- define "alignez.config.api" -}}

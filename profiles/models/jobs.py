@@ -57,6 +57,8 @@ class Job(Base):
     sent_at: Mapped[datetime | None]  #: when a message was last confirmed by the broker
     sends: Mapped[int] = mapped_column(default=0)  #: since it was last queued; spaces out re-sending
     event_at: Mapped[datetime | None]  #: of the last progress event; bounds their number
+    request_id: Mapped[str | None] = mapped_column(String(128))  #: of the request that asked for it
+    traceparent: Mapped[str | None] = mapped_column(String(55))  #: W3C trace context of that request
     created_at: Mapped[CreatedAt]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -35,6 +35,17 @@ class Backlog:
     running: int
 
 
+@dataclass(frozen=True)
+class WaitingMessage:
+    """A message in the outbox, how long it has been there, and where its job comes from (see `tracing.Origin`)."""
+
+    id: int
+    job_id: UUID
+    waited_s: float
+    request_id: str | None
+    traceparent: str | None
+
+
 class Jobs:
     """Queries on work to be done. Times are the database's own (clock_timestamp), so workers' clocks do not matter."""
 
@@ -193,10 +204,20 @@ class Jobs:
 
     # The relay's side
 
-    def take_messages(self, limit: int) -> list[OutboxMessage]:
+    def take_messages(self, limit: int) -> list[WaitingMessage]:
         """Messages to send, oldest first, locked; those that another relay has in hand are skipped."""
-        statement = select(OutboxMessage).order_by(OutboxMessage.id).limit(limit).with_for_update(skip_locked=True)
-        return list(self._session.scalars(statement))
+        waited = func.extract("epoch", func.clock_timestamp() - OutboxMessage.created_at)
+        statement = (
+            select(OutboxMessage.id, OutboxMessage.job_id, waited, Job.request_id, Job.traceparent)
+            .join(Job, Job.id == OutboxMessage.job_id)
+            .order_by(OutboxMessage.id)
+            .limit(limit)
+            .with_for_update(of=OutboxMessage, skip_locked=True)
+        )
+        return [
+            WaitingMessage(id_, job, float(seconds), request, parent)
+            for id_, job, seconds, request, parent in self._session.execute(statement)
+        ]
 
     def sent(self, messages: Mapping[int, UUID]) -> None:
         """Removes confirmed messages (id → job) and notes on their jobs that they went out."""

@@ -22,6 +22,7 @@ from profiles.models import BaseModelRow, Job, Profile, ProfileVersion, VersionS
 from profiles.service.keys import Caller
 from profiles.service.profiles import get_profile, get_version
 from profiles.spec import DESCRIPTION_LIMIT, check_layers, check_name, check_text, normal_spec
+from profiles.tracing import NO_ORIGIN, Origin
 from profiles.uow import UnitOfWork
 
 #: Seconds after which a caller over quota may try again: about one fit.
@@ -48,6 +49,7 @@ def request_fit(
     base_model: str | None = None,
     promote: bool = False,
     max_queued_jobs: int = 100,
+    origin: Origin | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FitRequest:
     """A pending version with its queued job, of a new profile (`name`) or of an existing one (`profile`).
@@ -58,6 +60,7 @@ def request_fit(
         base_model: by name; None: the one that a process loaded last. With none known, the worker's own decides.
         promote: make the version the default when it is ready (a profile's first ready version always is).
         max_queued_jobs: the deployment's limit for a tenant that has none of its own.
+        origin: the request that asks, for the worker's logs and traces.
         check: further rules on the complete spec; raises what it likes. It may take its time (a tokenizer): it runs
             before the tenant's lock is taken.
     Raises: InvalidSpec, NameTaken, NotFound, BaseModelNotServed, ModelConflict, QuotaExceeded.
@@ -97,7 +100,14 @@ def request_fit(
         promote=promote,
     )
     catalog.add_version(version)
-    job = Job(tenant_id=caller.tenant_id, profile_id=row.id, version_id=version.id)
+    origin = origin or NO_ORIGIN
+    job = Job(
+        tenant_id=caller.tenant_id,
+        profile_id=row.id,
+        version_id=version.id,
+        request_id=origin.request_id,
+        traceparent=origin.traceparent,
+    )
     uow.repository.jobs.add(job)
     for made in (row, version, job):
         uow.session.refresh(made)

@@ -73,10 +73,16 @@ class Tenant:
         assert reply.status_code == 202, reply.text
         return finish_fit(self.sessions, self.engine, UUID(reply.json()["version"]["id"]))
 
-    def chat(self, content: str = "What is the sea?", model: str = "fake", **more: Any) -> Any:
+    def chat(
+        self,
+        content: str = "What is the sea?",
+        model: str = "fake",
+        headers: dict[str, str] | None = None,
+        **more: Any,
+    ) -> Any:
         """One chat completion."""
         body = {"model": model, "messages": [{"role": "user", "content": content}], **more}
-        return self.post("/v1/chat/completions", json=body)
+        return self.post("/v1/chat/completions", json=body, headers=headers)
 
 
 @pytest.fixture(scope="package", autouse=True)

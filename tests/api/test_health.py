@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from alembic.script import ScriptDirectory
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -147,30 +145,6 @@ def test_metrics_are_on_their_own_port_with_vllms_names(make_app: Any, tenant: T
     assert samples["alignez_edits_total", (("kind", "none"),)] == 1
     route = (("method", "POST"), ("route", "/v1/chat/completions"), ("status", "200"))
     assert samples["alignez_http_requests_total", route] == 1
-
-
-def test_logs_are_json_lines_with_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:
-    import logging
-
-    import structlog
-
-    from api.logs import configure_logs
-
-    root = logging.getLogger()
-    before = (list(root.handlers), root.level)
-    configured = structlog.get_config()
-    try:
-        configure_logs("info", "json")
-        with structlog.contextvars.bound_contextvars(request_id="req_1"):
-            structlog.get_logger("api").info("request", status=200)
-            logging.getLogger("uvicorn.error").warning("odd %s", "thing")
-        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    finally:
-        root.handlers[:], level = before
-        root.setLevel(level)
-        structlog.configure(**configured)
-    assert [line["event"] for line in lines] == ["request", "odd thing"]
-    assert {line["request_id"] for line in lines} == {"req_1"}
 
 
 def test_a_drained_process_finishes_what_runs_and_takes_nothing_new(make_app: Any, tenant: Tenant) -> None:

@@ -36,11 +36,12 @@ class Up:
 
     data_dir: Path
     prefix: tuple[str, ...] = ()  # what the command runs under, such as `setpriv`
+    settings: dict[str, str] = field(default_factory=dict)  # environment variables
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> Up:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ALIGNEZ_")}
-        environment |= {"OMP_NUM_THREADS": "1", "HOME": str(self.data_dir.parent)}
+        environment |= {"OMP_NUM_THREADS": "1", "HOME": str(self.data_dir.parent), **self.settings}
         command = [sys.executable, "-m", "cli.main", "up", "--port", "0", "--data-dir", str(self.data_dir)]
         with (self.data_dir.parent / f"up-{self.data_dir.name}.log").open("ab") as log:
             self.process = subprocess.Popen(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from opentelemetry.sdk import environment_variables
 
+from profiles.settings import TracingSettings
 from tests.helm.charts import (
     KEDA,
     Manifest,
@@ -126,3 +128,30 @@ def test_the_hub_is_reached_by_who_loads_models_unless_nobody_may() -> None:
     assert policy["spec"]["podSelector"]["matchExpressions"][0]["values"] == ["inference", "worker"]
     names = {each["metadata"]["name"] for each in render(nested({"networkPolicy.huggingFace": False}))}
     assert "rel-alignez-to-hub" not in names
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://collector.monitoring:4318", 4318), ("https://traces.example.org/otlp", 443), ("http://collector", 80)],
+)
+def test_traces_reach_their_collector(endpoint: str, port: int) -> None:
+    manifests = render(nested({"tracing.endpoint": endpoint}))
+    policy = find(manifests, "NetworkPolicy", "-to-collector")
+    assert policy["spec"]["egress"] == [
+        {"ports": [{"port": port, "protocol": "TCP"}], "to": [_namespace("monitoring")]}
+    ]
+    everywhere = render(nested({"tracing.endpoint": endpoint, "tracing.namespace": ""}))
+    assert "to" not in find(everywhere, "NetworkPolicy", "-to-collector")["spec"]["egress"][0]
+    for component in ("control", "inference", "worker"):  # the relay has the worker's
+        environment = configuration(manifests, component)
+        settings = read(TracingSettings, environment)
+        assert isinstance(settings, TracingSettings)
+        assert settings.endpoint == endpoint
+        ours = {name for name in environment if name.startswith("OTEL_")}
+        assert ours <= {value for name, value in vars(environment_variables).items() if name.startswith("OTEL_")}
+
+
+def test_without_a_collector_nobody_is_told_of_one() -> None:
+    manifests = render()
+    assert not [each for each in manifests if each["metadata"]["name"].endswith("-to-collector")]
+    assert not any(name.startswith("OTEL_") for name in configuration(manifests, "worker"))

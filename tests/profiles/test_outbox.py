@@ -10,6 +10,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import func, select, update
 
 from profiles import jobs
@@ -19,6 +20,8 @@ from profiles.outbox import Relay, RelayOptions, relay_once
 from profiles.ports import JobQueue
 from profiles.repository.jobs import Backlog
 from profiles.service import cancel_job
+from profiles.settings import TracingSettings
+from profiles.tracing import Origin, start_tracing
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.factories import Factory
 from tests.fakes import InMemoryQueue
@@ -356,3 +359,26 @@ class TestLoop:
         ids = [job_id for _ in range(5) for job_id in ask(committed, 4)]
         until(lambda: waiting(committed) == [])
         assert sorted(queues[0].published + queues[1].published) == sorted(ids)
+
+
+def test_a_sent_message_is_a_span_in_its_request_s_trace(committed: SessionFactory) -> None:
+    spans = InMemorySpanExporter()
+    tracing = start_tracing("relay", TracingSettings(), spans)
+    origin = Origin("req_1", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    with UnitOfWork.open(committed) as uow:
+        factory = Factory(uow)
+        traced = factory.fit(factory.caller(), origin=origin).job.id
+        factory.fit(factory.caller())
+    queue = InMemoryQueue()
+    queue.confirm_at_most = 1
+    assert relay_once(committed, queue, tracing.tracer) == 1
+    tracing.stop()
+    (span,) = spans.get_finished_spans()  # none for the one that the broker did not confirm
+    assert span.context is not None
+    assert f"{span.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
+    assert span.attributes is not None
+    assert span.attributes["alignez.job_id"] == str(traced)
+    assert span.attributes["alignez.request_id"] == "req_1"
+    assert span.start_time is not None
+    assert span.end_time is not None
+    assert span.start_time < span.end_time

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from opentelemetry.trace import Tracer
 
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.query_bank import default_queries
@@ -55,8 +56,9 @@ class Bench:
         """A worker's runner."""
         stopping: Callable[[], bool] = changes.pop("stopping", lambda: False)
         metrics: WorkerMetrics | None = changes.pop("metrics", None)
+        tracer: Tracer | None = changes.pop("tracer", None)
         options = dataclasses.replace(OPTIONS, **changes)
-        return FitRunner(self.sessions, engine or loaded(), options, stopping, metrics)
+        return FitRunner(self.sessions, engine or loaded(), options, stopping, metrics, tracer)
 
     def open(self) -> Any:
         return UnitOfWork.open(self.sessions)

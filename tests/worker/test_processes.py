@@ -128,7 +128,7 @@ def test_relay_killed_before_it_could_publish(
     broker.stop()
     request = ask(sessions)
     relay = processes.start(RELAY)
-    wait_for(lambda: "relay waits" in processes.log(), what="a relay without broker")
+    wait_for(lambda: "relay_waits" in processes.log(), what="a relay without broker")
     kill_tree(relay)
     broker.start()
     processes.start(RELAY)

@@ -1,0 +1,67 @@
+"""The engine as a traced fit sees it: every batch that it works off is a span."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from opentelemetry.trace import Tracer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignez_core.engines.base import (
+        Completion,
+        Engine,
+        EngineInfo,
+        GenerationRequest,
+        Prompt,
+        ScoreRequest,
+        Span,
+        TokenStream,
+    )
+    from alignez_core.prompts import PromptFormat
+
+
+class TracedEngine:
+    """An `Engine` that passes everything on, with a span around what takes time.
+
+    Args:
+        tracer: spans become children of whatever span is current in the calling thread.
+    """
+
+    def __init__(self, engine: Engine, tracer: Tracer) -> None:
+        self._engine = engine
+        self._tracer = tracer
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        return self._engine.prompt_format
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        return self._engine.tokenize(prompt)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        with self._tracer.start_as_current_span("engine generate", attributes={"alignez.rows": len(requests)}) as span:
+            made = self._engine.generate(requests)
+            span.set_attribute("gen_ai.usage.input_tokens", sum(each.prompt_tokens for each in made))
+            span.set_attribute("gen_ai.usage.output_tokens", sum(len(each.token_ids) for each in made))
+            return made
+
+    def stream(self, request: GenerationRequest) -> TokenStream:
+        return self._engine.stream(request)
+
+    def represent(self, texts: Sequence[Prompt], positions: Literal["last"] | Sequence[Span] = "last") -> Tensor:
+        with self._tracer.start_as_current_span("engine represent", attributes={"alignez.rows": len(texts)}):
+            return self._engine.represent(texts, positions)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
+        with self._tracer.start_as_current_span("engine score", attributes={"alignez.rows": len(requests)}):
+            return self._engine.score(requests)
+
+    def close(self) -> None:
+        self._engine.close()
