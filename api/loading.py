@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from api.chat.personalise import Personaliser
 from api.chat.serving import Served
 from api.services import Model, Services
 from api.settings import ApiSettings
+from profiles.logs import configure_logs
 from profiles.service import ModelFacts, register_base_model
 from profiles.uow import UnitOfWork
 
@@ -44,7 +46,8 @@ def load_engine(settings: ApiSettings, on_lost: Callable[[str], None] | None = N
         "name": settings.model_name,
     }
     if settings.engine_process:
-        return ProcessEngine.load(path, on_lost=on_lost, **arguments)
+        logs = partial(configure_logs, settings.log_level, settings.log_format)
+        return ProcessEngine.load(path, on_lost=on_lost, prepare=logs, **arguments)
     return TransformersEngine.load(path, **arguments)
 
 

@@ -29,8 +29,10 @@ def main(descriptor: int) -> None:
         block = channel.receive()
         if block is None:
             return
-        (path, arguments), *rest = block
+        (path, arguments, prepare), *rest = block
         try:
+            if prepare is not None:
+                prepare()
             engine = TransformersEngine.load(path, **arguments)
         except Exception as error:
             channel.send(_portable(error))

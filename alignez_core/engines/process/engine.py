@@ -98,6 +98,7 @@ class ProcessEngine:
         prompt_format: PromptFormatName = "auto",
         name: str | None = None,
         on_lost: Callable[[str], None] | None = None,
+        prepare: Callable[[], None] | None = None,
         **arguments: Any,
     ) -> ProcessEngine:
         """The engine of the model in a directory or under a Hugging Face id; see `TransformersEngine.load`.
@@ -105,6 +106,7 @@ class ProcessEngine:
         Args:
             on_lost: called once, from a thread of the engine, with one line, when the child ends by itself. All that
                 ran has failed with `EngineClosed` then, and the engine can only be closed.
+            prepare: called in the child before it loads, to set up its logs for example; it must be picklable.
             arguments: further ones of `TransformersEngine.load`, as they are.
         Raises: as `TransformersEngine.load`; AlignezError: the child ended while it loaded.
         """
@@ -120,6 +122,7 @@ class ProcessEngine:
                 "name": name or Path(str(path)).name,
                 **arguments,
             },
+            prepare,
         )
         try:
             files = locate(path, revision)  # meanwhile the child loads the weights
@@ -308,7 +311,7 @@ class _Child:
         self.lost: str | None = None
 
     @classmethod
-    def start(cls, path: str, arguments: dict[str, Any]) -> _Child:
+    def start(cls, path: str, arguments: dict[str, Any], prepare: Callable[[], None] | None) -> _Child:
         """A child that begins to load."""
         ours, theirs = socket.socketpair()
         with theirs:
@@ -318,7 +321,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
             )
         channel = Channel(ours)
-        channel.send((path, arguments))
+        channel.send((path, arguments, prepare))
         return cls(process, channel)
 
     @property

@@ -18,6 +18,7 @@ from alignez_core.engines.process.channel import ReceivedPlans, SentPlans
 from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.engines.transformers_engine import TransformersEngine
 from alignez_core.errors import (
+    AlignezError,
     ContextTooLong,
     EngineClosed,
     EngineOverloaded,
@@ -218,3 +219,13 @@ def test_settings_out_of_range_are_refused(model: Path) -> None:
 def test_errors_cross_processes_whole(error: Exception) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_the_child_is_prepared_before_it_loads(model: Path, tmp_path: Path) -> None:
+    with start(model, prepare=(tmp_path / "prepared").touch):
+        assert (tmp_path / "prepared").exists()
+
+
+def test_a_child_that_cannot_be_prepared_says_why(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(AlignezError, match="FileNotFoundError"):
+        start(model, prepare=(tmp_path / "missing" / "prepared").touch)
