@@ -47,12 +47,12 @@ class Assumed:
 class Measured:
     """Of one request or job, milliseconds of a processor; where from is in docs/capacity.md."""
 
-    api_answer: float = 12.1  #: sample-conditional, one token
-    api_token: float = 0.44  #: each further token
-    api_read: float = 4.4
-    postgres_read: float = 1.4
-    postgres_resolve: float = 1.6  #: what is not the lookup itself
-    postgres_lookup: float = 2.7  #: of the wide rows at D = 4096, L = 5, K = 10
+    api_answer: float = 16.9  #: sample-conditional, one token
+    api_token: float = 0.4  #: each further token; with the model-free engine's own threads, so the upper end
+    api_read: float = 12.6
+    postgres_read: float = 1.6
+    postgres_resolve: float = 2.5  #: all statements of a sample-conditional answer, at D = 64
+    postgres_lookup: float = 2.7  #: more for the wide rows at D = 4096, L = 5, K = 10
     worker_job: float = 180.0
     relay_job: float = 5.0
     postgres_job: float = 26.0

@@ -7,7 +7,7 @@ requests a second can grow only until these are full. Three measurements tell th
 - *full*: 16 connections a replica, each asking again at once. What the machine gives.
 - *steady*: one rate for all numbers of replicas, about half of what one replica can do, at random moments. A replica
   more must cost nothing: the processor time of a request stays the same in API and Postgres. Latency is this one's.
-- *paced*: each replica's engine is as slow as a model (8 places, a token every 20 ms), so the engine and not the
+- *paced*: each replica's engine is as slow as a model (8 places, a token every 40 ms), so the engine and not the
   processor is what a replica has too little of, as in production. Requests a second must grow with the replicas.
 """
 
@@ -36,7 +36,7 @@ from profiles.uow import make_session_factory
 COUNTS = (1, 2, 3)
 CONNECTIONS = 16
 ASKING_TENANTS = 200
-STEP_S, PLACES, TOKENS = 0.02, 8, 16
+STEP_S, PLACES, TOKENS = 0.04, 8, 16
 #: Different requests of one kind; drawn once, asked in turn.
 DRAWN = 2000
 #: The steady rate as a share of what one replica can do.
@@ -110,7 +110,7 @@ class _Machine:
         self._apis = apis
         self._postgres = postgres
         self._client = client
-        self._seconds = seconds
+        self.seconds = seconds
 
     def ask(self, requests: Sequence[Asked], replicas: int, rate: float | None = None, seconds: float = 0.0) -> Load:
         ports = list(self._apis)[:replicas]
@@ -120,7 +120,7 @@ class _Machine:
             "ports": ports,
             "requests": requests,
             "connections": CONNECTIONS,
-            "seconds": seconds or self._seconds,
+            "seconds": seconds or self.seconds,
             "rate": rate,
         }
         told = self._client.ask(task)
@@ -152,7 +152,7 @@ def _paced(report: Report, table: Table, machine: _Machine, keys: Sequence[str])
         if kind.startswith("GET"):
             continue
         machine.ask(requests, max(COUNTS), seconds=1.5)
-        paced = {replicas: machine.ask(requests, replicas) for replicas in COUNTS}
+        paced = {replicas: machine.ask(requests, replicas, seconds=2 * machine.seconds) for replicas in COUNTS}
         table.add_section()
         _rows(report, table, f"{kind}, paced", paced, parts=("API", "Postgres", "client"))
         for replicas, ratio in ratios(paced).items():
