@@ -53,9 +53,9 @@ class Measured:
     postgres_read: float = 1.6
     postgres_resolve: float = 2.5  #: all statements of a sample-conditional answer, at D = 64
     postgres_lookup: float = 2.7  #: more for the wide rows at D = 4096, L = 5, K = 10
-    worker_job: float = 180.0
-    relay_job: float = 5.0
-    postgres_job: float = 26.0
+    worker_job: float = 206.0
+    relay_job: float = 4.2
+    postgres_job: float = 29.0
 
 
 @dataclass(frozen=True)
