@@ -13,7 +13,7 @@ BASELINES_STAMP := $(VLLM_VENV)/.baselines-installed
 # Two OpenMP teams on few cores wait for each other; tests of numerics are small enough for one thread.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench bench-serving soak soak-vllm helm-check openapi migration clean
+.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench bench-scale bench-serving soak soak-vllm helm-check openapi migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -76,6 +76,11 @@ imports: $(STAMP)
 
 bench: $(STAMP) ## every measurement of the README, as one table per file in artifacts/bench/
 	$(BIN)/python -m bench
+
+bench-scale: $(STAMP) ## the service among 100,000 profiles, with every plan; 1, 2 and 3 API processes; 1, 2 and 3 workers
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.replicas
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.workers
 
 # Without their dependencies: they must not change what vLLM pins, and steering-vectors asks for an old transformers.
 $(BASELINES_STAMP): $(VLLM_STAMP) bench/baselines.txt

@@ -24,6 +24,10 @@ class Report:
         """Appends one figure; `must` is the requirement as text, judged by the reader."""
         self.rows.append((what, float(value), unit, must))
 
+    def judged(self) -> Report:
+        """Only the rows that must hold something: for a report whose figures are printed in a table of their own."""
+        return Report(self.name, self.title, [row for row in self.rows if row[3]])
+
     def print(self) -> None:
         """The table on the console."""
         table = Table(title=f"{self.name}: {self.title}", title_justify="left")

@@ -1,4 +1,7 @@
-"""Where a job comes from: the request that asked for it, and its trace. Both may be missing: old jobs have none."""
+"""Where a job comes from: the request that asked for it, and its trace. An index to count a tenant's open jobs by.
+
+Both columns may be missing: jobs of before, and of the previous release's code, have none.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,15 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("request_id", sa.String(length=128), nullable=True))
     op.add_column("jobs", sa.Column("traceparent", sa.String(length=55), nullable=True))
+    op.create_index(
+        "ix_jobs_open_of_tenant",
+        "jobs",
+        ["tenant_id"],
+        postgresql_where=sa.text("status IN ('queued', 'running')"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("ix_jobs_open_of_tenant", "jobs")
     op.drop_column("jobs", "traceparent")
     op.drop_column("jobs", "request_id")

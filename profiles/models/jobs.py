@@ -36,6 +36,8 @@ class Job(Base):
             name="finished_at_iff_finished",
         ),
         Index(None, "tenant_id", "id"),
+        # A tenant's open jobs are counted under its lock, each time it asks for a fit.
+        Index("ix_jobs_open_of_tenant", "tenant_id", postgresql_where=text("status IN ('queued', 'running')")),
         Index("ix_jobs_open", "status", "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
     )
 

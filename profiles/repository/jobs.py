@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, select, text, update
+from sqlalchemy import ColumnElement, delete, func, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -95,11 +95,14 @@ class Jobs:
     def claim(self, job_id: UUID, worker: str, lease_s: float) -> Job | None:
         """The job, now running under a new attempt number; None when it is not there to be taken."""
         now = func.clock_timestamp()
+        # COALESCE keeps the planner from the index of open jobs. While its statistics are older than a long queue, it
+        # takes that index to be nearly empty, and every claim would look at every waiting job.
+        status = func.coalesce(Job.status, literal_column("''"))
         statement = (
             update(Job)
             .where(
                 Job.id == job_id,
-                Job.status == JobStatus.QUEUED,
+                status == JobStatus.QUEUED,
                 (Job.run_after.is_(None)) | (Job.run_after <= now),
             )
             .values(

@@ -1,0 +1,45 @@
+"""An API process for `bench.replicas`, on the engine without a model: `python -m bench.replica_api STEP_S PLACES`.
+
+Everything else is as `alignez api` runs it, with its settings from the environment.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from alignez_core.engines.base import GenerationRequest
+from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.streams import StreamWriter
+from api.app import create_app
+from api.server import Server, server_config
+from api.settings import ApiSettings
+from bench.scale_fill import HIDDEN_SIZE, LAYERS
+from profiles.logs import configure_logs
+
+
+class PacedEngine(FakeEngine):
+    """As fast as a model would be: so many places, each a token every `step_s`; requests beyond wait for a place."""
+
+    def __init__(self, step_s: float, places: int) -> None:
+        super().__init__(n_layers=LAYERS, hidden_size=HIDDEN_SIZE, step_s=step_s, max_waiting=4096)
+        self._places = threading.BoundedSemaphore(places)
+
+    def _run(self, request: GenerationRequest, length: int, writer: StreamWriter) -> None:
+        with self._places:
+            super()._run(request, length, writer)
+        self.requests.clear()  # a test would want to see them; an hour of load would not
+
+
+def main(step_s: float, places: int) -> None:
+    """Serves until a signal comes."""
+    settings = ApiSettings()
+    configure_logs(settings.log_level, settings.log_format)
+    engine = PacedEngine(step_s, places)
+    app = create_app(settings, engine=engine)
+    Server(server_config(app, settings), app.state.services).run()
+    engine.close()
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))
