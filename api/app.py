@@ -125,7 +125,13 @@ def create_app(
     )
     app.state.services = services
     install_handlers(app)
-    app.add_middleware(RequestContext, metrics=metrics, max_body_bytes=settings.max_body_bytes, tracing=tracing)
+    app.add_middleware(
+        RequestContext,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        tracing=tracing,
+        draining=services.draining,
+    )
     app.include_router(health.router)
     if settings.serves_control:
         for router in _CONTROL:

@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from threading import Event
 from typing import Any
 
 import structlog
@@ -30,9 +31,10 @@ log = structlog.get_logger("api")
 class RequestContext:
     """Gives each request an id, in `scope["state"]`, a response header, the log context, its trace and every error."""
 
-    def __init__(self, app: App, metrics: Metrics, max_body_bytes: int, tracing: Tracing) -> None:
+    def __init__(self, app: App, metrics: Metrics, max_body_bytes: int, tracing: Tracing, draining: Event) -> None:
         self._app = app
         self._tracing = tracing
+        self._draining = draining
         self._metrics = metrics
         self._max_body = max_body_bytes
 
@@ -54,6 +56,9 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), id_header]
+                if self._draining.is_set():
+                    # The client's next request goes to a process that stays.
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         structlog.contextvars.clear_contextvars()

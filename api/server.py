@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
 from types import FrameType
 
 import structlog
@@ -27,19 +28,33 @@ _LAST_BYTES_S = 5
 class Server(uvicorn.Server):
     """uvicorn's server, which tells the app when it begins to end: only then can event streams let go.
 
-    Once no connection is taken any more, running requests have the settings' `drain_s`. Then the engine is closed:
-    whole answers become a 503, and streams end with an error event. uvicorn by itself would cancel their tasks, which a
-    client cannot tell from a broken connection.
+    For the settings' `drain_delay_s` it goes on serving then, while `/ready` says 503 and each answer closes its
+    connection. Once no connection is taken any more, running requests have the settings' `drain_s`. Then the engine is
+    closed: whole answers become a 503, and streams end with an error event. uvicorn by itself would cancel their tasks,
+    which a client cannot tell from a broken connection.
     """
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
         super().__init__(config)
         self._services = services
+        self._closes_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain. Second: leave at once."""
+        """First signal: drain, after the delay. Second: drain now. A further Ctrl-C: leave at once."""
+        delay = self._services.settings.drain_delay_s
         self._services.draining.set()
+        if self._closes_at is None and delay > 0:
+            self._closes_at = time.monotonic() + delay
+            self._captured_signals.append(sig)  # as uvicorn does: the process ends by it
+            log.info("drain_delayed", delay_s=delay)
+            return
         super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether the time has come to take no more connections; asked ten times a second."""
+        if self._closes_at is not None and time.monotonic() >= self._closes_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes no more connections, and waits for those that there are."""

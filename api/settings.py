@@ -95,7 +95,10 @@ class ApiSettings(BaseSettings):
 
     job_poll_s: float = Field(0.3, gt=0)
     heartbeat_s: float = Field(15.0, gt=0)
-    #: Time that running requests get to finish at shutdown; after it their streams end with an error event. The
+    #: At shutdown the process goes on serving for so long, not ready and closing each connection with its answer, so
+    #: that load balancers forget it before it refuses anybody. 0 where nothing balances.
+    drain_delay_s: float = Field(0.0, ge=0)
+    #: Time that running requests get to finish then; after it their streams end with an error event. The
     #: process may live a few seconds longer.
     drain_s: float = Field(30.0, ge=0)
     #: Deadline of each of the checks behind `/ready`.

@@ -60,11 +60,6 @@ spec:
             {{- with $values.extraEnv }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
-          lifecycle:
-            preStop:
-              # Endpoints are told of the end at the same time as the pod; without this, requests would still arrive.
-              sleep:
-                seconds: {{ $values.preStopSeconds }}
           startupProbe:
             {{- if $model }}
             # /health answers while the model loads; /ready answers when it is there.

@@ -260,9 +260,9 @@ topologySpreadConstraints:
   {{- end }}
 {{- end }}
 
-{{/* Grace period of an API pod: sleep, drain, the 5 s that the server adds for last bytes (api/server.py), a margin. */}}
+{{/* Grace period of an API pod: delay, drain, the 5 s that the server adds for last bytes (api/server.py), a margin. */}}
 {{- define "alignez.apiGrace" -}}
-{{- default (add .preStopSeconds .drainSeconds 15) (.terminationGracePeriodSeconds | int) -}}
+{{- default (add .drainDelaySeconds .drainSeconds 15) (.terminationGracePeriodSeconds | int) -}}
 {{- end }}
 
 {{- define "alignez.workerGrace" -}}

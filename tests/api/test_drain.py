@@ -139,6 +139,35 @@ def test_past_the_drain_whole_answers_are_a_503_and_streams_end_in_words(make_ap
     assert int(answers[0].headers["retry-after"]) >= 1
 
 
+def test_before_the_drain_it_serves_on_and_closes_each_connection_with_its_answer(
+    make_app: Any, tenant: Tenant
+) -> None:
+    app = make_app(FakeEngine(step_s=0.002), drain_delay_s=2.0)
+    body = {**BODY, "model": "fake", "max_tokens": 20}
+    with serving(app) as (url, server), httpx.Client(base_url=url, timeout=20) as client:
+        kept = client.post("/v1/chat/completions", json=body, headers=tenant.headers)
+        assert "connection" not in kept.headers
+        server.handle_exit(signal.SIGTERM, None)
+        assert client.get("/ready").json()["checks"]["draining"]["ok"] is False
+        for streamed in (False, True):  # on a connection of its own each, for each answer closes its own
+            reply = client.post("/v1/chat/completions", json={**body, "stream": streamed}, headers=tenant.headers)
+            assert reply.status_code == 200
+            assert reply.headers["connection"] == "close"
+        assert reply.text.rstrip().endswith("data: [DONE]")
+        assert not server.should_exit
+        server.handle_exit(signal.SIGTERM, None)
+        assert server.should_exit
+        _until_refused(client, tenant.headers)
+
+
+def test_after_the_delay_it_drains_by_itself(make_app: Any, tenant: Tenant) -> None:
+    with serving(make_app(FakeEngine(), drain_delay_s=0.3)) as (url, server), httpx.Client(base_url=url) as client:
+        server.handle_exit(signal.SIGTERM, None)
+        assert client.get("/health").status_code == 200
+        _until_refused(client, tenant.headers)
+        assert server.should_exit
+
+
 @pytest.mark.slow
 def test_a_lost_model_ends_its_streams_in_words_and_the_process_to_be_started_again(
     postgres_url: str, tenant: Tenant, tmp_path: Path

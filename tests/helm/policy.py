@@ -217,16 +217,17 @@ def probes(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def grace_periods(manifests: list[Manifest]) -> Iterator[str]:
-    """Longer than a shutdown can take: sleep, drain and last bytes of an API; a worker's hand-back."""
+    """Longer than a shutdown can take: delay, drain and last bytes of an API; a worker's hand-back."""
     for workload in workloads(manifests):
         grace = workload.pod.get("terminationGracePeriodSeconds", 30)
         for container in workload.pod["containers"]:
-            drain = environment_of(container, manifests).get("ALIGNEZ_API_DRAIN_S")
-            sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-            if drain is not None and grace < sleep + float(drain) + LAST_BYTES_S:
-                yield f"{workload}: grace period {grace} s is shorter than sleep {sleep} s + drain {drain} s + 5 s"
-            if drain is not None and sleep == 0:
-                yield f"{workload}: no preStop sleep; requests would arrive after its end"
+            environment = environment_of(container, manifests)
+            drain = environment.get("ALIGNEZ_API_DRAIN_S")
+            delay = float(environment.get("ALIGNEZ_API_DRAIN_DELAY_S", 0))
+            if drain is not None and grace < delay + float(drain) + LAST_BYTES_S:
+                yield f"{workload}: grace period {grace} s is shorter than delay {delay:g} s + drain {drain} s + 5 s"
+            if drain is not None and delay == 0:
+                yield f"{workload}: no delay before its drain; requests would arrive after its end"
         hand_back = workload.annotations.get("alignez/hand-back-seconds")
         if hand_back is not None and grace < int(hand_back):
             yield f"{workload}: grace period {grace} s is shorter than its hand-back of {hand_back} s"

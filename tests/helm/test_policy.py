@@ -84,7 +84,7 @@ _IN_THE_CHART: list[tuple[str, str, str, str, str]] = [
         "templates/_api.tpl",
         '{{ include "alignez.apiGrace" $values }}',
         "30",
-        "Deployment/rel-alignez-control: grace period 30 s is shorter than sleep 10 s + drain 30 s + 5 s",
+        "Deployment/rel-alignez-control: grace period 30 s is shorter than delay 10 s + drain 30 s + 5 s",
     ),
 ]
 
@@ -189,7 +189,10 @@ _IN_THE_RENDER: dict[str, tuple[_Mistake, str]] = {
     ),
     "an image without tag": (lambda m: _container(m).update(image="host:5000/alignez"), "is not pinned"),
     "no liveness": (lambda m: _container(m).pop("livenessProbe"), "no livenessProbe, and no"),
-    "no sleep": (lambda m: _container(m).pop("lifecycle"), "no preStop sleep"),
+    "no delay": (
+        lambda m: find(m, "ConfigMap", "-control")["data"].pop("ALIGNEZ_API_DRAIN_DELAY_S"),
+        "no delay before its drain",
+    ),
     "a worker's grace": (
         lambda m: _pod(m, "worker").update(terminationGracePeriodSeconds=60),
         "shorter than its hand-back",

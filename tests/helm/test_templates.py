@@ -218,12 +218,12 @@ def test_offline_and_telemetry() -> None:
 
 
 def test_grace_periods_follow_the_drain() -> None:
-    settings = {"control.drainSeconds": 5, "control.preStopSeconds": 3, "inference.drainSeconds": 600}
+    settings = {"control.drainSeconds": 5, "control.drainDelaySeconds": 3, "inference.drainSeconds": 600}
     manifests = render(nested({**settings, "worker.handBackSeconds": 60}))
     assert pod(manifests, "control")["terminationGracePeriodSeconds"] == 3 + 5 + 15
     assert pod(manifests, "inference")["terminationGracePeriodSeconds"] == 10 + 600 + 15
     assert pod(manifests, "worker")["terminationGracePeriodSeconds"] == 60 + 30
-    assert container(manifests, "control")["lifecycle"] == {"preStop": {"sleep": {"seconds": 3}}}
+    assert configuration(manifests, "control")["ALIGNEZ_API_DRAIN_DELAY_S"] == "3"
     assert configuration(manifests, "control")["ALIGNEZ_API_DRAIN_S"] == "5"
 
 

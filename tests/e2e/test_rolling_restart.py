@@ -1,0 +1,131 @@
+"""Every process replaced under load: no request fails, no stream is cut, no job is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from cli.local_stack.broker import RedisServer
+from profiles.models import Job, JobEvent, JobStatus
+from profiles.service import create_key, create_tenant
+from profiles.uow import SessionFactory, UnitOfWork
+from tests.e2e.conftest import wait_for
+from tests.e2e.replicas import Balancer, Load, Replica, Replicas
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+CALLERS = 8
+
+
+@pytest.fixture
+def headers(committed: SessionFactory) -> dict[str, str]:
+    with UnitOfWork.open(committed) as uow:
+        _, secret = create_key(uow, create_tenant(uow, f"rolling {time.time_ns()}").id, "member", "test")
+    return {"Authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture
+def replicas(postgres_url: str, tmp_path: Path) -> Iterator[Replicas]:
+    with RedisServer(tmp_path / "redis") as redis:
+        made = Replicas(postgres_url, redis.url, tmp_path, {"ALIGNEZ_API_DRAIN_DELAY_S": "2"})
+        yield made
+        made.close()
+    print(made.log())
+
+
+def question(model: str, text: str, tokens: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return {"model": model, "messages": messages, "temperature": 0, "max_tokens": tokens, "ignore_eos": True}
+
+
+QUESTIONS = [
+    question(model, f"How do I start {hobby}?", tokens)
+    for hobby, tokens in (("hiking", 8), ("painting", 40), ("sailing", 100))
+    for model in ("persona-nano", "persona-nano@cheerful")
+]
+
+
+def first_profile(api: Replica, headers: dict[str, str]) -> list[str]:
+    """Makes the profile that is asked for, and returns the answer to every question, asked alone."""
+    with httpx.Client(base_url=api.url, headers=headers, timeout=60, trust_env=False) as client:
+        persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
+        queries = [{"text": f"How do I learn {hobby}?"} for hobby in ("chess", "cooking", "dancing", "knitting")]
+        spec = {"name": "cheerful", "persona": persona, "queries": queries, "fit": {"neighbors": 2}}
+        job = client.post("/v1/profiles", json=spec).json()["job"]["id"]
+        wait_for(lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "succeeded", 90, "the first profile")
+        replies = [client.post("/v1/chat/completions", json=body).json() for body in QUESTIONS]
+    return [reply["choices"][0]["message"]["content"] for reply in replies]
+
+
+def start_all(replicas: Replicas, headers: dict[str, str]) -> tuple[dict[str, list[Replica]], Load]:
+    running = {role: [replicas.start(role) for _ in range(2)] for role in ("relay", "worker", "api")}
+    answers = first_profile(running["api"][0], headers)
+    return running, Load(Balancer(running["api"], headers), QUESTIONS, answers)
+
+
+def test_nothing_is_lost_when_every_process_is_replaced_under_load(
+    replicas: Replicas, headers: dict[str, str], committed: SessionFactory
+) -> None:
+    running, load = start_all(replicas, headers)
+    statuses: dict[str, int] = {}
+
+    async def replace_all() -> None:
+        async with load.running(CALLERS):
+            await asyncio.sleep(2)
+            for role in ("api", "worker", "relay"):
+                for i, old in enumerate(list(running[role])):
+                    load.phase = f"{role} {i}"
+                    new = await asyncio.to_thread(replicas.start, role)
+                    if role == "api":
+                        load.balancer.add(new)
+                    statuses[load.phase] = await asyncio.to_thread(old.end)
+                    running[role][i] = new
+            load.phase = "after"
+            await asyncio.sleep(1)
+        await load.balancer.close()
+
+    asyncio.run(replace_all())
+    print(f"requests by kind and phase: {sorted(load.done.items())}, jobs: {len(load.jobs)}")
+    assert load.failures == []
+    assert set(statuses.values()) <= {0, -15}, statuses  # uvicorn ends by the signal that it answered
+    for phase in statuses:
+        for kind in ("stream", "whole", "read", "create"):
+            assert load.done[kind, phase] > 0, f"no {kind} ended during the replacement of {phase}"
+
+    def unfinished() -> int:
+        with committed() as session:
+            statement = select(Job.status).where(Job.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]))
+            return len(session.scalars(statement).all())
+
+    wait_for(lambda: unfinished() == 0, 120, "the end of all jobs")
+    with committed() as session:
+        found = {str(id_): status for id_, status in session.execute(select(Job.id, Job.status))}
+        ends = Counter(str(id_) for id_ in session.scalars(select(JobEvent.job_id).where(JobEvent.kind == "succeeded")))
+    assert {found[job] for job in load.jobs} == {JobStatus.SUCCEEDED}
+    assert {ends[job] for job in load.jobs} == {1}
+
+
+def test_an_api_that_is_killed_under_load_is_noticed(replicas: Replicas, headers: dict[str, str]) -> None:
+    """The load would see it if a replacement cut something off."""
+    running = {"api": [replicas.start("api")], "relay": [replicas.start("relay")], "worker": [replicas.start("worker")]}
+    load = Load(Balancer(running["api"], headers), QUESTIONS, first_profile(running["api"][0], headers))
+
+    async def kill() -> None:
+        async with load.running(4):
+            await asyncio.sleep(1)
+            load.phase = "killed"
+            running["api"][0].kill()
+            await asyncio.sleep(0.5)
+        await load.balancer.close()
+
+    asyncio.run(kill())
+    assert load.done
+    assert any("_stream" in failure for failure in load.failures)

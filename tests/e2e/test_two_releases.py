@@ -1,0 +1,145 @@
+"""An upgrade without downtime: the release before and this one, side by side on the database that this one migrated."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from alembic.script import ScriptDirectory
+
+from cli.local_stack.broker import RedisServer
+from profiles.migrate import alembic_config
+from profiles.service import create_key, create_tenant
+from profiles.uow import SessionFactory, UnitOfWork
+from tests.e2e.conftest import wait_for
+from tests.e2e.replicas import Replica, Replicas
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+_ROOT = Path(__file__).parents[2]
+
+
+def _git(*arguments: str) -> bytes:
+    done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, timeout=60)
+    if done.returncode:
+        pytest.skip(f"the release before is not in this checkout's history: {done.stderr.decode().strip()}")
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def release_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The code of just before the newest migration, which knows nothing of it."""
+    script = ScriptDirectory.from_config(alembic_config()).get_revision("head")
+    assert script is not None
+    migration = Path(script.path).relative_to(_ROOT)
+    added = _git("log", "--diff-filter=A", "--format=%H", "--", str(migration)).decode().split()
+    if not added:
+        pytest.skip(f"{migration} is not committed yet, so nothing says what came before it")
+    folder = tmp_path_factory.mktemp("before")
+    with tarfile.open(fileobj=io.BytesIO(_git("archive", f"{added[-1]}^"))) as archive:
+        archive.extractall(folder, filter="data")
+    assert not (folder / migration).exists()
+    return folder
+
+
+@pytest.fixture
+def headers(committed: SessionFactory) -> dict[str, str]:
+    with UnitOfWork.open(committed) as uow:
+        _, secret = create_key(uow, create_tenant(uow, f"two releases {time.time_ns()}").id, "member", "test")
+    return {"Authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture
+def releases(postgres_url: str, release_before: Path, tmp_path: Path) -> Iterator[tuple[Replicas, Replicas]]:
+    """The one before, and this one. `postgres_url` is at this one's newest migration."""
+    folders = tmp_path / "before", tmp_path / "now"
+    for folder in folders:
+        folder.mkdir()
+    with RedisServer(tmp_path / "redis") as redis:
+        before = Replicas(postgres_url, redis.url, folders[0], code=release_before)
+        now = Replicas(postgres_url, redis.url, folders[1])
+        yield before, now
+        before.close()
+        now.close()
+    print(before.log(), now.log())
+
+
+class Api:
+    """Calls of one API process."""
+
+    def __init__(self, replica: Replica, headers: dict[str, str]) -> None:
+        self.client = httpx.Client(base_url=replica.url, headers=headers, timeout=60, trust_env=False)
+
+    def create(self, name: str) -> str:
+        """Asks for a profile; the job's id."""
+        persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
+        queries = [{"text": f"How do I learn {hobby}?"} for hobby in ("chess", "cooking", "dancing", "knitting")]
+        body = {"name": name, "persona": persona, "queries": queries, "fit": {"neighbors": 2}}
+        reply = self.client.post("/v1/profiles", json=body)
+        assert reply.status_code == 202, reply.text
+        return str(reply.json()["job"]["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        job: dict[str, Any] = self.client.get(f"/v1/jobs/{job_id}").json()
+        return job
+
+    def fitted(self, job_id: str) -> None:
+        wait_for(lambda: self.job(job_id)["status"] not in ("queued", "running"), 90, f"the end of job {job_id}")
+        assert self.job(job_id)["status"] == "succeeded", self.job(job_id)
+
+    def default(self, profile: str) -> dict[str, float]:
+        """Version → share of the profile's default alias."""
+        shares: dict[str, float] = self.client.get(f"/v1/profiles/{profile}").json()["aliases"]["default"]
+        return shares
+
+    def answer(self, profile: str) -> str:
+        body = {
+            "model": f"persona-nano@{profile}",
+            "messages": [{"role": "user", "content": "How do I start hiking?"}],
+            "temperature": 0,
+            "max_tokens": 40,
+        }
+        reply = self.client.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        return str(reply.json()["choices"][0]["message"]["content"])
+
+
+def test_both_releases_serve_what_either_made(releases: tuple[Replicas, Replicas], headers: dict[str, str]) -> None:
+    before, now = releases
+    relay, worker = before.start("relay"), before.start("worker")
+    old, new = Api(before.start("api"), headers), Api(now.start("api"), headers)
+    assert old.client.get("/ready").json()["status"] == new.client.get("/ready").json()["status"] == "ready"
+
+    first, second = old.create("old-by-old"), new.create("new-by-old")
+    old.fitted(first)
+    new.fitted(second)
+    assert relay.end() == worker.end() == 0
+    now.start("relay")
+    now.start("worker")
+    third, fourth = old.create("old-by-new"), new.create("new-by-new")
+    new.fitted(third)
+    old.fitted(fourth)
+
+    # It is another release: its jobs know nothing of this one's newest columns, where it has new ones.
+    assert set(old.job(first)) <= set(new.job(first))
+    names = ["old-by-old", "new-by-old", "old-by-new", "new-by-new"]
+    for api in (old, new):
+        assert sorted(row["name"] for row in api.client.get("/v1/profiles").json()["data"]) == sorted(names)
+    for name in names:
+        assert old.answer(name) == new.answer(name)
+
+    second_version = new.client.post("/v1/profiles/old-by-old/versions", json={"promote": True}).json()["job"]["id"]
+    old.fitted(second_version)
+    assert new.default("old-by-old") == {"2": 1.0}
+    assert old.client.post("/v1/profiles/old-by-old/rollback").status_code == 200
+    assert new.default("old-by-old") == {"1": 1.0}
+    assert new.client.post("/v1/profiles/old-by-old/promote", json={"version": 2}).status_code == 200
+    assert old.default("old-by-old") == {"2": 1.0}
+    assert old.answer("old-by-old") == new.answer("old-by-old")
