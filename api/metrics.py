@@ -42,6 +42,10 @@ class Metrics:
             "alignez:time_to_first_token_seconds", "From the request's arrival to its first token.", registry=r,
             buckets=_FAST_S,
         )  # fmt: skip
+        self.queue_seconds = Histogram(
+            "alignez:request_queue_time_seconds", "From the engine's queue into its batch, where the engine says it.",
+            registry=r, buckets=_FAST_S,
+        )  # fmt: skip
         self.inter_token = Histogram(
             "alignez:inter_token_latency_seconds", "Mean time between the tokens of one answer.", registry=r,
             buckets=_FAST_S,

@@ -108,6 +108,10 @@ class StreamChunk:
     """The next piece of a streamed answer; pieces of text joined are `Completion.text`.
 
     `text` can be empty: bytes of an unfinished character, or a possible beginning of a stop string, are held back.
+
+    Attributes:
+        queued_s: on a row's first chunk, how long it waited to be let into the running batch; None on the others,
+            and from engines that do not know it.
     """
 
     text: str
@@ -115,6 +119,7 @@ class StreamChunk:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_tokens: int = 0
+    queued_s: float | None = field(default=None, compare=False)
 
 
 class TokenStream(Protocol):

@@ -226,7 +226,8 @@ class FakeEngine:
             fresh = text[sent : len(text) - held]
             sent += len(fresh)
             logprobs = None if request.logprobs is None else (_token_logprob(token, piece, request.logprobs),)
-            push(StreamChunk(fresh, (token,), reason, logprobs, prompt_tokens))
+            queued_s = 0.0 if n == 0 else None  # a thread for each: nobody waits
+            push(StreamChunk(fresh, (token,), reason, logprobs, prompt_tokens, queued_s))
             if reason is not None:
                 return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol
 
 import torch
@@ -137,6 +138,8 @@ class Row:
         self.edit = None if request.edit is None or request.edit.is_identity else request.edit
         self.params = SamplingParams(request.temperature, request.top_p, request.top_k, seed)
         self.generated: list[int] = []
+        self._made = monotonic()
+        self._queued_s = 0.0
         self._tokens = tokens
         self._eos = frozenset() if request.ignore_eos else tokens.eos_ids
         self._writer = sink.writer if isinstance(sink, StreamSink) else None
@@ -145,6 +148,10 @@ class Row:
         self._text = IncrementalText(tokens.text, request.stop) if incremental else None
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+
+    def admit(self) -> None:
+        """The row leaves the queue; its first chunk says how long that took."""
+        self._queued_s = monotonic() - self._made
 
     def accept(self, token: int, logprob: TokenLogprob | None) -> tuple[FinishReason | None, StreamChunk | None]:
         """Takes the next token; says whether the row is done, and what to stream."""
@@ -169,7 +176,8 @@ class Row:
             self._pieces.append(piece)
             return reason, None
         logprobs = None if logprob is None else (logprob,)
-        return reason, StreamChunk(piece, (token,), reason, logprobs, len(self.prompt))
+        queued_s = self._queued_s if len(self.generated) == 1 else None
+        return reason, StreamChunk(piece, (token,), reason, logprobs, len(self.prompt), queued_s)
 
     @property
     def group(self) -> str | None:

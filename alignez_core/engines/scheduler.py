@@ -214,6 +214,7 @@ class Scheduler:
                     if batch and longest * (len(batch) + 1) > self._prefill_tokens:
                         break
                 self._waiting.remove(row, room)
+                row.admit()
                 self._taken += 1
                 room = None if room is None else room - row.cache_tokens
                 if is_long:

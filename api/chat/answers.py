@@ -56,6 +56,7 @@ class Timing:
     started: float
     span: Span = INVALID_SPAN  #: of the engine's work on the response
     first: float | None = None
+    queued_s: float | None = None  #: the longest of the rows
     _open: bool = True
 
     def begin(self, span: Span) -> None:
@@ -71,6 +72,11 @@ class Timing:
             self.metrics.running.inc()
             self.metrics.first_token.observe(self.first - self.started)
             self.span.add_event("first_token")
+
+    def queued(self, seconds: float) -> None:
+        """A row had waited so long when it was let into the engine's batch."""
+        self.metrics.queue_seconds.observe(seconds)
+        self.queued_s = max(seconds, self.queued_s or 0.0)
 
     def end(self, answers: list[Answer]) -> bool:
         """The response is over, whole or broken off; returns False when that was known already."""
@@ -101,6 +107,8 @@ class Timing:
                     "gen_ai.response.finish_reasons": [answer.finish_reason or "abort" for answer in answers],
                 }
             )
+            if self.queued_s is not None:
+                self.span.set_attribute("gen_ai.latency.time_in_queue", self.queued_s)  # the name that vLLM gives it
         self.span.end()
 
 

@@ -239,7 +239,7 @@ class Generation:
             for stream, answer in zip(self.streams, self.answers, strict=True):
                 async for chunk in stream:
                     self.timing.token()
-                    answer.add(chunk)
+                    self.add(answer, chunk)
                     answer.parts.append(chunk.text)
         finally:
             self.close()
@@ -253,6 +253,12 @@ class Generation:
             "usage": usage(self.answers, self.prompts),
             **self._alignez(0),
         }
+
+    def add(self, answer: Answer, chunk: StreamChunk) -> None:
+        """Counts a chunk in."""
+        answer.add(chunk)
+        if chunk.queued_s is not None:
+            self.timing.queued(chunk.queued_s)
 
     async def events(self, include_usage: bool) -> AsyncIterator[bytes]:
         """Blocks of server-sent events, ending with `[DONE]`."""
@@ -283,7 +289,7 @@ class Generation:
     def _encode(self, pattern: EventPattern, index: int, chunk: StreamChunk, out: list[str]) -> None:
         """Appends the events of one chunk. Text that is held back needs none; its log-probabilities wait for it."""
         answer = self.answers[index]
-        answer.add(chunk)
+        self.add(answer, chunk)
         if chunk.finish_reason is None and not answer.logprobs:
             if chunk.text:
                 out.append(pattern.text(chunk.text))

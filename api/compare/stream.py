@@ -43,7 +43,7 @@ async def compare_events(generation: Generation, names: Sequence[str], seed: int
             out: list[str] = []
             for index, chunk in batch:
                 answer = generation.answers[index]
-                answer.add(chunk)
+                generation.add(answer, chunk)
                 if chunk.text:
                     out.append(f"{heads[index]}{dumps(chunk.text)}}}\n\n")
                 if answer.finish_reason is not None:

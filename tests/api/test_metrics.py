@@ -1,10 +1,14 @@
-"""Engines are asked at each scrape, and only for what they can say."""
+"""Engines are asked at each scrape, and only for what they can say; answers tell how long they waited."""
 
 from __future__ import annotations
+
+import pytest
+from fastapi import FastAPI
 
 from alignez_core.engines.scheduler import EngineLoad
 from alignez_core.engines.vllm.slots import SlotCounts
 from api.metrics import Metrics
+from tests.api.conftest import Tenant
 
 
 class Busy:
@@ -56,3 +60,11 @@ def test_an_engine_that_says_nothing_has_no_metrics() -> None:
     metrics = Metrics()
     metrics.watch(object())
     assert metrics.registry.get_sample_value("alignez_engine_running") is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_row_tells_once_how_long_it_waited_in_the_engine(tenant: Tenant, app: FastAPI, stream: bool) -> None:
+    value = app.state.services.metrics.registry.get_sample_value
+    before = value("alignez:request_queue_time_seconds_count")
+    assert tenant.chat(max_tokens=3, n=2, stream=stream).status_code == 200
+    assert value("alignez:request_queue_time_seconds_count") == before + 2

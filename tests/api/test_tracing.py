@@ -101,6 +101,7 @@ def test_a_personalised_answer_shows_look_up_and_generation(traced: Tenant, span
     assert [event.name for event in generation.events] == ["first_token"]
     told = attributes(generation)
     assert told["gen_ai.usage.output_tokens"] == 3
+    assert told["gen_ai.latency.time_in_queue"] == 0.0  # the fake engine has no queue
     assert told["gen_ai.response.finish_reasons"] == ("length",)
     assert told["alignez.edits"] == ("conditional",)
     assert generation.end_time is not None

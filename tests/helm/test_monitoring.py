@@ -7,7 +7,6 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import promql_parser
 import pytest
@@ -16,18 +15,16 @@ from prometheus_client.metrics_core import Metric
 
 from api.metrics import EngineCollector, Metrics
 from tests.helm.charts import CHART, find, nested, render
+from tests.monitoring import ALERTS, DASHBOARD, NAME, TARGET_LABELS, alerts, expressions, panels
 from worker.metrics import RelayMetrics, WorkerMetrics
 
 pytestmark = pytest.mark.helm
 
-_NAME = re.compile(r"(?<![\w:])(alignez[\w:]*)")
 #: An engine that says everything that an engine can say.
 _BUSY = SimpleNamespace(
     load_now=SimpleNamespace(running=0, waiting=0, max_slots=0),
     slot_counts=SimpleNamespace(live=0, waiting=0, hits=0, loads=0, evictions=0),
 )
-_DASHBOARD = CHART / "files" / "dashboard.json"
-_ALERTS = CHART / "files" / "alerts.yaml"
 
 
 def _exported() -> dict[str, set[str]]:
@@ -51,34 +48,22 @@ def _series(family: Metric, labels: set[str]) -> dict[str, set[str]]:
     return {family.name: labels}
 
 
-def _alerts() -> list[dict[str, Any]]:
-    groups = yaml.safe_load(_ALERTS.read_text(encoding="utf-8"))["groups"]
-    return [rule for group in groups for rule in group["rules"]]
-
-
-def _panels() -> list[dict[str, Any]]:
-    panels: list[dict[str, Any]] = json.loads(_DASHBOARD.read_text(encoding="utf-8"))["panels"]
-    return panels
-
-
 def _expressions() -> list[tuple[str, str]]:
-    found = [(rule["alert"], rule["expr"]) for rule in _alerts()]
-    found += [(panel["title"], target["expr"]) for panel in _panels() for target in panel["targets"]]
     values = nested({"inference.autoscaling.enabled": True, "keda.prometheusAddress": "http://p:9090"})
     triggers = find(render(values), "ScaledObject", "-inference")["spec"]["triggers"]
-    return found + [(f"trigger {number}", each["metadata"]["query"]) for number, each in enumerate(triggers)]
+    return expressions() + [(f"trigger {number}", each["metadata"]["query"]) for number, each in enumerate(triggers)]
 
 
 @pytest.mark.parametrize(("where", "expression"), _expressions())
 def test_an_expression_asks_for_metrics_that_there_are(where: str, expression: str) -> None:
     promql_parser.parse(expression.replace("$__rate_interval", "5m"))
     without_strings = re.sub(r'"[^"]*"', '""', expression)
-    asked = set(_NAME.findall(without_strings))
+    asked = set(NAME.findall(without_strings))
     assert asked, where
     exported = _exported()
     assert asked <= exported.keys()
     # Labels that Prometheus adds, and those of the metrics themselves.
-    known = {"namespace", "job", "service", "pod", "instance"}.union(*(exported[name] for name in asked))
+    known = TARGET_LABELS.union(*(exported[name] for name in asked))
     matched = {
         label for inside in re.findall(r"\{([^}]*)\}", without_strings) for label in re.findall(r"(\w+)\s*[=!]", inside)
     }
@@ -97,9 +82,9 @@ def test_a_metric_that_is_not_there_would_be_found() -> None:
 
 
 def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
-    alerts = _alerts()
-    assert len({alert["alert"] for alert in alerts}) == len(alerts) >= 6
-    about = " ".join(alert["expr"] for alert in alerts)
+    rules = alerts()
+    assert len({rule["alert"] for rule in rules}) == len(rules) >= 6
+    about = " ".join(rule["expr"] for rule in rules)
     for matter in (
         "up{",
         "outbox_oldest",
@@ -120,32 +105,32 @@ def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
 
 def test_the_operations_page_knows_every_alert_and_no_other() -> None:
     page = (CHART.parent / "docs" / "operations.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"`(Alignez\w+)`", page)) == {alert["alert"] for alert in _alerts()}
+    assert set(re.findall(r"`(Alignez\w+)`", page)) == {alert["alert"] for alert in alerts()}
 
 
 def test_the_rule_in_the_cluster_is_the_file() -> None:
     rule = find(render(nested({"monitoring.prometheusRule": True})), "PrometheusRule", "-alerts")
-    assert rule["spec"] == yaml.safe_load(_ALERTS.read_text(encoding="utf-8"))
+    assert rule["spec"] == yaml.safe_load(ALERTS.read_text(encoding="utf-8"))
 
 
 def test_the_dashboard_in_the_cluster_is_the_file() -> None:
     config = find(render(nested({"monitoring.dashboard": True})), "ConfigMap", "-dashboard")
-    assert json.loads(config["data"]["alignez.json"]) == json.loads(_DASHBOARD.read_text(encoding="utf-8"))
+    assert json.loads(config["data"]["alignez.json"]) == json.loads(DASHBOARD.read_text(encoding="utf-8"))
 
 
 def test_the_dashboards_panels_do_not_overlap() -> None:
     cells: list[tuple[int, int]] = []
-    for panel in _panels():
+    for panel in panels():
         place = panel["gridPos"]
         columns = range(place["x"], place["x"] + place["w"])
         cells += itertools.product(columns, range(place["y"], place["y"] + place["h"]))
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) < 24
-    assert len({panel["id"] for panel in _panels()}) == len(_panels())
+    assert len({panel["id"] for panel in panels()}) == len(panels())
 
 
 def test_the_dashboard_shows_what_an_operator_asks_for_first() -> None:
-    asked = set(_NAME.findall(" ".join(target["expr"] for panel in _panels() for target in panel["targets"])))
+    asked = set(NAME.findall(" ".join(target["expr"] for panel in panels() for target in panel["targets"])))
     first = {"engine_ready", "http_requests_total", "num_requests_running", "num_requests_waiting", "edits_total"}
     first |= {"time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket", "generation_tokens_total"}
     first |= {"personalise_seconds_bucket", "request_success_total", "jobs", "fit_attempts_total", "worker_ready"}

@@ -112,7 +112,7 @@ class _Writer:
     def put(self, chunk: StreamChunk) -> None:
         self._channel.send(
             ("chunk", self._number, chunk.text, chunk.token_ids, chunk.finish_reason, chunk.logprobs,
-             chunk.prompt_tokens)
+             chunk.prompt_tokens, chunk.queued_s)
         )  # fmt: skip
         if chunk.finish_reason is not None:
             self._on_end()

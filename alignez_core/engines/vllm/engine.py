@@ -55,7 +55,10 @@ _log = logging.getLogger(__name__)
 
 
 class VLLMEngine:
-    """An `Engine` over vLLM; make it with `load`. Safe to use from any thread."""
+    """An `Engine` over vLLM; make it with `load`. Safe to use from any thread.
+
+    Its chunks do not say how long a row has waited (`queued_s`): part of it is vLLM's own queue, whose times it keeps.
+    """
 
     def __init__(
         self,

@@ -94,6 +94,14 @@ def test_a_full_queue_refuses_but_not_a_group_that_has_none_waiting(model: Path)
         assert list(engine.stream(greedy(max_tokens=2, group="many")))
 
 
+def test_the_wait_in_the_queue_comes_across(model: Path) -> None:
+    with start(model, max_slots=1) as engine:
+        streams = [engine.stream(greedy(**LONG)), engine.stream(greedy(max_tokens=3))]
+        at_once, waited = [[chunk.queued_s for chunk in stream] for stream in streams]
+    assert set(at_once[1:]) == set(waited[1:]) == {None}
+    assert 0 <= at_once[0] < waited[0]
+
+
 def test_closed_and_dropped_streams_make_room(model: Path) -> None:
     with start(model, max_slots=1, max_waiting=0) as engine:
         for _ in range(5):

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from torch import Tensor
 
+from alignez_core.engines import rows as engine_rows
 from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.streams import QueuedStream
 from alignez_core.engines.transformers_engine import TransformersEngine
@@ -115,6 +116,21 @@ def test_a_queue_full_of_one_group_still_takes_one_request_of_another() -> None:
                 engine.stream(ask(101, "few"))
         finish([*many, few])
         assert order == [10, 100, 11, 12]
+
+
+def test_the_first_chunk_says_how_long_the_row_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(engine_rows, "monotonic", lambda: now)
+    with tiny_engine(max_slots=2, prefill_piece=8) as engine:
+        at_once = engine.stream(ask(9, None, new=3))
+        assert [chunk.queued_s for chunk in at_once] == [0.0, None, None]
+        with held(engine):
+            first = engine.stream(ask(10, None, new=3))
+            now += 5.0
+            second = engine.stream(ask(11, None, prompt=20, new=2))  # in pieces
+            now += 2.0
+        assert [chunk.queued_s for chunk in first] == [7.0, None, None]
+        assert [chunk.queued_s for chunk in second] == [2.0, None]
 
 
 def test_who_asks_has_no_part_in_the_answer() -> None:
