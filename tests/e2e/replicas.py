@@ -132,8 +132,10 @@ class Balancer:
 
     @property
     def next(self) -> httpx.AsyncClient:
-        """Raises: IndexError: no replica is ready."""
+        """Raises: httpx.ConnectError: no replica is ready."""
         ready = self._ready
+        if not ready:
+            raise httpx.ConnectError("no replica is ready")
         return self._clients[ready[next(self._turn) % len(ready)]]
 
     async def watch(self) -> None:
@@ -195,7 +197,7 @@ class Load:
                 await kind(number)
                 self.done[kind.__name__.strip("_"), self.phase] += 1
                 await asyncio.sleep(self.pause_s)
-            except (httpx.HTTPError, AssertionError, IndexError, ValueError) as error:
+            except (httpx.HTTPError, AssertionError, ValueError) as error:
                 self.failures.append(f"{self.phase}: {kind.__name__}: {type(error).__name__}: {str(error)[:300]}")
                 await asyncio.sleep(0.05)
 
