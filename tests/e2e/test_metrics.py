@@ -164,11 +164,11 @@ class Prometheus:
             assert self._process.poll() is None, self.log.read_text()
             return False
 
-    def wait_scrapes(self, number: int) -> None:
-        """Returns once every target has been scraped so often from now on."""
-        began = float(self.get("/api/v1/query", query="time()")["result"][1])
-        since = f"min(count_over_time(up[1h])) and min(timestamp(up)) >= {began + number}"
-        wait_for(lambda: self.values("min(up)") == [1] and self.values(since), 60, f"{number} scrapes")
+    def wait_scrapes(self) -> None:
+        """Returns once every target has been scraped twice from now on."""
+        now = float(self.get("/api/v1/query", query="time()")["result"][1])
+        scraped_since = f"min(up) == 1 and min(timestamp(up)) >= {now + 2}"
+        wait_for(lambda: self.values(scraped_since), 60, "two scrapes of every target")
 
     def stop(self) -> None:
         self._client.close()
@@ -188,9 +188,9 @@ def prometheus(used: Up, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     server = Prometheus(tmp_path_factory.mktemp("prometheus"), used)
     try:
         wait_for(server.ready, 60, "a Prometheus that is ready")
-        server.wait_scrapes(2)
+        server.wait_scrapes()
         use(used, "second")
-        server.wait_scrapes(2)
+        server.wait_scrapes()
         yield server
     finally:
         server.stop()
