@@ -230,7 +230,8 @@ def _malformed(errors: Sequence[Any]) -> Problem:
 
 def _field(loc: Sequence[Any]) -> str:
     """`("body", "queries", 3, "text")` as `queries.3.text`; a location outside the body keeps its place's name."""
-    parts = [str(part) for part in loc]
+    # Which of a union's members was tried is pydantic's affair: `function-after[…]`, with addresses in memory.
+    parts = [part for part in map(str, loc) if "[" not in part]
     if parts and parts[0] == "body" and len(parts) > 1:
         parts = parts[1:]
     return ".".join(parts)[:200]

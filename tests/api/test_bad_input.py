@@ -300,3 +300,13 @@ def test_the_fit_settings_of_the_api_are_the_cores_own() -> None:
     ]  # fmt: skip
     for settings in extremes:
         FitConfig.from_dict(FitBody.model_validate(settings).given())
+
+
+def test_a_query_that_is_too_long_is_named_by_its_place_alone(tenant: Tenant) -> None:
+    reply = tenant.post("/v1/profiles", json={"name": "long", "queries": ["How?", "x" * 100_000]})
+    assert reply.status_code == 422
+    error = reply.json()["error"]
+    fields = [each["field"] for each in error["details"]["errors"]]
+    assert fields[0] == "queries.1"
+    assert not any("function" in field for field in fields)
+    assert "0x" not in reply.text
