@@ -23,7 +23,7 @@ from tests.worker.processes import model_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-CALLERS = 8
+CALLERS = 4
 
 
 @pytest.fixture
