@@ -18,14 +18,14 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("request_id", sa.String(length=128), nullable=True))
     op.add_column("jobs", sa.Column("traceparent", sa.String(length=55), nullable=True))
     op.create_index(
-        "ix_jobs_open_of_tenant",
+        "ix_jobs_unfinished",
         "jobs",
         ["tenant_id"],
-        postgresql_where=sa.text("status IN ('queued', 'running')"),
+        postgresql_where=sa.text("finished_at IS NULL"),
     )
 
 
 def downgrade() -> None:
-    op.drop_index("ix_jobs_open_of_tenant", "jobs")
+    op.drop_index("ix_jobs_unfinished", "jobs")
     op.drop_column("jobs", "traceparent")
     op.drop_column("jobs", "request_id")

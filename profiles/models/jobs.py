@@ -36,8 +36,9 @@ class Job(Base):
             name="finished_at_iff_finished",
         ),
         Index(None, "tenant_id", "id"),
-        # A tenant's open jobs are counted under its lock, each time it asks for a fit.
-        Index("ix_jobs_open_of_tenant", "tenant_id", postgresql_where=text("status IN ('queued', 'running')")),
+        # A tenant's open jobs are counted under its lock, each time it asks for a fit. By the end's time and not by the
+        # status: or the planner takes the index of all open jobs, which it believes to be nearly empty.
+        Index("ix_jobs_unfinished", "tenant_id", postgresql_where=text("finished_at IS NULL")),
         Index("ix_jobs_open", "status", "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
     )
 

@@ -67,7 +67,7 @@ class Jobs:
 
     def open_count(self, tenant_id: UUID) -> int:
         """Jobs of the tenant that wait or run."""
-        statement = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, Job.status.in_(_OPEN))
+        statement = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, Job.finished_at.is_(None))
         return self._session.scalars(statement).one()
 
     def job(self, tenant_id: UUID, job_id: UUID, *, lock: bool = False) -> Job | None:

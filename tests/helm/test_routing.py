@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import pytest
 
 from api.app import _CONTROL, _GENERATION
@@ -136,3 +137,11 @@ def test_the_route_belongs_to_its_gateway() -> None:
     route = find(render(nested(settings)), "HTTPRoute", "-api")
     assert route["spec"]["parentRefs"] == [{"name": "public", "namespace": "ns", "sectionName": "https"}]
     assert {rule["timeouts"]["request"] for rule in route["spec"]["rules"]} == {"3600s"}
+
+
+def test_a_stream_s_time_is_one_that_a_gateway_takes() -> None:
+    longest = {"gateway.enabled": True, "gateway.name": "g", "routing.streamTimeoutSeconds": 99_999}
+    rules = find(render(nested(longest)), "HTTPRoute", "-api")["spec"]["rules"]
+    assert {rule["timeouts"]["request"] for rule in rules} == {"99999s"}
+    with pytest.raises(helm_python.HelmValuesError, match="streamTimeoutSeconds"):  # five digits are the API's limit
+        render(nested({**longest, "routing.streamTimeoutSeconds": 100_000}))
