@@ -12,8 +12,10 @@ HELM_STAMP := $(VENV)/.helm-installed
 BASELINES_STAMP := $(VLLM_VENV)/.baselines-installed
 # Two OpenMP teams on few cores wait for each other; tests of numerics are small enough for one thread.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Two at once: each with servers of its own, a file at a time, because files share what is dear to make.
+PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm check lint types imports bench bench-scale bench-serving soak soak-vllm helm-check openapi migration clean
+.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm test-vllm-short check lint types imports bench bench-scale bench-serving soak soak-vllm helm-check openapi migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,11 +35,15 @@ demo: $(STAMP) ## the main job from nothing: persona in, personalised answers ou
 up: $(STAMP) ## the whole stack on this machine, until Ctrl-C
 	$(BIN)/alignez up
 
+# What starts whole stacks and watches their clocks runs by itself. In one call with `check`, only what that has not run:
+# `make check test` runs every test once.
+MARKS = -m '$(if $(filter check,$(MAKECMDGOALS)),slow and) not bench and not gpu and not vllm and not helm' --durations=10
 test: $(STAMP) ## every test, the slow ones too (real processes, kill -9)
-	$(TEST_ENV) $(BIN)/pytest -q -m 'not bench and not gpu and not vllm and not helm' --durations=10
+	$(TEST_ENV) $(BIN)/pytest -q $(PARALLEL) $(MARKS) tests/core tests/profiles
+	$(TEST_ENV) $(BIN)/pytest -q $(MARKS) --ignore tests/core --ignore tests/profiles
 
 test-fast: $(STAMP) ## the default tests
-	$(TEST_ENV) $(BIN)/pytest -q
+	$(TEST_ENV) $(BIN)/pytest -q $(PARALLEL)
 
 test-slow: $(STAMP) ## only the slow ones
 	$(TEST_ENV) $(BIN)/pytest -q -m 'slow and not bench and not gpu and not vllm and not helm' --durations=10
@@ -54,6 +60,10 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 test-vllm: $(VLLM_STAMP) ## the engine contract, isolation and prefix cache on vLLM (CPU), and the API in its environment
 	$(TEST_ENV) $(VLLM_BIN)/pytest -q -m vllm -W default tests/vllm --durations=5
 	$(TEST_ENV) $(VLLM_BIN)/pytest -q -W default tests/api
+
+test-vllm-short: $(VLLM_STAMP) ## of those the contract, the service, a worker, and the API's generation
+	$(TEST_ENV) $(VLLM_BIN)/pytest -q -m vllm -W default tests/vllm/test_contract.py tests/vllm/test_service.py tests/vllm/test_worker.py --durations=5
+	$(TEST_ENV) $(VLLM_BIN)/pytest -q -W default tests/api/test_chat.py tests/api/test_completions.py tests/api/test_personalise.py
 
 $(HELM_STAMP): $(STAMP) pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[helm]'

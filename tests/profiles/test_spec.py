@@ -169,7 +169,22 @@ def test_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "-a", ".a", "_a", "a b", "a/b", "a@b", "a:b", "a#b", "a\n", "é", "x" * (NAME_LIMIT + 1), str(uuid4())]
+    "name",
+    [
+        "",
+        "-a",
+        ".a",
+        "_a",
+        "a b",
+        "a/b",
+        "a@b",
+        "a:b",
+        "a#b",
+        "a\n",
+        "é",
+        "x" * (NAME_LIMIT + 1),
+        "07ed70b8-7aa7-4200-a8ca-6e736dc2d6a1",
+    ],
 )
 def test_what_is_no_name(name: str) -> None:
     assert refusal(lambda: check_name("name", name)).field == "name"
