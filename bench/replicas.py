@@ -31,6 +31,7 @@ from bench.scale_fill import PER_TENANT, QUERIES, fill, make_keys
 from bench.served import LineClient
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
+from profiles.logs import configure_logs
 from profiles.uow import make_session_factory
 
 COUNTS = (1, 2, 3)
@@ -77,6 +78,7 @@ def ratios(loads: Mapping[int, Load], part: str | None = None) -> dict[int, floa
 
 def run(profiles: int = 100_000, seconds: float = 6.0) -> Report:
     """Measures; prints a table by replica count, returns every figure."""
+    configure_logs("warning", "json")
     report = Report(
         "replicas",
         f"{profiles:,} profiles, {profiles * QUERIES:,} fit queries; {CONNECTIONS} connections a replica, "
@@ -196,12 +198,7 @@ def _rows(report: Report, table: Table, what: str, loads: Mapping[int, Load], pa
         **{f"{part}, a request": ("CPU ms", {n: load.cpu_ms[part] for n, load in loads.items()}) for part in parts},
         "cores busy": ("", {n: load.cores for n, load in loads.items()}),
     }
-    for i, (figure, (unit, values)) in enumerate(figures.items()):
-        for count, value in values.items():
-            report.add(f"{what}, {count}: {figure}", value, unit)
-        cells = [f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in values.values()]
-        ratio = [f"{values[count] / values[1]:.2f}" if values[1] else "" for count in COUNTS[1:]]
-        table.add_row(f"{what}: {figure}" if not i else f"  {figure} {unit}".rstrip(), *cells, *ratio)
+    report.add_by_count(table, what, figures)
 
 
 if __name__ == "__main__":

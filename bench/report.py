@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,20 @@ class Report:
     def add(self, what: str, value: float, unit: str = "", must: str = "") -> None:
         """Appends one figure; `must` is the requirement as text, judged by the reader."""
         self.rows.append((what, float(value), unit, must))
+
+    def add_by_count(self, table: Table, what: str, figures: Mapping[str, tuple[str, Mapping[int, float]]]) -> None:
+        """Appends each figure at each number of processes, and to `table` one row a figure, with ratios to the first.
+
+        Args:
+            table: columns: the figure, one for each count, one for each ratio. figures: name → unit, count → value.
+        """
+        for i, (figure, (unit, values)) in enumerate(figures.items()):
+            for count, value in values.items():
+                self.add(f"{what}, {count}: {figure}", value, unit)
+            first, *others = values.values()
+            cells = [f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in values.values()]
+            ratios = [f"{value / first:.2f}" if first else "" for value in others]
+            table.add_row(f"  {figure} {unit}".rstrip() if i else f"{what}: {figure}", *cells, *ratios)
 
     def judged(self) -> Report:
         """Only the rows that must hold something: for a report whose figures are printed in a table of their own."""

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -45,7 +46,7 @@ class Roles:
             self._start(
                 ["bench.replica_api", str(step_s), str(places)],
                 {"ALIGNEZ_API_PORT": str(port)},
-                lambda port=port: _answers(port),  # type: ignore[misc]
+                partial(_answers, port),
             )
             for port in ports
         ]

@@ -159,12 +159,7 @@ def _rows(report: Report, table: Table, what: str, found: Mapping[int, Fits], *,
         "POST /v1/profiles, one after another": ("/s", {n: fits.asked for n, fits in found.items()}),
     }
     table.add_section()
-    for i, (figure, (unit, values)) in enumerate(figures.items()):
-        for count, value in values.items():
-            report.add(f"{what}, {count}: {figure}", value, unit)
-        ratios = [values[count] / values[1] if values[1] else 0.0 for count in COUNTS[1:]]
-        cells = [f"{value:,.2f}" for value in (*values.values(), *ratios)]
-        table.add_row(f"{what}: {figure}" if not i else f"  {figure} {unit}".rstrip(), *cells)
+    report.add_by_count(table, what, figures)
     if judged:
         for count in COUNTS[1:]:
             report.add(f"{what}, jobs/s, {count} ÷ 1", found[count].rate / found[1].rate, "", f"≥ {0.93 * count:.2f}")

@@ -17,6 +17,9 @@ import httpx
 import psutil
 import pytest
 
+from profiles.service import create_key, create_tenant
+from profiles.uow import SessionFactory, UnitOfWork
+
 _ROOT = Path(__file__).parents[2]
 READY_S = 180.0
 
@@ -136,3 +139,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up = Up(tmp_path_factory.mktemp("stack") / "data").start()
     yield up
     up.stop()
+
+
+@pytest.fixture
+def headers(committed: SessionFactory) -> dict[str, str]:
+    """Of a tenant's requests, on the test session's database."""
+    with UnitOfWork.open(committed) as uow:
+        _, secret = create_key(uow, create_tenant(uow, f"tenant {time.time_ns()}").id, "member", "test")
+    return {"Authorization": f"Bearer {secret}"}

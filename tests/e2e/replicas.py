@@ -25,6 +25,15 @@ from tests.worker.processes import kill_tree
 
 _ROOT = Path(__file__).parents[2]
 
+HOBBIES = ("chess", "cooking", "dancing", "knitting")
+
+
+def small_profile(name: str, **fit: int) -> dict[str, Any]:
+    """A profile that is fitted in a second or two: four queries."""
+    queries = [{"text": f"How do I learn {hobby}?"} for hobby in HOBBIES]
+    persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
+    return {"name": name, "persona": persona, "queries": queries, "fit": {"neighbors": 2, **fit}}
+
 
 @dataclass
 class Replica:
@@ -223,12 +232,7 @@ class Load:
         assert reply.status_code == 200, reply.text
 
     async def _create(self, _: int) -> None:
-        body = {
-            "name": f"made-{time.monotonic_ns()}",
-            "persona": {"preferred": "cheerful", "dispreferred": "gloomy"},
-            "queries": [{"text": f"How do I start {hobby}?"} for hobby in ("hiking", "cooking", "painting", "chess")],
-            "fit": {"neighbors": 2, "response_tokens": 8},
-        }
+        body = small_profile(f"made-{time.monotonic_ns()}", response_tokens=8)
         reply = await self.balancer.next.post("/v1/profiles", json=body)
         assert reply.status_code == 202, reply.text
         self.jobs.append(reply.json()["job"]["id"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,22 +14,14 @@ from sqlalchemy import select
 
 from cli.local_stack.broker import RedisServer
 from profiles.models import Job, JobEvent, JobStatus
-from profiles.service import create_key, create_tenant
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import SessionFactory
 from tests.e2e.conftest import wait_for
-from tests.e2e.replicas import Balancer, Load, Replica, Replicas
+from tests.e2e.replicas import Balancer, Load, Replica, Replicas, small_profile
 from tests.worker.processes import model_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CALLERS = 4
-
-
-@pytest.fixture
-def headers(committed: SessionFactory) -> dict[str, str]:
-    with UnitOfWork.open(committed) as uow:
-        _, secret = create_key(uow, create_tenant(uow, f"rolling {time.time_ns()}").id, "member", "test")
-    return {"Authorization": f"Bearer {secret}"}
 
 
 @pytest.fixture
@@ -57,10 +48,7 @@ QUESTIONS = [
 def first_profile(api: Replica, headers: dict[str, str]) -> list[str]:
     """Makes the profile that is asked for, and returns the answer to every question, asked alone."""
     with httpx.Client(base_url=api.url, headers=headers, timeout=60, trust_env=False) as client:
-        persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
-        queries = [{"text": f"How do I learn {hobby}?"} for hobby in ("chess", "cooking", "dancing", "knitting")]
-        spec = {"name": "cheerful", "persona": persona, "queries": queries, "fit": {"neighbors": 2}}
-        job = client.post("/v1/profiles", json=spec).json()["job"]["id"]
+        job = client.post("/v1/profiles", json=small_profile("cheerful")).json()["job"]["id"]
         wait_for(lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "succeeded", 90, "the first profile")
         replies = [client.post("/v1/chat/completions", json=body).json() for body in QUESTIONS]
     return [reply["choices"][0]["message"]["content"] for reply in replies]

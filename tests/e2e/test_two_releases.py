@@ -6,7 +6,6 @@ import io
 import shutil
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,8 @@ from alembic.script import ScriptDirectory
 
 from cli.local_stack.broker import RedisServer
 from profiles.migrate import alembic_config
-from profiles.service import create_key, create_tenant
-from profiles.uow import SessionFactory, UnitOfWork
 from tests.e2e.conftest import wait_for
-from tests.e2e.replicas import Replica, Replicas
+from tests.e2e.replicas import Replica, Replicas, small_profile
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -53,13 +50,6 @@ def release_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def headers(committed: SessionFactory) -> dict[str, str]:
-    with UnitOfWork.open(committed) as uow:
-        _, secret = create_key(uow, create_tenant(uow, f"two releases {time.time_ns()}").id, "member", "test")
-    return {"Authorization": f"Bearer {secret}"}
-
-
-@pytest.fixture
 def releases(postgres_url: str, release_before: Path, tmp_path: Path) -> Iterator[tuple[Replicas, Replicas]]:
     """The one before, and this one. `postgres_url` is at this one's newest migration."""
     folders = tmp_path / "before", tmp_path / "now"
@@ -82,10 +72,7 @@ class Api:
 
     def create(self, name: str) -> str:
         """Asks for a profile; the job's id."""
-        persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
-        queries = [{"text": f"How do I learn {hobby}?"} for hobby in ("chess", "cooking", "dancing", "knitting")]
-        body = {"name": name, "persona": persona, "queries": queries, "fit": {"neighbors": 2}}
-        reply = self.client.post("/v1/profiles", json=body)
+        reply = self.client.post("/v1/profiles", json=small_profile(name))
         assert reply.status_code == 202, reply.text
         return str(reply.json()["job"]["id"])
 

@@ -213,8 +213,9 @@ class TestStopped:
     def test_a_worker_that_shuts_down_hands_the_job_back_with_what_is_done(self, bench: Bench) -> None:
         request = bench.request(spec=SPEC)
         engine, second = WatchedEngine(), WatchedEngine()
-        stopping = lambda: len(engine.batches) >= 2  # noqa: E731
-        assert bench.runner(loaded(engine), stopping=stopping).run(request.job.id) == "handed_back"
+        assert (
+            bench.runner(loaded(engine), stopping=lambda: len(engine.batches) >= 2).run(request.job.id) == "handed_back"
+        )
         assert (job_of(bench, request).status, job_of(bench, request).failures) == (JobStatus.QUEUED, 0)
         assert bench.runner(loaded(second)).run(request.job.id) == "succeeded"
         assert len(engine.batches) == 2
