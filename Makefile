@@ -58,12 +58,12 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	@touch $@
 
 test-vllm: $(VLLM_STAMP) ## the engine contract, isolation and prefix cache on vLLM (CPU), and the API in its environment
-	$(TEST_ENV) $(VLLM_BIN)/pytest -q -m vllm -W default tests/vllm --durations=5
-	$(TEST_ENV) $(VLLM_BIN)/pytest -q -W default tests/api
+	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -m vllm -W default tests/vllm --durations=5
+	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -W default tests/api
 
 test-vllm-short: $(VLLM_STAMP) ## of those the contract, the service, a worker, and the API's generation
-	$(TEST_ENV) $(VLLM_BIN)/pytest -q -m vllm -W default tests/vllm/test_contract.py tests/vllm/test_service.py tests/vllm/test_worker.py --durations=5
-	$(TEST_ENV) $(VLLM_BIN)/pytest -q -W default tests/api/test_chat.py tests/api/test_completions.py tests/api/test_personalise.py
+	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -m vllm -W default tests/vllm/test_contract.py tests/vllm/test_service.py tests/vllm/test_worker.py --durations=5
+	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -W default tests/api/test_chat.py tests/api/test_completions.py tests/api/test_personalise.py
 
 $(HELM_STAMP): $(STAMP) pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[helm]'
