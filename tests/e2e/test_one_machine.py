@@ -49,24 +49,26 @@ def test_a_persona_becomes_a_personalised_answer_for_an_end_user(stack: Up) -> N
         version = client.get("/v1/profiles/cheerful/versions/1").json()
         assert version["quality"] == "good"
         assert client.put("/v1/users/ada/profile", json={"profile": "cheerful"}).status_code == 200
-    plain = OpenAI(base_url=f"{stack.run['url']}/v1", api_key=stack.key)
-    ada = OpenAI(base_url=f"{stack.run['url']}/v1/users/ada", api_key=stack.key)
-    styles = []
-    for seed in range(8):
-        answer = ada.chat.completions.create(model="persona-nano", messages=QUESTION, seed=seed, temperature=0.8)
-        assert answer.model_extra is not None
-        assert answer.model_extra["alignez"]["sha256"] == version["sha256"]
-        assert len(answer.model_extra["alignez"]["neighbors"]) == 10
-        styles.append(style_of(answer.choices[0].message.content or ""))
-    assert styles.count("cheerful") >= 6
-    bare = plain.chat.completions.create(model="persona-nano", messages=QUESTION, seed=1, temperature=0)
-    assert style_of(bare.choices[0].message.content or "") != "cheerful"
-    streamed = ada.chat.completions.create(
-        model="persona-nano", messages=QUESTION, seed=3, temperature=0.8, stream=True
-    )
-    whole = ada.chat.completions.create(model="persona-nano", messages=QUESTION, seed=3, temperature=0.8)
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices)
-    assert text == whole.choices[0].message.content
+    with (
+        OpenAI(base_url=f"{stack.run['url']}/v1", api_key=stack.key) as plain,
+        OpenAI(base_url=f"{stack.run['url']}/v1/users/ada", api_key=stack.key) as ada,
+    ):
+        styles = []
+        for seed in range(8):
+            answer = ada.chat.completions.create(model="persona-nano", messages=QUESTION, seed=seed, temperature=0.8)
+            assert answer.model_extra is not None
+            assert answer.model_extra["alignez"]["sha256"] == version["sha256"]
+            assert len(answer.model_extra["alignez"]["neighbors"]) == 10
+            styles.append(style_of(answer.choices[0].message.content or ""))
+        assert styles.count("cheerful") >= 6
+        bare = plain.chat.completions.create(model="persona-nano", messages=QUESTION, seed=1, temperature=0)
+        assert style_of(bare.choices[0].message.content or "") != "cheerful"
+        streamed = ada.chat.completions.create(
+            model="persona-nano", messages=QUESTION, seed=3, temperature=0.8, stream=True
+        )
+        whole = ada.chat.completions.create(model="persona-nano", messages=QUESTION, seed=3, temperature=0.8)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices)
+        assert text == whole.choices[0].message.content
 
 
 def test_a_persona_that_the_model_cannot_express_is_weak_and_says_why(stack: Up) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from alembic.script import ScriptDirectory
 from cli.local_stack.broker import RedisServer
 from profiles.migrate import alembic_config
 from tests.e2e.conftest import wait_for
-from tests.e2e.replicas import Replica, Replicas, small_profile
+from tests.e2e.replicas import Replicas, small_profile
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -67,8 +68,8 @@ def releases(postgres_url: str, release_before: Path, tmp_path: Path) -> Iterato
 class Api:
     """Calls of one API process."""
 
-    def __init__(self, replica: Replica, headers: dict[str, str]) -> None:
-        self.client = httpx.Client(base_url=replica.url, headers=headers, timeout=60, trust_env=False)
+    def __init__(self, client: httpx.Client) -> None:
+        self.client = client
 
     def create(self, name: str) -> str:
         """Asks for a profile; the job's id."""
@@ -101,9 +102,22 @@ class Api:
         return str(reply.json()["choices"][0]["message"]["content"])
 
 
-def test_both_releases_serve_what_either_made(releases: tuple[Replicas, Replicas], headers: dict[str, str]) -> None:
+@pytest.fixture
+def apis(releases: tuple[Replicas, Replicas], headers: dict[str, str]) -> Iterator[tuple[Api, Api]]:
+    """The API of the release before, and this one's."""
+    with ExitStack() as clients:
+
+        def started(release: Replicas) -> Api:
+            url = release.start("api").url
+            return Api(clients.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False)))
+
+        before, now = releases
+        yield started(before), started(now)
+
+
+def test_both_releases_serve_what_either_made(releases: tuple[Replicas, Replicas], apis: tuple[Api, Api]) -> None:
     before, now = releases
-    old, new = Api(before.start("api"), headers), Api(now.start("api"), headers)
+    old, new = apis
     assert old.client.get("/ready").json()["status"] == new.client.get("/ready").json()["status"] == "ready"
 
     names: list[str] = []
