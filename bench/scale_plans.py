@@ -50,7 +50,7 @@ def explain_hot(report: Report, sessions: SessionFactory, database: DatabaseSett
                     use(uow, draw.choice(callers), f"p{draw.randrange(PER_TENANT)}")
             found += [(name, plan) for plan in plans]
         plans.clear()
-        found += [("a whole fit", plan) for plan in _fit(explained, plans)]
+        found += [("a whole fit", plan) for plan in _fit(sessions, explained, plans)]
     rows = row_counts(sessions)
     _print(found, rows)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -148,9 +148,9 @@ def _callers(sessions: SessionFactory, count: int) -> tuple[list[service.Caller]
         return callers, {row.id: secret for row, secret in made}
 
 
-def _fit(explained: SessionFactory, plans: list[Plan]) -> list[Plan]:
-    """One of each statement of a fit from claim to publication."""
-    with explained() as session:
+def _fit(sessions: SessionFactory, explained: SessionFactory, plans: list[Plan]) -> list[Plan]:
+    """One of each statement of a fit from claim to publication, of a job that `sessions` finds waiting."""
+    with sessions() as session:
         statement = text("SELECT id FROM jobs WHERE status = 'queued' ORDER BY id LIMIT 1")
         job = session.scalars(statement).one()
     engine = FakeEngine(n_layers=LAYERS, hidden_size=HIDDEN_SIZE)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,10 @@ import pytest
 
 from profiles.service import create_key, create_tenant
 from profiles.uow import SessionFactory, UnitOfWork
+from tests.worker.processes import wait_for
 
 _ROOT = Path(__file__).parents[2]
 READY_S = 180.0
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The condition's first true value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.1)
-    return value
 
 
 @dataclass

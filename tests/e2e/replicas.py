@@ -20,17 +20,14 @@ from typing import Any
 import httpx
 
 from cli.local_stack.process import free_port
-from tests.e2e.conftest import wait_for
-from tests.worker.processes import kill_tree
+from tests.worker.processes import kill_tree, wait_for
 
 _ROOT = Path(__file__).parents[2]
-
-HOBBIES = ("chess", "cooking", "dancing", "knitting")
 
 
 def small_profile(name: str, **fit: int) -> dict[str, Any]:
     """A profile that is fitted in a second or two: four queries."""
-    queries = [{"text": f"How do I learn {hobby}?"} for hobby in HOBBIES]
+    queries = [{"text": f"How do I learn {hobby}?"} for hobby in ("chess", "cooking", "dancing", "knitting")]
     persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
     return {"name": name, "persona": persona, "queries": queries, "fit": {"neighbors": 2, **fit}}
 

@@ -18,8 +18,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.conftest import Up, wait_for
+from tests.e2e.conftest import Up
 from tests.monitoring import ALERTS, alerts, expressions, panel_expressions, selectors
+from tests.worker.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

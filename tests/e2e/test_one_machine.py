@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,8 @@ from openai import OpenAI
 
 from alignez_core.nano import query_bank
 from alignez_core.nano.style import style_of
-from tests.e2e.conftest import Up, wait_for
+from tests.e2e.conftest import Up
+from tests.worker.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -93,6 +95,11 @@ def test_a_second_stack_on_the_same_data_is_refused_in_one_line(stack: Up) -> No
     assert len(second.stderr.strip().splitlines()) == 1
 
 
+def runs_anew(up: Up, role: str, before: int) -> bool:
+    """Whether the supervisor has another process of the role than `before`."""
+    return up.run["pids"][role] not in (None, before)
+
+
 def test_a_fit_survives_the_death_of_every_part(tmp_path: Path) -> None:
     up = Up(tmp_path / "data").start()
     try:
@@ -105,7 +112,7 @@ def test_a_fit_survives_the_death_of_every_part(tmp_path: Path) -> None:
             if victim == "broker":
                 for file in (up.data_dir / "broker").rglob("*.aof*"):
                     shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
-            wait_for(lambda: up.run["pids"][victim] not in (None, before), 60, f"a new {victim}")  # noqa: B023
+            wait_for(partial(runs_anew, up, victim, before), 60, f"a new {victim}")
         job = up.finished(job_id, 240)
         assert job["status"] == "succeeded", job
         stored = up.queries("survivor")

@@ -15,9 +15,8 @@ from sqlalchemy import select
 from cli.local_stack.broker import RedisServer
 from profiles.models import Job, JobEvent, JobStatus
 from profiles.uow import SessionFactory
-from tests.e2e.conftest import wait_for
 from tests.e2e.replicas import Balancer, Load, Replica, Replicas, small_profile
-from tests.worker.processes import model_process
+from tests.worker.processes import model_process, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -13,7 +13,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.e2e.conftest import Up, wait_for
+from tests.e2e.conftest import Up
+from tests.worker.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -17,8 +17,8 @@ from alembic.script import ScriptDirectory
 
 from cli.local_stack.broker import RedisServer
 from profiles.migrate import alembic_config
-from tests.e2e.conftest import wait_for
 from tests.e2e.replicas import Replicas, small_profile
+from tests.worker.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

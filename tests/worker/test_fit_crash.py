@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from tests.worker.fit_cases import (
     stored_vectors,
     version_of,
 )
+from tests.worker.processes import wait_for
 
 
 class TestCrash:
@@ -233,7 +234,9 @@ class TestStopped:
 
         def sweep(call: int) -> None:
             if call == 1:
-                time.sleep(0.9)
+                first = job_of(bench, request).lease_until
+                assert first is not None
+                wait_for(lambda: datetime.now(UTC) > first, what="the end of that lease")
                 with bench.open() as uow:
                     beaten.append(jobs.sweep(uow, 20.0)[0])
 
