@@ -34,7 +34,7 @@ FROM ${PYTHON_IMAGE} AS control-build
 WORKDIR /src
 RUN python -m venv /opt/alignez
 COPY pyproject.toml constraints.txt images/requirements.py ./
-RUN python requirements.py packages pyproject.toml torch transformers > requirements.txt \
+RUN python requirements.py packages pyproject.toml torch transformers accelerate gguf > requirements.txt \
     && /opt/alignez/bin/pip install --no-cache-dir -c constraints.txt -r requirements.txt
 COPY --from=wheel /dist/ /dist/
 RUN /opt/alignez/bin/pip install --no-cache-dir --no-deps /dist/alignez-*.whl
@@ -99,7 +99,6 @@ ENV HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     ALIGNEZ_API_ROLE=inference \
     ALIGNEZ_API_ENGINE=vllm \
-    ALIGNEZ_API_DTYPE=bfloat16 \
     ALIGNEZ_API_HOST=0.0.0.0
 RUN mkdir -p /cache && chown 10001:10001 /cache
 WORKDIR /tmp
@@ -116,8 +115,7 @@ CMD ["alignez", "api"]
 FROM inference AS worker
 LABEL org.opencontainers.image.title="alignez-worker" \
       org.opencontainers.image.description="alignez: fit worker"
-ENV ALIGNEZ_WORKER_DEVICE=cuda \
-    ALIGNEZ_WORKER_DTYPE=bfloat16
+ENV ALIGNEZ_WORKER_DEVICE=cuda
 USER 10001:10001
 # No port to ask: the worker's parent restarts a lost child and ends when it cannot go on (see the chart's probes).
 HEALTHCHECK NONE

@@ -15,7 +15,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Two at once: each with servers of its own, a file at a time, because files share what is dear to make.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup demo up test test-fast test-slow setup-vllm test-vllm test-vllm-short check lint types imports bench bench-scale bench-serving soak soak-vllm helm-check openapi migration clean
+.PHONY: help setup demo up test test-fast test-slow test-real setup-vllm test-vllm test-vllm-short check lint types imports bench bench-scale bench-serving soak soak-vllm helm-check openapi migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +47,9 @@ test-fast: $(STAMP) ## the default tests
 
 test-slow: $(STAMP) ## only the slow ones
 	$(TEST_ENV) $(BIN)/pytest -q -m 'slow and not bench and not gpu and not vllm and not helm' --durations=10
+
+test-real: $(STAMP) ## the whole path on SmolLM2-135M with the default fit too (minutes)
+	$(TEST_ENV) ALIGNEZ_LONG_TESTS=1 $(BIN)/pytest -q -m slow tests/e2e/test_real_model.py -s --durations=10
 
 setup-vllm: $(VLLM_STAMP) ## create .venv-vllm with vLLM for the CPU beside everything else (3.5 GB)
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt

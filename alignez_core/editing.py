@@ -15,21 +15,16 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from alignez_core.errors import DegenerateEmbeddings, InvalidInput, ModelMismatch
+from alignez_core.spec.limits import EDIT_RULES, MAX_RANK, MAX_STRENGTH, EditRule, Positions
 
-EditRule = Literal["sequential", "simultaneous", "orthogonal"]
-Positions = Literal["answer", "all"]
-
-EDIT_RULES: tuple[str, ...] = get_args(EditRule)
-MAX_RANK = 8
-MAX_STRENGTH = 8.0
 #: Below this share of its length left over, help is parallel to harm and "orthogonal" has nothing to point at.
 _PARALLEL = 1e-4
 
@@ -169,6 +164,37 @@ class EditPlan:
             sha.update(value.numpy().astype("<f4").tobytes())
         return sha.hexdigest()
 
+    def scaled(self, strength: float) -> EditPlan:
+        """The same edit at dose s: V times s, so that s = 0 is the bare model and s = 1 this plan.
+
+        Of the paper's edit use `alignez` at another strength: its V is not linear in s.
+        Raises: InvalidInput: s outside 0 to 8.
+        """
+        _check_strength(strength)
+        return self if strength == 1.0 else replace(self, V=strength * self.V)
+
+    @classmethod
+    def low_rank(
+        cls,
+        layers: Sequence[int],
+        U: Tensor,
+        V: Tensor,
+        c: Tensor,
+        strength: float = 1.0,
+        steps: int | None = None,
+        *,
+        positions: Positions = "answer",
+    ) -> EditPlan:
+        """Any low-rank affine edit, layers in any order.
+
+        Args:
+            layers: L layer indices. U, V: (L, R, D). c: (L, R); rows belong to the layers in this order.
+        """
+        _check_strength(strength)
+        order = sorted(range(len(layers)), key=lambda i: layers[i])
+        ascending = tuple(int(layers[i]) for i in order)
+        return cls(ascending, U[order], strength * V[order], c[order], steps, positions)
+
     @classmethod
     def alignez(
         cls,
@@ -222,7 +248,7 @@ class EditPlan:
         Args:
             theta: (L, D), any length but zero; made unit here. tau: (L,), the persona's own component.
         Raises: DegenerateEmbeddings: a zero direction.
-        Source: ours (the paper doubles what is there; this sets it), DESIGN: section 3.6.
+        Source: ours (the paper doubles what is there; this sets it), DESIGN, section 3.4.
         """
         _check_strength(strength)
         order, (rows, levels) = _sorted_rows(layers, theta, tau.reshape(-1, 1))

@@ -25,15 +25,15 @@ class QueryEncoder(Protocol):
         ...
 
 
-def middle_layer(n_layers: int) -> int:
-    """The layer whose MLP output embeds a query: L // 2, 0-based."""
-    return n_layers // 2
+def embedding_layer(n_layers: int) -> int:
+    """The layer whose MLP output embeds a query: the last but two, 0-based; chosen by measurement (docs/effect.md)."""
+    return max(0, n_layers - 3)
 
 
 def query_embedding(engine: Engine, queries: Sequence[str]) -> Tensor:
     """The language model's own query embedding.
 
-    Returns: (N, D) float32 unit rows: MLP output of the middle layer at the last token of `query + answer cue`.
+    Returns: (N, D) float32 unit rows: MLP output of `embedding_layer` at the last token of `query + answer cue`.
     Raises: DegenerateEmbeddings: a zero or not finite representation.
     Source: ours; AlignEZ (arXiv 2406.03642), section 2.2 leaves the embedding open.
     """
@@ -48,7 +48,7 @@ def from_representation(plain: Tensor) -> Tensor:
         plain: (N, L, D) representations of bare, wrapped queries, all layers.
     Returns: (N, D) float32 unit rows.
     """
-    return unit_rows(plain[:, middle_layer(plain.shape[1])])
+    return unit_rows(plain[:, embedding_layer(plain.shape[1])])
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -85,14 +85,16 @@ class ContextTooLong(AlignezError):
 
     code = "context_length_exceeded"
 
-    def __init__(self, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+    def __init__(self, prompt_tokens: int, max_tokens: int, context_length: int, prefix_tokens: int = 0) -> None:
+        of_prefix = f" ({prefix_tokens} of them the profile's prefix)" if prefix_tokens else ""
         super().__init__(
-            f"This model's maximum context length is {context_length} tokens, but {prompt_tokens} prompt tokens "
-            f"and {max_tokens} new tokens were requested ({prompt_tokens + max_tokens} in all)"
+            f"This model's maximum context length is {context_length} tokens, but {prompt_tokens} prompt tokens"
+            f"{of_prefix} and {max_tokens} new tokens were requested ({prompt_tokens + max_tokens} in all)"
         )
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.context_length = context_length
+        self.prefix_tokens = prefix_tokens
 
 
 class RequestTooLarge(AlignezError):
@@ -133,6 +135,26 @@ class EngineClosed(AlignezError):
     """The engine was shut down while the request was waiting or running."""
 
     code = "engine_closed"
+
+
+class EngineCannotWalk(AlignezError):
+    """The engine cannot halt between blocks, which the fit's method needs."""
+
+    code = "engine_cannot_fit"
+
+    def __init__(self, engine: str) -> None:
+        super().__init__(
+            f"{engine} cannot read the residual stream between blocks, which this method fits on; "
+            "run a worker with ALIGNEZ_WORKER_ENGINE=transformers, or set fit.method to alignez, transport, prompt or "
+            "urial"
+        )
+        self.engine = engine
+
+
+class JudgeUnavailable(AlignezError):
+    """The judge could not be reached, or did not answer as a judge must."""
+
+    code = "judge_unavailable"
 
 
 class EngineOverloaded(AlignezError):

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from alignez_core.editing import EditPlan
-from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
+from alignez_core.engines.mlp_modules import candidate_paths, find_mlp_modules, output_tensor, with_output_tensor
 from alignez_core.errors import InvalidInput
 
 
@@ -34,7 +34,8 @@ def edited_forward(
         model: a Hugging Face causal language model.
         edits: B plans in row order; None leaves a row as it is, bit for bit.
         prompt_lengths: (B,) tokens of each prompt without its padding, which must be on the left; None: no padding.
-        path: module path of one block's MLP, with "{layer}", for a model type that is not listed.
+        path: module path of one block's edit site, with "{layer}"; by default where `mlp_modules` looks for it first.
+            Only an engine proves the site of a model type that is not listed.
     Raises: ModelMismatch: a plan for another model. UnknownArchitecture. InvalidInput: B differs from the batch.
     """
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
@@ -46,7 +47,7 @@ def edited_forward(
         raise InvalidInput("prompt_lengths", f"{len(prompt_lengths)} lengths for {len(edits)} edits")
     live = [None if plan is None or plan.is_identity else plan for plan in edits]
     batch = _Batch(live, list(prompt_lengths) if prompt_lengths is not None else None)
-    modules = find_mlp_modules(model, n_layers, mlp_path(str(config.model_type), path))
+    modules = find_mlp_modules(model, n_layers, candidate_paths(model, path)[0])
     with ExitStack() as handles:
         handles.callback(model.register_forward_pre_hook(batch.start_pass, with_kwargs=True).remove)
         for layer in sorted({layer for plan in live if plan is not None for layer in plan.layers}):
@@ -83,14 +84,15 @@ class _Batch:
             self.covered.append([c for c, t in positions if plan is not None and t >= 0 and plan.covers(t, length)])
 
 
-def _edit_hook(batch: _Batch, layer: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+def _edit_hook(batch: _Batch, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+    def hook(module: nn.Module, args: Any, outputs: Any) -> Any:
+        output = output_tensor(outputs)
         # OPT's fc2 works on (B·T, D).
         out = output.clone().view(len(batch.edits), -1, output.shape[-1])
         for row, (plan, columns) in enumerate(zip(batch.edits, batch.covered, strict=True)):
             if plan is not None and columns:
                 at = torch.tensor(columns, device=out.device)
                 out[row, at] = plan.apply(out[row, at], layer)
-        return out.view(output.shape)
+        return with_output_tensor(outputs, out.view(output.shape))
 
     return hook

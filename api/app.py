@@ -33,6 +33,7 @@ from api.services import Services
 from api.settings import ApiSettings
 from api.usage import UsageMeter
 from api.users.routes import router as users
+from api.versions.proof import router as proof
 from api.versions.routes import router as versions
 from profiles.errors import ProfilesError
 from profiles.exporter import MetricsServer
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("api")
 
-_CONTROL: tuple[APIRouter, ...] = (profiles, versions, aliases, users, jobs, admin)
+_CONTROL: tuple[APIRouter, ...] = (profiles, versions, proof, aliases, users, jobs, admin)
 _GENERATION: tuple[APIRouter, ...] = (chat, completions, models, compare)
 _REGISTER_RETRY_S = 2.0
 

@@ -156,6 +156,9 @@ def openai_body(problem: Problem, request_id: str) -> dict[str, Any]:
     }
 
 
+#: Of pydantic's findings, those that a value is worth naming for; and the longest that is named.
+_RANGE_ERRORS = ("greater_than_equal", "less_than_equal", "greater_than", "less_than", "literal_error")
+_SHOWN_VALUE = 60
 _HTTP_CODES = {
     400: "bad_request",
     401: "unauthenticated",
@@ -215,7 +218,7 @@ def _of_core(error: core.AlignezError) -> Problem:
 
 def _malformed(errors: Sequence[Any]) -> Problem:
     """422 from pydantic's findings: the first one as the message, all of them (20 at most) as details."""
-    found = [{"field": _field(e["loc"]), "message": _plain(e["msg"])} for e in errors[:20]]
+    found = [{"field": _field(e["loc"]), "message": _plain(e["msg"]) + _given(e)} for e in errors[:20]]
     if any(e["type"] == "json_invalid" for e in errors):
         return Problem(422, "invalid_json", "the request body is not valid JSON", {"errors": found})
     first = found[0] if found else {"field": "body", "message": "malformed"}
@@ -237,6 +240,13 @@ def _field(loc: Sequence[Any]) -> str:
     return ".".join(parts)[:200]
 
 
+def _given(error: Any) -> str:
+    """The value that was out of range or not one of the names, where it is short enough to be read."""
+    value = error.get("input")
+    short = isinstance(value, str | int | float) and not isinstance(value, bool) and len(str(value)) <= _SHOWN_VALUE
+    return f", got {value!r}" if short and error["type"] in _RANGE_ERRORS else ""
+
+
 def _plain(message: str) -> str:
     return message.removeprefix("Value error, ")[:500]
 
@@ -251,8 +261,10 @@ def _of_profiles(error: stored.ProfilesError) -> Problem:
             details[name] = value
         elif isinstance(value, UUID):
             details[name] = str(value)
+        elif isinstance(value, tuple):
+            details[name] = [str(item) for item in value]
     param = error.field if isinstance(error, stored.InvalidSpec) else None
-    if isinstance(error, stored.VersionNotReady) and error.job_id is not None:
+    if isinstance(error, stored.VersionNotReady | stored.NoDefaultVersion) and error.job_id is not None:
         details["job"] = f"/v1/jobs/{error.job_id}"
     if isinstance(error, stored.NotFound):
         param = "model" if error.kind in ("profile", "alias", "version") else None

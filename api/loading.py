@@ -27,11 +27,10 @@ def load_engine(settings: ApiSettings, on_lost: Callable[[str], None] | None = N
     """
     if settings.engine == "vllm":
         return _load_vllm(settings, on_lost)
-    from alignez_core import nano
     from alignez_core.engines.process.engine import ProcessEngine
     from alignez_core.engines.transformers_engine import TransformersEngine
 
-    path = settings.model or nano.MODEL_DIR
+    path = _model_path(settings)
     arguments: dict[str, Any] = {
         "device": settings.device,
         "dtype": settings.dtype,
@@ -52,7 +51,6 @@ def load_engine(settings: ApiSettings, on_lost: Callable[[str], None] | None = N
 
 
 def _load_vllm(settings: ApiSettings, on_lost: Callable[[str], None] | None) -> Engine:
-    from alignez_core import nano
     from alignez_core.errors import ModelNotFound
 
     try:
@@ -62,7 +60,7 @@ def _load_vllm(settings: ApiSettings, on_lost: Callable[[str], None] | None) -> 
             f"ALIGNEZ_API_ENGINE=vllm needs vLLM 0.32 beside alignez ({error}); see `make setup-vllm`"
         ) from error
     return VLLMEngine.load(
-        settings.model or nano.MODEL_DIR,
+        _model_path(settings),
         settings.dtype,
         revision=settings.model_revision,
         max_running=settings.max_running,
@@ -79,10 +77,17 @@ def _load_vllm(settings: ApiSettings, on_lost: Callable[[str], None] | None) -> 
 
 def load_query_bank(settings: ApiSettings) -> tuple[str, ...]:
     """The bank that the workers use with the model of these settings. Raises: ModelNotFound: it is broken."""
-    from alignez_core import nano
     from alignez_core.query_bank import queries_for
 
-    return queries_for(settings.model or nano.MODEL_DIR)
+    return queries_for(_model_path(settings))
+
+
+def _model_path(settings: ApiSettings) -> str:
+    """Directory or hub id of the model; a GGUF file is converted here. Raises: ModelNotFound."""
+    from alignez_core import nano
+    from alignez_core.models.resolve import resolve_model
+
+    return resolve_model(settings.model, settings.model_cache) if settings.model else str(nano.MODEL_DIR)
 
 
 def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) -> Model:
@@ -99,7 +104,12 @@ def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) ->
         settings.max_cache_tokens,
     )
     personaliser = Personaliser(
-        engine, services.sessions, services.metrics, settings.plan_cache_size, services.tracing.tracer
+        engine,
+        services.sessions,
+        services.metrics,
+        settings.plan_cache_size,
+        settings.plan_cache_mb << 20,
+        services.tracing.tracer,
     )
     return Model(engine, settings.model_name or engine.info.name, served, personaliser, query_bank)
 

@@ -64,7 +64,10 @@ class Metrics:
             "alignez:request_success", "Answers by how they ended.", ["finished_reason"], registry=r
         )
         self.edits = Counter(
-            "alignez_edits", "Answers by the edit they ran with: none, global or conditional.", ["kind"], registry=r
+            "alignez_edits",
+            "Answers by what they ran with: none, prefix, global or conditional edit.",
+            ["kind"],
+            registry=r,
         )
         self.personalise_seconds = Histogram(
             "alignez_personalise_seconds", "From a profile's name to its edit: database, embedding, directions.",

@@ -75,6 +75,11 @@ class Services:
         """The served base model's name, once the database knows it: what new profiles are made for by default."""
         return self.model.name if self.model is not None and self.registered else None
 
+    @property
+    def offered_judges(self) -> tuple[str, ...]:
+        """Judges that fits and evaluations may name here; the workers have what they need."""
+        return ("self", "nano", *self.settings.judges)
+
     def check_choices(self, choices: int | None) -> None:
         """Raises: ApiError: more choices than this deployment allows, naming both."""
         limit = self.settings.max_choices

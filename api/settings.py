@@ -5,10 +5,13 @@ Database and broker are shared with the worker and live in `profiles/settings.py
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from profiles.data_dir import default_model_cache
 
 Role = Literal["all", "control", "inference"]
 
@@ -29,7 +32,8 @@ class ApiSettings(BaseSettings):
     metrics_port: int | None = Field(None, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
 
-    #: Model directory or hub id; None is the shipped persona-nano. `ALIGNEZ_MODEL` names it for all processes.
+    #: Name of the catalogue, GGUF file, model directory or hub id; None is the shipped persona-nano. `ALIGNEZ_MODEL`
+    #: names it for all processes.
     model: str | None = Field(None, validation_alias=AliasChoices("ALIGNEZ_API_MODEL", "ALIGNEZ_MODEL", "model"))
     #: The name clients use for the base model; None takes the engine's.
     model_name: str | None = Field(
@@ -37,6 +41,11 @@ class ApiSettings(BaseSettings):
     )
     model_revision: str | None = Field(
         None, validation_alias=AliasChoices("ALIGNEZ_API_MODEL_REVISION", "ALIGNEZ_MODEL_REVISION", "model_revision")
+    )
+    #: Directory of models converted from GGUF files, which `alignez models add` fills.
+    model_cache: Path = Field(
+        default_factory=default_model_cache,
+        validation_alias=AliasChoices("ALIGNEZ_API_MODEL_CACHE", "ALIGNEZ_MODEL_CACHE", "model_cache"),
     )
     #: Module path of one block's MLP, with "{layer}", for an architecture that the engine does not list.
     mlp_path: str | None = Field(
@@ -55,11 +64,12 @@ class ApiSettings(BaseSettings):
     engine_process: bool = True
     #: vLLM: plans in use at once (None: twice as many as rows), their rank, GPUs of one replica, whether it compiles.
     vllm_slots: int | None = Field(None, ge=1, le=65536)
-    vllm_rank: int = Field(2, ge=1, le=8)
+    vllm_rank: int = Field(4, ge=1, le=8)
     vllm_tensor_parallel: int = Field(1, ge=1, le=64)
     vllm_compile: bool = True
     device: str = "cpu"
-    dtype: str = "float32"
+    #: float32, bfloat16 or float16; "auto" is what suits model and device.
+    dtype: str = "auto"
     #: Whether the transformers engine compiles its decode step when it loads: a minute or more, then faster steps.
     compile: bool = False
     #: CPU threads of the model; None leaves torch's choice. The event loop wants a core of its own.
@@ -80,6 +90,8 @@ class ApiSettings(BaseSettings):
     max_compare_profiles: int = Field(8, ge=1, le=32)
     #: Query encoders that profiles may name beside "lm" (sentence-transformers ids or directories of the workers).
     query_encoders: tuple[str, ...] = ()
+    #: Judges that profiles may name beside "self" and "nano": those that the workers are set up for, as "openai".
+    judges: tuple[str, ...] = Field((), validation_alias=AliasChoices("ALIGNEZ_API_JUDGES", "ALIGNEZ_JUDGES", "judges"))
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     #: An event loop that sends more often than this per second for all streams together takes time from the engine;
     #: above it, tokens of one stream go out together. One stream alone is never held back.
@@ -88,7 +100,9 @@ class ApiSettings(BaseSettings):
     #: A revoked key works at most this long.
     auth_cache_s: float = Field(3.0, ge=0, le=60)
     auth_cache_size: int = Field(10_000, ge=1)
+    #: Versions that are kept in memory, and MiB of their edits; doses other than 1 take as much again at most.
     plan_cache_size: int = Field(1024, ge=1)
+    plan_cache_mb: int = Field(1024, ge=1)
 
     #: Counted usage goes to the database this often; a process that is killed loses at most so much of it.
     usage_flush_s: float = Field(5.0, gt=0)

@@ -1,6 +1,6 @@
 """The picture of what edits do to persona-nano: `python -m bench.effect RESULTS.json docs/effect.svg`.
 
-RESULTS.json comes from `python -m alignez_core.nano.evaluate`.
+RESULTS.json comes from `python -m research.persona_nano.evaluate`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-TRANSPORT = "transport, all layers, first position, K=10"
 BARS = {
     "base model": ("base model", "#c7c7cc"),
-    "alignez, L=5 consistency": ("alignez (the paper)", "#f0b429"),
-    TRANSPORT: ("transport (ours)", "#2f6fb0"),
+    "alignez, L=5, K=10": ("alignez (the paper)", "#f0b429"),
+    "auto": ("auto (ours)", "#2f6fb0"),
     "persona as a prompt": ("persona as a prompt", "#7fb38a"),
 }
-DOSES = {0.0: "base model", 0.25: "strength 0.25", 0.5: "strength 0.5", 0.75: "strength 0.75", 1.0: TRANSPORT,
-         1.25: "strength 1.25"}  # fmt: skip
+DOSES = {0.0: "base model", 0.5: "auto, strength 0.5", 1.0: "auto", 1.5: "auto, strength 1.5"}
 
 
 def share(rows: list[dict[str, float]], key: str = "preferred") -> float:
@@ -34,7 +32,11 @@ def share(rows: list[dict[str, float]], key: str = "preferred") -> float:
 
 def draw(results: dict[str, Any], out: Path) -> None:
     """Bars per persona on the left, the dose on the right."""
-    personas: dict[str, dict[str, list[dict[str, float]]]] = results["chat"]["personas"]
+    personas: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for by_persona in results["runs"].values():
+        for name, found in by_persona.items():
+            for row, shares in found["rows"].items():
+                personas.setdefault(name, {}).setdefault(row, []).append(shares)
     mpl.rcParams["svg.hashsalt"] = "alignez"
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12, 4.2), width_ratios=(2.1, 1), layout="constrained"
@@ -50,7 +52,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
     for key, colour in (("preferred", "#2f6fb0"), ("dispreferred", "#b5403b"), ("none", "#8e8e93")):
         mean = [statistics.mean(share(found[row], key) for found in personas.values()) for row in DOSES.values()]
         right.plot(list(DOSES), mean, marker="o", color=colour, label="unrecognised" if key == "none" else key)
-    right.set_xlabel("strength of transport")
+    right.set_xlabel("strength of auto")
     right.set_ylim(0, 1)
     right.legend(fontsize=9, frameon=False, loc="upper left")
     for axes in (left, right):

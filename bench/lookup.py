@@ -1,4 +1,4 @@
-"""The directions of one sample-conditional request, from the database to the edit plan: `python -m bench.lookup`.
+"""The edit of one sample-conditional request, from the database to the edit plan: `python -m bench.lookup`.
 
 The embedded Postgres as `alignez up` runs it holds 1000 versions. The measured one has N fit queries of D numbers with
 L layers of representations; each other one has `FILL` queries of full width, which share its tables and indexes, and
@@ -6,7 +6,8 @@ representations of 8 numbers, because a thousand full ones are 240 GB. Embedding
 language models do; for points without any structure, where a projection does worst, recall is computed beside.
 
 Timed is what a request does after its query embedding is there: a connection of the pool, the statement that reads the
-K nearest and their representations, then the plan. Every request has another embedding.
+K nearest and their representations, then the plan (`alignez`); or the statement that reads their groups, then the vote
+(`distill`, where queries have phrases of their own). Every request has another embedding.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import torch
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from alignez_core.fit_config import FitConfig
-from alignez_core.request_edit import conditional_plan
+from alignez_core.methods.alignez import neighbor_plan
+from alignez_core.methods.base import vote
+from alignez_core.spec.config import FitConfig
 from bench.report import Report
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate, vectors
 from profiles.ids import new_id
 from profiles.models import Profile, ProfileVersion, VersionState
 from profiles.repository.fits import CANDIDATES
-from profiles.service import create_tenant, nearest_representations
+from profiles.service import create_tenant, nearest_groups, nearest_representations
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
 from profiles.vectors import Vector
@@ -40,11 +42,11 @@ VERSIONS = 1000
 FILL = 20
 WARM_UP, REQUESTS = 50, 500
 LAYERS = tuple(range(10, 10 + L))
-METHODS = {"transport": ("help", "plain"), "alignez": ("help", "harm")}
+GROUPS = 4
 
 
 def run() -> Report:
-    """Measures both methods, and the recall of the search by sketch."""
+    """Measures both kinds of lookup, and the recall of the search by sketch."""
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
     bank = _structured(random, N + WARM_UP + REQUESTS)
@@ -58,8 +60,8 @@ def run() -> Report:
         migrate.upgrade(postgres.url)
         sessions = make_session_factory(DatabaseSettings(database_url=postgres.url))
         version_id, ids = _fill(sessions, stored, random)
-        for method, sides in METHODS.items():
-            _measure(report, sessions, version_id, queries, method, sides)
+        _measure_neighbors(report, sessions, version_id, queries)
+        _measure_groups(report, sessions, version_id, queries)
         found = [_nearest_ids(sessions, version_id, query) for query in queries[:200]]
         sessions.kw["bind"].dispose()
     exact = [[ids[i] for i in np.argsort(-(stored @ query), kind="stable")[:K]] for query in queries[:200]]
@@ -68,37 +70,41 @@ def run() -> Report:
     return report
 
 
-def _measure(
-    report: Report,
-    sessions: SessionFactory,
-    version_id: UUID,
-    queries: Vector,
-    method: str,
-    sides: Sequence[str],
-) -> None:
-    config = FitConfig.from_dict({"method": method})
+def _measure_neighbors(report: Report, sessions: SessionFactory, version_id: UUID, queries: Vector) -> None:
+    config = FitConfig(method="alignez")
     seconds = []
     for query in queries:
         started = time.perf_counter()
         with UnitOfWork.reading(sessions) as uow:
-            near = nearest_representations(uow, version_id, query, K, sides)
+            near = nearest_representations(uow, version_id, query, K)
         read = time.perf_counter()
-        given = {side: _tensor(getattr(near, side)) for side in ("help", "harm", "plain")}
-        if given["help"] is None:
+        if near.help is None or near.harm is None:
             raise RuntimeError("the measured version has no representations")
-        conditional_plan(config, near.layers, given["help"], given["harm"], given["plain"])
+        neighbor_plan(config, near.layers, torch.from_numpy(near.help), torch.from_numpy(near.harm), 1.0)
         seconds.append((read - started, time.perf_counter() - read))
+    _add(report, "alignez: request's edit", seconds, ("nearest and their representations", "SVD and plan"))
+
+
+def _measure_groups(report: Report, sessions: SessionFactory, version_id: UUID, queries: Vector) -> None:
+    seconds = []
+    for query in queries:
+        started = time.perf_counter()
+        with UnitOfWork.reading(sessions) as uow:
+            near = nearest_groups(uow, version_id, query, K)
+        read = time.perf_counter()
+        vote(near.groups, near.similarities.tolist())
+        seconds.append((read - started, time.perf_counter() - read))
+    _add(report, f"{GROUPS} groups: request's edit", seconds, ("nearest and their groups", "vote"))
+
+
+def _add(report: Report, what: str, seconds: Sequence[tuple[float, float]], parts: tuple[str, str]) -> None:
     timed = np.array(seconds[WARM_UP:]) * 1e3
     whole = timed.sum(1)
-    report.add(f"{method}: request's directions, p50", float(np.percentile(whole, 50)), "ms", "≤ 5")
+    report.add(f"{what}, p50", float(np.percentile(whole, 50)), "ms", "≤ 5")
     report.add("  p95", float(np.percentile(whole, 95)), "ms")
-    for name, part in (("nearest and their representations", timed[:, 0]), ("SVD and plan", timed[:, 1])):
-        report.add(f"  {name}, p50", float(np.percentile(part, 50)), "ms")
-        report.add(f"  {name}, p95", float(np.percentile(part, 95)), "ms")
-
-
-def _tensor(array: Vector | None) -> torch.Tensor | None:
-    return None if array is None else torch.from_numpy(array)
+    for i, name in enumerate(parts):
+        report.add(f"  {name}, p50", float(np.percentile(timed[:, i], 50)), "ms")
+        report.add(f"  {name}, p95", float(np.percentile(timed[:, i], 95)), "ms")
 
 
 def _nearest_ids(sessions: SessionFactory, version_id: UUID, query: Vector) -> list[UUID]:
@@ -141,9 +147,10 @@ def _copy(session: Session, tenant: UUID, version: UUID, ids: Sequence[UUID], em
         session,
         "fit_queries",
         [("id", "uuid"), ("tenant_id", "uuid"), ("version_id", "uuid"), ("position", "int4"), ("text", "text"),
-         ("source", "text"), ("embedding", "bytea"), ("embedding_sketch", "bytea")],
+         ("source", "text"), ("persona_group", "int4"), ("embedding", "bytea"), ("embedding_sketch", "bytea")],
         (
-            (ids[i], tenant, version, i, f"query {i}", "given", vectors.encode(wide), vectors.encode(short[i]))
+            (ids[i], tenant, version, i, f"query {i}", "given", i % GROUPS, vectors.encode(wide),
+             vectors.encode(short[i]))
             for i, wide in enumerate(embeddings)
         ),
     )  # fmt: skip
@@ -152,11 +159,11 @@ def _copy(session: Session, tenant: UUID, version: UUID, ids: Sequence[UUID], em
         width = rows.shape[1]
         for i, own in enumerate(embeddings[:, :width]):
             chosen = 7 * i + 3 * np.arange(L)
-            sides = (vectors.pack(rows[(chosen + s) % len(rows)] + own) for s in range(3))
+            sides = (vectors.pack(rows[(chosen + s) % len(rows)] + own) for s in range(2))
             yield (ids[i], tenant, version, list(LAYERS), *sides)
 
     columns = [("query_id", "uuid"), ("tenant_id", "uuid"), ("version_id", "uuid"), ("layers", "int4[]")]
-    columns += [("help", "bytea"), ("harm", "bytea"), ("plain", "bytea")]
+    columns += [("help", "bytea"), ("harm", "bytea")]
     vectors.copy_rows(session, "query_representations", columns, representations())
 
 

@@ -1,7 +1,7 @@
 """The service at the size of many users: `python -m bench.scale [--profiles 100000]`.
 
 The embedded Postgres holds 10 profiles for each of many tenants, each with a ready, sample-conditional version of 10
-fit queries, their representations and directions: copies of one that was really fitted, so every statement finds whole
+fit queries, their representations and edits: copies of one that was really fitted, so every statement finds whole
 rows. The engine is the model-free one: measured is what is ours, and Postgres. A client process asks over HTTP, one
 request after another, for profiles of tenants drawn at random, most of them for the first time, so caches help little.
 A large table that was read from its beginning to its end (a sequential scan) during the requests is named, with how

@@ -1,7 +1,8 @@
 """Fills a database as many users leave it: copies of one profile that was really fitted.
 
 10 profiles for each tenant, each with a ready, sample-conditional version of 10 fit queries with pairs, representations
-and directions, a finished job with its events, an end user and a day's usage; and a key for each tenant.
+and edits, queries to judge on, an evaluation, a finished job with its events, an end user and a day's usage; and a key
+for each tenant.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from uuid import UUID
 from sqlalchemy import text
 
 from alignez_core.engines.fake_engine import FakeEngine
-from profiles.service import Caller, ModelFacts, create_key, create_tenant, request_fit
+from alignez_core.query_bank import default_queries
+from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote, request_fit
 from profiles.uow import SessionFactory, UnitOfWork
 from worker.engine import LoadedEngine
-from worker.fit import FitOptions, FitRunner
+from worker.job import JobOptions
+from worker.runner import JobRunner
 
 PER_TENANT = 10
 QUERIES = 10
@@ -24,7 +27,10 @@ MODEL = f"fake:?n_layers={LAYERS}&hidden_size={HIDDEN_SIZE}"
 SPEC = {
     "persona": {"preferred": "cheerful", "dispreferred": "gloomy"},
     "queries": [f"question number {i}" for i in range(QUERIES)],
+    "fit": {"method": "alignez", "neighbors": 5, "tune_queries": 0, "held_out_queries": 4, "answer_tokens": 16},
 }
+#: What the template is judged on.
+BANK = default_queries()[:8]
 
 
 def fill(sessions: SessionFactory, profiles: int) -> None:
@@ -35,13 +41,13 @@ def fill(sessions: SessionFactory, profiles: int) -> None:
     _copy(sessions, template, profiles)
 
 
-def runner(sessions: SessionFactory, engine: FakeEngine) -> FitRunner:
+def runner(sessions: SessionFactory, engine: FakeEngine) -> JobRunner:
     """What a worker with this engine runs its jobs with."""
     info = engine.info
     facts = ModelFacts(
         info.name, "fake:", info.fingerprint, info.n_layers, info.hidden_size, info.context_length, info.prompt_format
     )
-    return FitRunner(sessions, LoadedEngine(engine, facts, ()), FitOptions("bench", 60.0, 600.0, 1, 5.0, 256))
+    return JobRunner(sessions, LoadedEngine(engine, facts, BANK), JobOptions("bench", 60.0, 600.0, 1, 5.0, 256))
 
 
 def make_keys(sessions: SessionFactory, count: int, role: str = "member") -> list[str]:
@@ -57,11 +63,14 @@ def _fit_one(sessions: SessionFactory, engine: FakeEngine) -> UUID:
     with UnitOfWork.open(sessions) as uow:
         tenant = create_tenant(uow, "template")
         row, _ = create_key(uow, tenant.id, "member", "bench")
-        request = request_fit(uow, Caller(row.id, tenant.id, row.role), SPEC, name="template")
+        caller = Caller(row.id, tenant.id, row.role)
+        request = request_fit(uow, caller, SPEC, name="template")
         job, version = request.job.id, request.version.id
     outcome = runner(sessions, engine).run(job)
     if outcome != "succeeded":
         raise RuntimeError(f"the template's fit ended as {outcome!r}")
+    with UnitOfWork.open(sessions) as uow:
+        promote(uow, caller, "template", 1, force=True)  # a fake model proves nothing
     return version
 
 
@@ -87,9 +96,11 @@ _COPIES = (
     """,
     """
     INSERT INTO profile_versions (id, tenant_id, profile_id, number, state, base_model_id, spec, fit_config, layers,
-        embedding_layer, diagnostics, quality, quality_reasons, sha256, ready_at)
+        embedding_layer, diagnostics, quality, quality_reasons, sha256, ready_at, method, prefix, steps, positions,
+        lookup)
     SELECT made.version_id, made.tenant_id, made.profile_id, 1, state, base_model_id, spec, fit_config, layers,
-        embedding_layer, diagnostics, quality, quality_reasons, sha256, ready_at
+        embedding_layer, diagnostics, quality, quality_reasons, sha256, ready_at, method, prefix, steps, positions,
+        lookup
     FROM made, profile_versions AS v WHERE v.id = :template
     """,
     """
@@ -114,13 +125,18 @@ _COPIES = (
     """,
     """
     INSERT INTO job_events (tenant_id, job_id, kind, payload)
-    SELECT made.tenant_id, made.job_id, kind, payload
+    SELECT made.tenant_id, made.job_id, e.kind, payload
     FROM made, job_events AS e JOIN jobs AS j ON j.id = e.job_id WHERE j.version_id = :template ORDER BY e.id
     """,
     """
-    INSERT INTO directions (version_id, layer, tenant_id, theta_help, theta_harm, theta, tau)
-    SELECT made.version_id, layer, made.tenant_id, theta_help, theta_harm, theta, tau
-    FROM made, directions AS d WHERE d.version_id = :template
+    INSERT INTO version_edits (version_id, persona_group, layer, tenant_id, u, v, c)
+    SELECT made.version_id, persona_group, layer, made.tenant_id, u, v, c
+    FROM made, version_edits AS e WHERE e.version_id = :template
+    """,
+    """
+    INSERT INTO evaluations (id, tenant_id, version_id, job_id, judge, quality, reasons, report, choice)
+    SELECT gen_random_uuid(), made.tenant_id, made.version_id, made.job_id, judge, quality, reasons, report, choice
+    FROM made, evaluations AS e WHERE e.version_id = :template
     """,
     """
     CREATE TEMPORARY TABLE copied ON COMMIT DROP AS
@@ -128,8 +144,9 @@ _COPIES = (
     FROM made, fit_queries AS q WHERE q.version_id = :template
     """,
     """
-    INSERT INTO fit_queries (id, tenant_id, version_id, position, text, source, embedding, embedding_sketch)
-    SELECT c.id, c.tenant_id, c.version_id, position, text, source, embedding, embedding_sketch
+    INSERT INTO fit_queries (id, tenant_id, version_id, position, text, source, split, persona_group, embedding,
+        embedding_sketch)
+    SELECT c.id, c.tenant_id, c.version_id, position, text, source, split, persona_group, embedding, embedding_sketch
     FROM copied AS c JOIN fit_queries AS q ON q.id = c.original
     """,
     """
@@ -139,8 +156,8 @@ _COPIES = (
     FROM copied AS c JOIN preference_pairs AS p ON p.query_id = c.original
     """,
     """
-    INSERT INTO query_representations (query_id, tenant_id, version_id, layers, help, harm, plain)
-    SELECT c.id, c.tenant_id, c.version_id, layers, help, harm, plain
+    INSERT INTO query_representations (query_id, tenant_id, version_id, layers, help, harm)
+    SELECT c.id, c.tenant_id, c.version_id, layers, help, harm
     FROM copied AS c JOIN query_representations AS r ON r.query_id = c.original
     """,
 )

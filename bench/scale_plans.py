@@ -75,8 +75,10 @@ _ONE_BY_ONE = (
     "one version",
     "version of a name",
     "version of an end user",
-    "a version's directions",
+    "a version's edits",
     "nearest fit queries",
+    "nearest groups",
+    "an evaluation",
     "a profile asked for",
     "claim of a job, heartbeat",
     "usage of a tenant",
@@ -126,10 +128,12 @@ def _uses(secrets: dict[Any, str]) -> dict[str, Use]:
         "version of an end user": lambda uow, caller, name: service.resolve_for_user(
             uow, caller, name.replace("p", "user-")
         ),
-        "a version's directions": resolved(lambda uow, found: service.load_active(uow, found.version_id)),
+        "a version's edits": resolved(lambda uow, found: service.load_active(uow, found.version_id)),
         "nearest fit queries": resolved(
-            lambda uow, found: service.nearest_representations(uow, found.version_id, embedding, 5, ("help", "plain"))
+            lambda uow, found: service.nearest_representations(uow, found.version_id, embedding, 5)
         ),
+        "nearest groups": resolved(lambda uow, found: service.nearest_groups(uow, found.version_id, embedding, 5)),
+        "an evaluation": lambda uow, caller, name: service.latest_evaluation(uow, caller, name, 1),
         "a profile asked for": lambda uow, caller, name: service.request_fit(uow, caller, SPEC, name=f"new-{name}"),
         "events of a job": events,
         "claim of a job, heartbeat": claimed,

@@ -41,11 +41,12 @@ from bench.served import LineClient, serving
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
 from profiles.logs import configure_logs
-from profiles.service import Caller, ModelFacts, create_key, create_tenant, request_fit
+from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote, request_fit
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
 from worker.engine import LoadedEngine
-from worker.fit import FitOptions, FitRunner
+from worker.job import JobOptions
+from worker.runner import JobRunner
 
 STREAMS = 64
 ROUNDS = 3
@@ -171,23 +172,26 @@ def _profiles(sessions: SessionFactory, engine: Engine) -> str:
         row, key = create_key(uow, tenant.id, "member", "bench")
         caller = Caller(row.id, tenant.id, row.role)
         jobs: list[UUID] = []
-        for name, conditional in (("global", False), ("conditional", True)):
-            spec = {"persona": persona, "fit": {"conditional": conditional, "responses": 0}}
+        for name, fit in (("global", {"method": "distill", "contrast": 1.0}), ("conditional", {"method": "alignez"})):
+            spec = {"persona": persona, "fit": {**fit, "tune_queries": 0, "held_out_queries": 4}}
             jobs.append(request_fit(uow, caller, spec, name=name).job.id)
     info = engine.info
     facts = ModelFacts(
         info.name, "persona-nano (shipped)", info.fingerprint, info.n_layers, info.hidden_size, info.context_length,
         info.prompt_format,
     )  # fmt: skip
-    runner = FitRunner(
+    runner = JobRunner(
         sessions,
         LoadedEngine(engine, facts, tuple(nano.query_bank()[:200])),
-        FitOptions("bench", 60.0, 600.0, 1, 5.0, 256),
+        JobOptions("bench", 60.0, 600.0, 1, 5.0, 256),
     )
     for job in jobs:
         outcome = runner.run(job)
         if outcome != "succeeded":
             raise RuntimeError(f"the fit of the measured profile ended as {outcome!r}")
+    with UnitOfWork.open(sessions) as uow:
+        for name in ("global", "conditional"):
+            promote(uow, caller, name, 1, force=True)  # four queries prove little
     return key
 
 

@@ -39,8 +39,9 @@ import torch
 from transformers import AutoConfig, MistralConfig
 from transformers.utils.logging import disable_progress_bar
 
-from alignez_core.editing import EditPlan, Positions
+from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
+from alignez_core.spec.limits import Positions
 from bench.engine import random_llama, save_random
 from bench.lora import save_lora
 from bench.serving_latency import latencies

@@ -14,6 +14,8 @@ import httpx
 from alignez_core import nano
 from bench.soak_world import SoakProfile, World
 
+#: A proof that takes no time.
+_SMALL: dict[str, Any] = {"answers": 8, "tune_queries": 0, "held_out_queries": 4, "answer_tokens": 16}
 _PERSONAS = nano.PERSONAS
 _FINAL = ("succeeded", "failed", "cancelled")
 #: So few that names come back after their profile's deletion.
@@ -52,6 +54,7 @@ class Churn:
         status = await self._fit(profile, "/v1/profiles", {"name": name, **body})
         if status != "succeeded":
             raise RuntimeError(f"the fit of {name} ended as {status}: {self.failures}")
+        await self._promote_first(profile)
         await self._canary(profile, "stable", [1])
         await self._assign(profile, None)
         self._world.profiles.append(profile)
@@ -81,6 +84,7 @@ class Churn:
             if end != "delete":
                 await self._delete(profile)
             return
+        await self._promote_first(profile)
         self._world.profiles.append(profile)
         await self._assign(profile, None)
         profile.settled = True
@@ -90,18 +94,18 @@ class Churn:
         if rng.random() < 0.3:
             await self._delete(profile)
 
+    async def _promote_first(self, profile: SoakProfile) -> None:
+        """These fits are too small to prove themselves, so none becomes the default by itself."""
+        await self._call("promoted", profile, "POST", "/promote", {"version": 1, "force": True})
+
     async def _second_version(self, profile: SoakProfile) -> None:
         rng = self._world.rng
-        at_once = rng.random() < 0.5
-        status = await self._fit(
-            profile, f"/v1/profiles/{profile.id}/versions", {**self.spec(), "promote": at_once}, number=2
-        )
+        status = await self._fit(profile, f"/v1/profiles/{profile.id}/versions", self.spec(), number=2)
         if status != "succeeded":
             return
         await self._canary(profile, "canary", [1, 2])
         await self._assign(profile, "canary")
-        if not at_once:
-            await self._call("promoted", profile, "POST", "/promote", {"version": 2})
+        await self._call("promoted", profile, "POST", "/promote", {"version": 2, "force": True})
         await self._pause(rng.uniform(0.5, 3))
         await self._call("rolled back", profile, "POST", "/rollback", expected=(200, 409))
         await self._pause(rng.uniform(0.5, 3))
@@ -111,7 +115,7 @@ class Churn:
             await self._retire_second(profile)
 
     async def _retire_second(self, profile: SoakProfile) -> None:
-        await self._call("promoted", profile, "POST", "/promote", {"version": 1})
+        await self._call("promoted", profile, "POST", "/promote", {"version": 1, "force": True})
         await self._canary(profile, "canary", [1])
         profile.unsettle()
         sha256 = profile.versions.pop(2)
@@ -224,7 +228,7 @@ class Churn:
             pass
 
     def spec(self) -> dict[str, Any]:
-        """A small fit: either method, global or sample-conditional."""
+        """A small fit: an edit or the paper's method, global or sample-conditional."""
         rng = self._world.rng
         persona = rng.choice(_PERSONAS)
         conditional = rng.random() < 0.5
@@ -232,20 +236,24 @@ class Churn:
             "persona": {"preferred": persona.preferred, "dispreferred": persona.dispreferred},
             "queries": rng.sample(nano.query_bank(), rng.randint(8, 16)),
             "fit": {
-                "method": rng.choice(("transport", "transport", "alignez")),
-                "conditional": conditional,
-                "responses": 0,
-                "neighbors": 6 if conditional else None,
+                **_SMALL,
+                **({"method": "alignez", "neighbors": 6} if conditional else {"method": "distill", "contrast": 1.0}),
                 "seed": rng.randrange(1000),
             },
         }
 
 
 def lasting_spec(index: int, queries: int) -> dict[str, Any]:
-    """The kinds of profile in turn: both methods, global and sample-conditional, every persona."""
+    """The kinds of profile in turn: edits, prefixes and the paper's method, with and without lookup, every persona."""
+    kinds: tuple[dict[str, Any], ...] = (
+        {"method": "distill", "contrast": 1.0},
+        {"method": "alignez"},
+        {"method": "alignez", "conditional": False},
+        {"method": "prompt"},
+    )
     persona = _PERSONAS[index % len(_PERSONAS)]
     return {
         "persona": {"preferred": persona.preferred, "dispreferred": persona.dispreferred},
         "queries": nano.query_bank()[index * 20 : index * 20 + queries],
-        "fit": {"method": ("transport", "alignez")[index // 2 % 2], "conditional": index % 2 == 1, "responses": 0},
+        "fit": {**_SMALL, **kinds[index % len(kinds)]},
     }

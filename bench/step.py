@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from alignez_core import nano
 from alignez_core.editing import EditPlan
-from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
+from alignez_core.engines.mlp_modules import find_blocks, find_mlp_modules, mlp_path
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.sampling import BatchSampler, SamplingParams
 from bench.engine import random_llama
@@ -69,8 +69,9 @@ def measure(name: str, directory: Path, pairs: int) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     model.requires_grad_(False).train(False)
     config = model.config
-    mlps = find_mlp_modules(model, config.num_hidden_layers, mlp_path(config.model_type))
-    runner = SlotRunner(model, mlps, max(ROWS), 512)
+    path = mlp_path(config.model_type)
+    mlps, blocks = (find(model, config.num_hidden_layers, path) for find in (find_mlp_modules, find_blocks))
+    runner = SlotRunner(model, mlps, max(ROWS), 512, blocks)
     started = time.perf_counter()
     if not runner.compile():
         raise SystemExit("the step could not be compiled")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from cli.config import RunInfo
+from cli.config import RunInfo, default_model_cache
 from cli.errors import CliError
 from cli.local_stack import broker, postgres, process
 from cli.local_stack.errors import StackError
@@ -42,7 +42,7 @@ def run_checks(data_dir: Path, model: str | None, port: int) -> Iterator[Check]:
         check_python,
         check_packages,
         check_torch,
-        lambda: check_model(model),
+        lambda: check_model(model, default_model_cache(data_dir)),
         check_database,
         check_broker,
         lambda: check_user(data_dir),
@@ -91,11 +91,25 @@ def check_torch() -> Check:
     return Check("torch", True, f"{torch.__version__}, {gpu}, {torch.get_num_threads()} threads")
 
 
-def check_model(model: str | None) -> Check:
-    """That the model directory has a configuration and a tokenizer which load; a hub id is only named."""
+def check_model(model: str | None, cache: Path) -> Check:
+    """That the model directory has a configuration and a tokenizer which load; a hub id is only named.
+
+    Args:
+        cache: directory of converted models. A GGUF file that is not in it is not converted here.
+    """
     from alignez_core import nano
+    from alignez_core.errors import ModelNotFound
+    from alignez_core.models.gguf_header import read_header
+    from alignez_core.models.resolve import is_gguf, resolve_model
 
     name = model or str(nano.MODEL_DIR)
+    try:
+        if is_gguf(name):
+            header = read_header(Path(name).expanduser())
+            return Check("model", True, f"{name}, GGUF, {header.architecture}, {', '.join(header.quantisations)}")
+        name = resolve_model(name, cache)
+    except ModelNotFound as error:
+        return Check("model", False, name, str(error))
     directory = Path(name).expanduser()
     advice = "set ALIGNEZ_MODEL (or --model) to a model directory or Hugging Face id"
     if not directory.is_dir():

@@ -73,6 +73,16 @@ class Client:
             raise CliError(f"{self._connection.url} does not answer as an alignez server does: check --url") from None
         return content
 
+    def page(self, path: str, **query: str | int | None) -> str:
+        """A page as text. Raises: ApiError: the server refused. CliError: nothing answers."""
+        params = {name: value for name, value in query.items() if value is not None}
+        try:
+            response = self._http.get(path, params=params)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        _raise_for(response)
+        return response.text
+
     def all(self, path: str, **query: str | int | None) -> list[dict[str, Any]]:
         """Every row of a cursor-paged list."""
         rows: list[dict[str, Any]] = []
@@ -116,6 +126,8 @@ class Client:
                         last_id = event.id or last_id
                         if event.event == "error":
                             break
+                        if not event.data:
+                            continue  # a heartbeat: httpx-sse makes an event of a comment once an id was seen
                         content: dict[str, Any] = json.loads(event.data)
                         yield content
                         if content.get("status") in _FINISHED:
@@ -146,6 +158,8 @@ class Client:
                 for event in source.iter_sse():
                     if event.data == "[DONE]":
                         return
+                    if not event.data:
+                        continue
                     chunk: dict[str, Any] = json.loads(event.data)
                     if "error" in chunk:
                         raise ApiError(500, str(chunk["error"].get("code")), str(chunk["error"].get("message")))

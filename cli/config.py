@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cli.errors import CliError
 from cli.local_stack.process import write_atomically
+from profiles.data_dir import default_data_dir, default_model_cache
 
-
-def default_data_dir() -> Path:
-    """`$ALIGNEZ_DATA_DIR`, else `alignez` in the user's data directory (`$XDG_DATA_HOME`, `~/.local/share`).
-
-    Not in the working directory: then every command finds the running stack from anywhere.
-    """
-    if given := os.environ.get("ALIGNEZ_DATA_DIR"):
-        return Path(given).expanduser()
-    home = os.environ.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "alignez"
+__all__ = ["Connection", "RunInfo", "default_data_dir", "default_model_cache", "resolve_connection"]
 
 
 @dataclass(frozen=True)

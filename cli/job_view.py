@@ -1,4 +1,4 @@
-"""A running fit on the terminal: one bar per stage, from the job's events."""
+"""A running fit or evaluation on the terminal: one bar per stage, from the job's events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-STAGES = ("characteristics", "responses", "representations", "directions", "evaluation")
+STAGES = ("characteristics", "responses", "readings", "fitting", "tuning", "evaluation")
 
 
 def watch_job(console: Console, events: Iterable[dict[str, Any]], title: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from cli.commands.demo import demo
 from cli.commands.doctor import doctor
 from cli.commands.jobs import jobs_app
 from cli.commands.keys import keys_app
+from cli.commands.models import models_app
 from cli.commands.profiles import profiles_app
 from cli.commands.roles import api, migrate, relay, worker
 from cli.commands.up import up
@@ -45,6 +46,7 @@ _ROLES = "Single processes (production)"
 app.command(rich_help_panel=_LOCAL)(up)
 app.command(rich_help_panel=_LOCAL)(demo)
 app.command(rich_help_panel=_LOCAL)(doctor)
+app.add_typer(models_app, name="models", rich_help_panel=_LOCAL)
 app.command(rich_help_panel=_CLIENT)(chat)
 app.add_typer(profiles_app, name="profiles", rich_help_panel=_CLIENT)
 app.add_typer(users_app, name="users", rich_help_panel=_CLIENT)

@@ -95,9 +95,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     if table.row_count:
-        out.print(table, width=1000, crop=False)  # ids must not be cut: people copy them
+        print_uncut(out, table)
     else:
         out.print(empty)
+
+
+def print_uncut(console: Console, table: Table) -> None:
+    """A table that is as wide as its content: ids must not be cut, because people copy them."""
+    # Not print's own `width`: rich takes the console's where that is smaller, as it is in a pipe.
+    Console(file=console.file, highlight=False, soft_wrap=True, width=1000).print(table)
 
 
 def _is_ours(error: Exception) -> bool:

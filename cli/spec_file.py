@@ -52,7 +52,7 @@ def settings_of(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
-            raise CliError(f"--fit {assignment!r}: write NAME=VALUE, for example --fit method=alignez")
+            raise CliError(f"--fit {assignment!r}: write NAME=VALUE, for example --fit method=distill")
         try:
             value = json.loads(text)
         except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 
@@ -51,6 +52,37 @@ class VersionNotReady(Conflict):
         self.profile = profile
         self.number = number
         self.state = state
+        self.job_id = job_id
+
+
+class VersionWeak(Conflict):
+    """A version that did not prove itself is to become the default without `force`."""
+
+    code = "version_weak"
+
+    def __init__(self, profile_name: str, number: int, reasons: Sequence[str]) -> None:
+        super().__init__(
+            f"version {number} of profile {profile_name!r} is weak ({'; '.join(reasons)}); "
+            "set force to make it the default all the same"
+        )
+        self.profile_name = profile_name
+        self.number = number
+        self.reasons = tuple(reasons)
+
+
+class NoDefaultVersion(Conflict):
+    """A profile is asked for without a version, and none of its ready versions was good enough to be the default."""
+
+    code = "no_default_version"
+
+    def __init__(self, profile_name: str, number: int, reasons: Sequence[str], job_id: UUID | None) -> None:
+        super().__init__(
+            f"profile {profile_name!r} has no default version: version {number} is ready but "
+            f"{'weak (' + '; '.join(reasons) + ')' if reasons else 'was never promoted'}; promote one or name it"
+        )
+        self.profile_name = profile_name
+        self.number = number  #: of the latest ready version
+        self.reasons = tuple(reasons)
         self.job_id = job_id
 
 

@@ -20,10 +20,10 @@ ANSWER_LIMIT = 16_000
 TOTAL_LIMIT = 4_000_000
 USER_LIMIT = 200
 
+#: The method of a spec that names none.
+DEFAULT_METHOD = "auto"
 #: K when the caller leaves it open and there are as many fit queries; else all of them.
 DEFAULT_NEIGHBORS = 10
-#: Queries that the model adds to the bank when a spec brings none (`fit.own_queries` overrides it).
-OWN_QUERIES = 16
 
 #: No "@", ":" and "#": they separate the parts of `base@profile:alias` and `base@profile#3`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -74,8 +74,9 @@ def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None
 
     Args:
         spec: any of the four fields; others are an error. `fit` is stored as given: the core checks and completes it.
-        parent: the spec of the version before; a field not given is taken from it, `fit` setting by setting. A setting
-            given as None goes back to its default, except `steps`, where None is a value: no end.
+        parent: the spec of the version before; a field not given is taken from it, `fit` setting by setting, unless the
+            method changes: settings belong to their method. A setting given as None goes back to its default, except
+            `steps`, where None is a value: no end.
     Raises: InvalidSpec: names the field and its limit.
     """
     unknown = sorted(set(spec) - set(_SPEC_FIELDS))
@@ -83,7 +84,7 @@ def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None
         raise InvalidSpec(unknown[0], "is not part of a spec")
     given = {name: value for name, value in spec.items() if value is not None}
     merged = {**(parent or {}), **given}
-    fit = {**(parent or {}).get("fit", {}), **given.get("fit", {})}
+    fit = {**_inherited((parent or {}).get("fit", {}), given.get("fit", {})), **given.get("fit", {})}
     merged["fit"] = {name: value for name, value in fit.items() if value is not None or name == "steps"}
     persona = _persona(merged.get("persona"))
     queries = [_query(i, query) for i, query in enumerate(_list("queries", merged.get("queries")))]
@@ -120,30 +121,41 @@ def uses_bank(spec: Mapping[str, Any]) -> bool:
     return not spec["queries"] and not spec["pairs"]
 
 
-def own_queries(spec: Mapping[str, Any]) -> int:
-    """How many queries the model is asked to invent for a stored spec; what is no number, the core refuses."""
-    asked = spec["fit"].get("own_queries", OWN_QUERIES if uses_bank(spec) else 0)
-    return asked if isinstance(asked, int) else 0
+def check_neighbors(spec: Mapping[str, Any]) -> None:
+    """Raises: InvalidSpec: an explicit K is more than all queries together, naming both.
 
-
-def check_neighbors(spec: Mapping[str, Any], bank_size: int | None = None) -> None:
-    """Raises: InvalidSpec: an explicit K is more than N, naming both. A K left open adapts itself to N.
-
-    Args:
-        spec: as stored. bank_size: of the worker's query bank; None where it is not known, and then a spec that is
-            fitted on it passes, for only the worker knows its N.
+    How many of them are fitted on is the core's to say (`fit_query_count`); a K left open adapts itself to that.
     """
     neighbors = spec["fit"].get("neighbors")
-    given = bank_size if uses_bank(spec) else len(spec["queries"]) + len(spec["pairs"])
-    if not isinstance(neighbors, int) or given is None:
+    if not isinstance(neighbors, int) or uses_bank(spec):
         return
-    count = given + own_queries(spec)
+    own = spec["fit"].get("own_queries", 0)
+    count = len(spec["queries"]) + len(spec["pairs"]) + (own if isinstance(own, int) else 0)
     if neighbors > count:
         raise InvalidSpec(
             "fit.neighbors",
             f"neighbors={neighbors} is more than the {count} fit queries; "
             "lower it, give more queries, or let the model add some with own_queries",
         )
+
+
+#: Settings that mean the same to every method; the others are not taken over when the method changes.
+_SHARED_SETTINGS = (
+    "seed",
+    "temperature",
+    "judge",
+    "judge_fallback",
+    "query_encoder",
+    "tune_queries",
+    "held_out_queries",
+)
+
+
+def _inherited(before: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a new version's fit takes from the settings of the one before."""
+    if "method" not in given or (given["method"] or DEFAULT_METHOD) == before.get("method", DEFAULT_METHOD):
+        return before
+    return {name: value for name, value in before.items() if name in _SHARED_SETTINGS}
 
 
 def _persona(value: object) -> dict[str, str | None] | None:

@@ -80,6 +80,21 @@ def decode_many(raw: Sequence[bytes]) -> Vector:
     return np.frombuffer(b"".join(raw), ">f4").reshape(len(raw), -1)[:, 1:].astype(np.float32)
 
 
+def to_bytes(table: Vector) -> bytes:
+    """Numbers of any shape as little-endian float32, for tables that must come back bit by bit.
+
+    Raises: ValueError: not finite.
+    """
+    if not np.isfinite(table).all():
+        raise ValueError(f"not finite: shape {table.shape}")
+    return np.ascontiguousarray(table, "<f4").tobytes()
+
+
+def from_bytes(raw: bytes) -> Vector:
+    """The numbers of `to_bytes` in one row; the caller knows their shape."""
+    return np.frombuffer(raw, "<f4").astype(np.float32)
+
+
 def pack(rows: Vector) -> bytes:
     """(L, D) numbers as one `bytea` holds them: per row the largest magnitude as float32, then each number's share of
     it in 32767ths as int16, little-endian.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from profiles import jobs
-from profiles.models import BaseModelRow, QuerySource, Role, Tenant
-from profiles.repository.fits import SIDES, StoredDirections
+from profiles.fitting.content import QueryRecord, save_embeddings, save_queries, save_representations, save_texts
+from profiles.fitting.publishing import FittedVersion, Verdict, publish
+from profiles.models import BaseModelRow, QuerySource, QuerySplit, Role, Tenant
+from profiles.repository.fits import SIDES, StoredEdit
 from profiles.service import Caller, FitRequest, ModelFacts, create_key, create_tenant, register_base_model, request_fit
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
@@ -20,14 +23,29 @@ _numbers = itertools.count(1)
 QUERIES = [f"How do I learn skill number {i}?" for i in range(12)]
 
 
+#: A report with what the store and the gate's readers look at.
+REPORT: dict[str, Any] = {"judge": "self", "comparisons": {"over_bare": {"n": 8, "net": 0.5, "interval": [0.2, 0.8]}}}
+
+
 @dataclass(frozen=True, eq=False)
 class Content:
-    """Vectors of a made-up version: N queries, L layers, D dimensions."""
+    """Vectors of a made-up version: N queries of the fit split, L layers, D dimensions, one edit per group.
+
+    Args:
+        held_out: queries behind the N, which nothing is fitted on. groups: by query.
+    """
 
     embeddings: Vector
     sides: dict[str, Vector]
     layers: tuple[int, ...]
-    directions: StoredDirections
+    edits: tuple[StoredEdit, ...]
+    groups: tuple[int, ...]
+    held_out: int = 0
+
+    @property
+    def lookup(self) -> Literal["none", "groups", "neighbors"]:
+        """What a request with this version looks up."""
+        return "groups" if len(self.edits) > 1 else "neighbors" if self.sides else "none"
 
 
 @dataclass
@@ -70,21 +88,37 @@ class Factory:
         return claim
 
     def ready(
-        self, caller: Caller, name: str | None = None, *, content: Content | None = None, **options: Any
+        self,
+        caller: Caller,
+        name: str | None = None,
+        *,
+        content: Content | None = None,
+        changes: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> FitRequest:
-        """A version that is ready, with its vectors."""
+        """A version that is ready, with its vectors. Args: changes: as `fitted` takes them."""
         request = self.fit(caller, name, **options)
         claim = self.claimed(request)
         jobs.bind_model(self.uow, claim, self.base_model())
-        publish_content(self.uow, claim, content or make_content())
+        publish_content(self.uow, claim, content or make_content(), **(changes or {}))
         self.uow.session.refresh(request.version)
         self.uow.session.refresh(request.job)
         self.uow.session.refresh(request.profile)
         return request
 
 
-def make_content(n: int = 12, width: int = 6, layers: tuple[int, ...] = (1, 4), seed: int = 0) -> Content:
-    """Random vectors."""
+def make_content(
+    n: int = 12,
+    width: int = 6,
+    layers: tuple[int, ...] = (1, 4),
+    seed: int = 0,
+    *,
+    rank: int = 2,
+    groups: int = 1,
+    rows: bool = True,
+    held_out: int = 0,
+) -> Content:
+    """Random vectors. Args: rows: with representations to fit a request's own edit on."""
     random = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Vector:
@@ -92,46 +126,60 @@ def make_content(n: int = 12, width: int = 6, layers: tuple[int, ...] = (1, 4), 
 
     embeddings = normal(n, width)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    table = (len(layers), rank, width)
     return Content(
         embeddings=embeddings,
-        sides={side: normal(n, len(layers), width) for side in SIDES},
+        sides={side: normal(n, len(layers), width) for side in SIDES} if rows and groups == 1 else {},
         layers=layers,
-        directions=StoredDirections(
-            layers=layers,
-            theta_help=normal(len(layers), width),
-            theta_harm=normal(len(layers), width),
-            theta=normal(len(layers), width),
-            tau=normal(len(layers)),
-        ),
+        edits=tuple(StoredEdit(normal(*table), normal(*table), normal(*table[:2])) for _ in range(groups)),
+        groups=tuple(i % groups for i in range(n)),
+        held_out=held_out,
     )
 
 
 def save_content(uow: UnitOfWork, claim: jobs.Claim, content: Content) -> None:
     """Stores queries, texts and vectors as a worker does."""
-    positions = range(len(content.embeddings))
-    jobs.save_queries(uow, claim, [jobs.QueryRecord(i, f"query {i}", QuerySource.GIVEN) for i in positions])
-    texts = tuple(f"text {i}" for i in positions)
-    jobs.save_chunk(uow, claim, jobs.TextChunk("characteristics", tuple(positions), texts, texts))
-    jobs.save_representations(uow, claim, list(positions), content.layers, content.embeddings, content.sides)
+    n = len(content.embeddings)
+    positions = range(n)
+    queries = [QueryRecord(i, f"query {i}", QuerySource.GIVEN, group=content.groups[i]) for i in positions]
+    queries += [
+        QueryRecord(i, f"query {i}", QuerySource.BANK, split=QuerySplit.HELD_OUT)
+        for i in range(n, n + content.held_out)
+    ]
+    save_queries(uow, claim, queries)
+    for kind in ("help_response", "harm_response"):
+        save_texts(uow, claim, kind, {i: f"{kind} {i}" for i in positions})
+    if content.lookup != "none":
+        save_embeddings(uow, claim, list(positions), content.embeddings)
+    if content.lookup == "neighbors":
+        save_representations(uow, claim, list(positions), content.layers, content.sides)
 
 
-def fitted(content: Content, **changes: Any) -> jobs.FittedVersion:
-    """What a worker hands to `publish`."""
+def fitted(content: Content, **changes: Any) -> FittedVersion:
+    """What a worker hands to `publish`.
+
+    Args:
+        changes: fields of `FittedVersion`, or of its verdict.
+    """
+    verdict: dict[str, Any] = {"judge": "self", "quality": "good", "reasons": (), "report": REPORT, "tokens": 100}
+    verdict |= {name: changes.pop(name) for name in (*verdict, "choice") if name in changes}
+    lookup = content.lookup
     values: dict[str, Any] = {
-        "config": {"method": "transport", "neighbors": 10},
+        "config": {"method": "alignez" if lookup == "neighbors" else "distill", "neighbors": 10},
+        "method": "alignez" if lookup == "neighbors" else "distill",
         "layers": content.layers,
-        "directions": content.directions,
-        "diagnostics": {"seconds": {}},
-        "quality": "good",
-        "quality_reasons": (),
+        "edits": content.edits,
+        "diagnostics": {"last_attempt": {}},
         "sha256": "ab" * 32,
-        "embedding_layer": 4,
-        "tokens": 100,
+        "verdict": Verdict(**verdict),
+        "lookup": lookup,
+        "looked_up": 0 if lookup == "none" else len(content.embeddings),
+        "embedding_layer": None if lookup == "none" else 4,
     }
-    return jobs.FittedVersion(**{**values, **changes})
+    return FittedVersion(**{**values, **changes})
 
 
-def publish_content(uow: UnitOfWork, claim: jobs.Claim, content: Content) -> None:
-    """Makes the claimed version ready."""
+def publish_content(uow: UnitOfWork, claim: jobs.Claim, content: Content, **changes: Any) -> None:
+    """Makes the claimed version ready. Args: changes: as `fitted` takes them."""
     save_content(uow, claim, content)
-    jobs.publish(uow, claim, fitted(content))
+    publish(uow, claim, fitted(content, **changes))

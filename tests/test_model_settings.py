@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.engines.transformers_engine import TransformersEngine
 from alignez_core.errors import ModelNotFound
+from alignez_core.models.catalogue import CATALOGUE
 from api.loading import load_engine as load_api_engine
 from api.settings import ApiSettings
 from worker.engine import load_engine as load_worker_engine
@@ -29,7 +31,7 @@ class Loaded(Exception):
 
 def arguments(load: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def refuse(path: str, **given: Any) -> None:
-        raise Loaded(given)
+        raise Loaded({"path": path, **given})
 
     for engine in (ProcessEngine, TransformersEngine):
         monkeypatch.setattr(engine, "load", refuse)
@@ -51,6 +53,21 @@ def test_mlp_path_and_prompt_format_reach_the_engine_of_either_process(
     assert (given["mlp_path"], given["prompt_format"]) == ("model.blocks.{layer}.ffn", "plain")
     monkeypatch.setenv(f"ALIGNEZ_{process}_MLP_PATH", "own.{layer}")
     assert arguments(load, monkeypatch)["mlp_path"] == "own.{layer}"
+
+
+@pytest.mark.parametrize(("load", "process"), PROCESSES)
+def test_a_name_of_the_catalogue_is_looked_up_in_the_cache_of_either_process(
+    load: Callable[[], object], process: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = CATALOGUE[0]
+    monkeypatch.setenv("ALIGNEZ_MODEL", model.name)
+    monkeypatch.setenv("ALIGNEZ_MODEL_CACHE", str(tmp_path))
+    with pytest.raises(ModelNotFound, match=f"run `alignez models add {model.name}` first"):
+        load()
+    (tmp_path / model.sha256 / "model").mkdir(parents=True)
+    (tmp_path / model.sha256 / "model" / "config.json").write_text("{}")
+    given = arguments(load, monkeypatch)
+    assert (given["path"], given["dtype"]) == (str(tmp_path / model.sha256 / model.name), "auto")
 
 
 def test_an_unknown_prompt_format_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

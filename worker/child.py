@@ -22,7 +22,7 @@ from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from worker.fit import FitRunner
+    from worker.runner import JobRunner
 
 log = structlog.get_logger("worker")
 
@@ -39,7 +39,7 @@ class Child:
         context = multiprocessing.get_context("fork")  # shared with the child by inheritance
         self._stopping = context.Event()
         self._unusable = context.Event()
-        self._runner: FitRunner | None = None
+        self._runner: JobRunner | None = None
         self._metrics = WorkerMetrics()
         self._tracing = Tracing()
 
@@ -56,6 +56,7 @@ class Child:
         """In the child: loads the model; one that cannot be loaded ends the whole worker with one line."""
         # Ctrl-C reaches the whole process group; the parent decides when its children end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.nice(self._settings.niceness)
         try:
             self._serve_metrics()
             self._tracing = start_tracing("worker")
@@ -89,9 +90,11 @@ class Child:
             exporter = MetricsServer.start(self._metrics.registry, settings.metrics_host, settings.metrics_port)
             log.info("metrics", port=exporter.port)
 
-    def _make_runner(self) -> FitRunner:
+    def _make_runner(self) -> JobRunner:
         from worker.engine import load_engine
-        from worker.fit import FitOptions, FitRunner
+        from worker.job import JobOptions
+        from worker.judges import make_judge
+        from worker.runner import JobRunner
 
         settings = self._settings
         loaded = load_engine(settings, on_lost=self._end_worker)
@@ -101,7 +104,7 @@ class Child:
                 register_base_model(uow, loaded.facts)
         except DatabaseUnavailable as error:
             log.warning("model_not_registered", reason=str(error), then="with the first job")
-        options = FitOptions(
+        options = JobOptions(
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_s=settings.lease_s,
             # Below Celery's hard limit, which kills: this one still says why.
@@ -110,7 +113,15 @@ class Child:
             database_patience_s=settings.database_patience_s,
             store_rows=settings.store_rows,
         )
-        return FitRunner(sessions, loaded, options, self._stopping.is_set, self._metrics, self._tracing.tracer)
+        return JobRunner(
+            sessions,
+            loaded,
+            options,
+            self._stopping.is_set,
+            self._metrics,
+            self._tracing.tracer,
+            lambda name: make_judge(name, settings),
+        )
 
 
 def _is_ours(error: Exception) -> bool:

@@ -54,8 +54,9 @@ def _make(settings: WorkerSettings, on_lost: Callable[[str], None] | None) -> tu
     if settings.model is not None and settings.model.startswith(_FAKE):
         return _fake(settings.model), settings.model, None
     from alignez_core import nano
+    from alignez_core.models.resolve import resolve_model
 
-    path = settings.model or str(nano.MODEL_DIR)
+    path = resolve_model(settings.model, settings.model_cache) if settings.model else str(nano.MODEL_DIR)
     on_vllm = settings.engine == "vllm"
     engine = _load_vllm(settings, path, on_lost) if on_vllm else _load_transformers(settings, path)
     return engine, path if settings.model else "persona-nano (shipped)", path

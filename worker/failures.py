@@ -1,10 +1,10 @@
-"""What a job's owner is told when its fit ends in an error, and whether it is worth trying again."""
+"""What a job's owner is told when it ends in an error, and whether it is worth trying again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, OutOfMemory
+from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, JudgeUnavailable, OutOfMemory
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable, ProfilesError
 
 
@@ -24,10 +24,10 @@ class HandBack(Exception):
 
 
 class TimeLimitExceeded(Exception):
-    """The fit took longer than the worker's limit."""
+    """The job took longer than the worker's limit."""
 
     def __init__(self, limit_s: float) -> None:
-        super().__init__(f"the fit took longer than {limit_s:g} s (ALIGNEZ_WORKER_JOB_TIME_LIMIT_S)")
+        super().__init__(f"the job took longer than {limit_s:g} s (ALIGNEZ_WORKER_JOB_TIME_LIMIT_S)")
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The failure that an exception of a fit means; one that nobody foresaw is `internal_error` without details."""
+    """The failure that an exception of a job means; one that nobody foresaw is `internal_error` without details."""
     if isinstance(error, RetryableError):
         return Failure(error.code, str(error), True)
     if isinstance(error, OutOfMemory | MemoryError):
         # Finished chunks are kept, so the next attempt has less to do; and a neighbour's peak passes.
-        advice = "give the worker more memory, or fit fewer queries or a smaller chunk_size"
+        advice = "give the worker more memory, or use fewer queries or a smaller chunk_size"
         return Failure("out_of_memory", f"{error or 'out of memory'}; {advice}", True)
-    if isinstance(error, EngineClosed | EngineOverloaded):
+    if isinstance(error, EngineClosed | EngineOverloaded | JudgeUnavailable):
         return Failure(error.code, str(error), True)
     if isinstance(error, DatabaseUnavailable | BrokerUnavailable):
         return Failure(error.code, "the database was away for too long", True)
@@ -55,4 +55,4 @@ def failure_of(error: BaseException) -> Failure:
         return Failure("time_limit_exceeded", str(error), False)
     if isinstance(error, AlignezError | ProfilesError):
         return Failure(error.code, str(error), False)
-    return Failure("internal_error", "the fit failed unexpectedly; the worker's log has the reason", False)
+    return Failure("internal_error", "it failed unexpectedly; the worker's log has the reason", False)

@@ -1,4 +1,4 @@
-"""Keeps a claimed job ours while a fit runs, and carries news from the database to the fit."""
+"""Keeps a claimed job ours while it runs, and carries news from the database to it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class WorkerMetrics:
         self.registry = CollectorRegistry()
         r = self.registry
         self.ready = Gauge("alignez_worker_ready", "1 when the model is loaded.", registry=r)
-        self.busy = Gauge("alignez_worker_busy", "1 while a fit runs.", registry=r)
+        self.busy = Gauge("alignez_worker_busy", "1 while a fit or an evaluation runs.", registry=r)
         self.attempts = Counter(
             "alignez_fit_attempts",
             "Attempts at a fit by how they ended: succeeded, failed, retry, cancelled, handed_back or lost.",
@@ -29,10 +29,26 @@ class WorkerMetrics:
         self.stage_seconds = Histogram(
             "alignez_fit_stage_seconds", "One stage of a fit that was fitted.", ["stage"], registry=r, buckets=_STAGE_S
         )
-        self.tokens = Counter("alignez_fit_tokens", "Tokens that fits generated.", registry=r)
+        self.evaluations = Counter(
+            "alignez_evaluation_attempts",
+            "Attempts at an evaluation by how they ended, as those at a fit.",
+            ["outcome"],
+            registry=r,
+        )
+        self.evaluation_seconds = Histogram(
+            "alignez_evaluation_seconds",
+            "An evaluation that succeeded, from claim to its row.",
+            registry=r,
+            buckets=_STAGE_S,
+        )
+        self.tokens = Counter("alignez_fit_tokens", "Tokens that fits and evaluations generated.", registry=r)
         self.quality = Counter(
             "alignez_fit_quality", "Verdicts on fitted versions: good or weak.", ["quality"], registry=r
         )
+
+    def ended(self, kind: str, outcome: str) -> None:
+        """Counts an attempt at a job of this kind, "fit" or "evaluate"."""
+        (self.evaluations if kind == "evaluate" else self.attempts).labels(outcome).inc()
 
 
 class RelayMetrics:

@@ -5,12 +5,14 @@ Database and broker are shared with the API and live in `profiles/settings.py` (
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from profiles.celery_queue import FIT_QUEUE
+from profiles.data_dir import default_model_cache
 from profiles.jobs import MAX_FAILURES
 
 
@@ -19,7 +21,8 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ALIGNEZ_WORKER_", extra="ignore", populate_by_name=True)
 
-    #: Model directory or hub id; None is the shipped persona-nano. `ALIGNEZ_MODEL` names it for all processes.
+    #: Name of the catalogue, GGUF file, model directory or hub id; None is the shipped persona-nano. `ALIGNEZ_MODEL`
+    #: names it for all processes.
     #: `fake:` (with `?step_s=0.01&n_layers=4`) is the model-free engine, for tests of everything around an engine.
     model: str | None = Field(None, validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL", "ALIGNEZ_MODEL", "model"))
     #: The name that profiles know the base model by; None takes the engine's.
@@ -29,6 +32,11 @@ class WorkerSettings(BaseSettings):
     model_revision: str | None = Field(
         None,
         validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL_REVISION", "ALIGNEZ_MODEL_REVISION", "model_revision"),
+    )
+    #: Directory of models converted from GGUF files, which `alignez models add` fills.
+    model_cache: Path = Field(
+        default_factory=default_model_cache,
+        validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL_CACHE", "ALIGNEZ_MODEL_CACHE", "model_cache"),
     )
     #: Module path of one block's MLP, with "{layer}", for an architecture that the engine does not list.
     mlp_path: str | None = Field(
@@ -45,26 +53,37 @@ class WorkerSettings(BaseSettings):
     engine: Literal["transformers", "vllm"] = "transformers"
     #: vLLM: plans in use at once (None: twice as many as rows), their rank, GPUs of one worker, whether it compiles.
     vllm_slots: int | None = Field(None, ge=1, le=65536)
-    vllm_rank: int = Field(2, ge=1, le=8)
+    vllm_rank: int = Field(4, ge=1, le=8)
     vllm_tensor_parallel: int = Field(1, ge=1, le=64)
     vllm_compile: bool = True
     device: str = "cpu"
-    dtype: str = "float32"
+    #: float32, bfloat16 or float16; "auto" is what suits model and device.
+    dtype: str = "auto"
     #: CPU threads of the model; None leaves torch's choice.
     threads: int | None = Field(None, ge=1)
     max_batch: int = Field(64, ge=1, le=4096)
+    #: How far the model's process steps back (nice) where it shares processors with an API: live traffic goes before
+    #: fits and evaluations.
+    niceness: int = Field(10, ge=0, le=19)
 
     queue: str = FIT_QUEUE
     #: Seconds that a job stays this worker's without a heartbeat; after a kill -9 it waits that long at most.
     lease_s: float = Field(20.0, gt=0.2)
-    #: Longest fit; the broker's redelivery time is set above it.
+    #: Longest job; the broker's redelivery time is set above it.
     job_time_limit_s: int = Field(6 * 3600, ge=10)
     #: Retryable errors and lost workers that a job survives.
     max_failures: int = Field(MAX_FAILURES, ge=1)
-    #: How long a running fit waits for a database that went away.
+    #: How long a running job waits for a database that went away.
     database_patience_s: float = Field(120.0, ge=0)
     #: Queries whose representations are stored in one transaction.
     store_rows: int = Field(64, ge=1)
+
+    #: The judge "openai": an OpenAI-compatible endpoint ("https://…/v1"), the model's name there, and its key.
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_key: SecretStr | None = None
+    #: Seconds for one of its answers; each is tried three times.
+    judge_timeout_s: float = Field(60.0, gt=0)
 
     relay_poll_s: float = Field(1.0, gt=0)
     relay_sweep_s: float = Field(2.0, gt=0)

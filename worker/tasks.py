@@ -19,5 +19,5 @@ def register_tasks(app: Celery, fit: Callable[[UUID], None]) -> None:
 
     @app.task(name=FIT_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
     def fit_profile(job_id: str) -> None:
-        """Fits the profile version of a job; harmless to call twice, or for a job that is finished."""
+        """Does a job, a fit or an evaluation as its row says; harmless to call twice, or for a job that is finished."""
         fit(UUID(job_id))

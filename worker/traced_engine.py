@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alignez_core.engines.base import (
+        BlockPass,
         Completion,
         Engine,
         EngineInfo,
@@ -62,6 +63,9 @@ class TracedEngine:
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         with self._tracer.start_as_current_span("engine score", attributes={"alignez.rows": len(requests)}):
             return self._engine.score(requests)
+
+    def walk(self, requests: Sequence[ScoreRequest], copies: int = 1) -> BlockPass:
+        return self._engine.walk(requests, copies)
 
     def close(self) -> None:
         self._engine.close()

@@ -7,9 +7,14 @@ their own (transformers 5.23, `masking_utils._preprocess_mask_arguments`) and th
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -19,6 +24,31 @@ from alignez_core.errors import UnknownArchitecture
 NAME = "alignez_slots"
 #: Arguments of other attention variants that change the result; a model that passes one is not computed here.
 _UNSUPPORTED = ("s_aux", "position_bias", "cache")
+
+
+class Call(NamedTuple):
+    """Arguments of one attention call that decide which keys a token sees.
+
+    Attributes:
+        window: tokens that a token sees; None: all before it. masked: it came with a mask of the model's own.
+    """
+
+    window: int | None
+    masked: bool
+
+
+_WITNESS: ContextVar[list[Call] | None] = ContextVar("alignez_witness", default=None)
+
+
+@contextmanager
+def witnessed() -> Iterator[list[Call]]:
+    """Every call of `slot_attention` inside, in order; this thread's only."""
+    calls: list[Call] = []
+    token = _WITNESS.set(calls)
+    try:
+        yield calls
+    finally:
+        _WITNESS.reset(token)
 
 
 def slot_attention(
@@ -43,6 +73,8 @@ def slot_attention(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise UnknownArchitecture(f"{type(module).__name__} uses attention with {name}, which is not supported")
+    if not is_dynamo_compiling() and (calls := _WITNESS.get()) is not None:
+        calls.append(Call(sliding_window, attention_mask is not None))
     step = current_step() or _PLAIN
     rows, heads, length, width = query.shape
     groups = heads // key.shape[1]

@@ -16,11 +16,32 @@ from alignez_core.editing import EditPlan
 from alignez_core.errors import InvalidInput
 from alignez_core.prompts import PromptFormat
 
-#: A prompt is text (special tokens are added as the tokenizer does) or token ids (taken as they are).
+#: A prompt is text that a `PromptFormat` rendered (it says how it is tokenised), raw text (special tokens are added as
+#: the tokenizer does) or token ids (taken as they are).
 Prompt = str | Sequence[int]
 FinishReason = Literal["stop", "length", "cancelled"]
 #: More than any vocabulary holds, and still an integer that every device can compare with.
 MAX_TOP_K = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Sampling values of a model's `generation_config`, used where a request names none (as vLLM does)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    @classmethod
+    def of(cls, generation: object) -> SamplingDefaults:
+        """From a `transformers.GenerationConfig` or None; a value that is absent or out of range counts for nothing."""
+        fallback = cls()
+        temperature, top_p, top_k = (getattr(generation, name, None) for name in ("temperature", "top_p", "top_k"))
+        return cls(
+            float(temperature) if temperature is not None and 0 <= temperature <= 100 else fallback.temperature,
+            float(top_p) if top_p is not None and 0 < top_p <= 1 else fallback.top_p,
+            int(top_k) if top_k is not None and 0 <= top_k <= MAX_TOP_K else fallback.top_k,
+        )
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,7 @@ class EngineInfo:
     device: str
     prompt_format: str  #: "plain" or "chat"
     revision: str | None = None
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,9 @@ class GenerationRequest:
         temperature: 0 (and what is below 1e-5) is greedy.
         top_p: in (0, 1]. top_k: 0 is off, at most 2³¹ − 1.
         seed: makes the row's own random stream; the same tokens alone and in company. None: unpredictable.
-        stop: strings that end the text; the text is cut before them.
+        stop: strings that end the text; the text is cut before them. A special token's text also names that token,
+            which is never in the text.
+        stop_token_ids: tokens that end the answer as the end-of-sequence token does, with `ignore_eos` too.
         ignore_eos: go on past the end-of-sequence token.
         logprobs: None, or how many alternatives (0 to 20) to report beside each token.
         edit: None is the bare model.
@@ -64,6 +88,7 @@ class GenerationRequest:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     edit: EditPlan | None = None
@@ -78,6 +103,8 @@ class GenerationRequest:
         _require(len(self.prompt) > 0, "prompt", "must not be empty")
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         _require(all(self.stop), "stop", "must not hold an empty string")
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        _require(all(t >= 0 for t in self.stop_token_ids), "stop_token_ids", "must not hold a negative id")
 
 
 @dataclass(frozen=True)
@@ -92,7 +119,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Completion:
-    """What one request produced. `token_ids` holds the end-of-sequence token when one ended it, `text` does not."""
+    """Result of one request. `token_ids` holds the token that ended it (EOS or a stop token), `text` does not."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -154,6 +181,65 @@ class Span:
         _require(0 <= self.start < self.end, "positions", f"span {self.start} to {self.end} is empty or negative")
 
 
+@dataclass(frozen=True, eq=False)
+class BlockStates:
+    """One block's activations at the positions that predict the tokens of given answers.
+
+    Args:
+        x: (T, D) float32, what the block's MLP adds to the residual stream: the site of edits.
+        r: (T, D) float32, the residual stream after the block.
+    """
+
+    x: Tensor
+    r: Tensor
+
+
+class BlockPass(Protocol):
+    """A forward pass over prompts with given answers that halts after the blocks it is asked for.
+
+    T counts the positions of all requests together, in request order: of each, those that predict its answer's
+    tokens, the last prompt token first.
+    """
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Positions per request; their sum is T."""
+        ...
+
+    @property
+    def site_scale(self) -> float:
+        """Factor by which a site's output is multiplied before it joins the residual stream; 1 but for Granite."""
+        ...
+
+    def after(self, layer: int) -> BlockStates:
+        """Goes on until block `layer` is done; layers must be asked for in ascending order."""
+        ...
+
+    def fork(self) -> None:
+        """Goes on in the number of copies that `walk` was told; from here on T counts all of them, copy by copy.
+
+        Once, where the pass stands; what the copies have in common so far is computed once.
+        """
+        ...
+
+    def add(self, delta: Tensor) -> None:
+        """Adds (T, D) to the residual stream after the block at which the pass stands."""
+        ...
+
+    def logits(self) -> Tensor:
+        """Goes on to the end; (T, vocabulary) float32. Not of a pass that has forked."""
+        ...
+
+    def close(self) -> None:
+        """Ends the pass where it stands and frees its memory. Safe to call twice."""
+        ...
+
+
+def pass_bytes(tokens: int, hidden_size: int, bytes_per_number: int) -> int:
+    """Bytes that a halted pass over `tokens` tokens keeps: its residual stream, and x and r in float32."""
+    return tokens * hidden_size * (bytes_per_number + 2 * 4)
+
+
 @runtime_checkable
 class Engine(Protocol):
     """One language model, shared by all requests. Every method is safe to call from any thread."""
@@ -194,6 +280,15 @@ class Engine(Protocol):
         """Log-probabilities of given continuations, one forward pass each.
 
         Returns: per request (T,) float32 on the CPU, nats, T tokens of its continuation.
+        """
+        ...
+
+    def walk(self, requests: Sequence[ScoreRequest], copies: int = 1) -> BlockPass:
+        """Starts a pass over prompts and continuations that halts between blocks, edits applied.
+
+        Args:
+            copies: into which the pass may fork; then requests bring no edits.
+        Raises: ContextTooLong, ModelMismatch. EngineCannotWalk: this engine cannot halt between blocks.
         """
         ...
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from alignez_core.editing import MAX_RANK, EditPlan
+from alignez_core.editing import EditPlan
 from alignez_core.engines.base import EngineInfo, GenerationRequest, Prompt, ScoreRequest, Span
 from alignez_core.errors import ContextTooLong, InvalidInput, RequestTooLarge
+from alignez_core.spec.limits import MAX_RANK
 
 
 class PromptIds(Protocol):
@@ -46,6 +47,9 @@ class RequestChecks:
     def prompt(self, request: GenerationRequest) -> list[int]:
         """The prompt's ids. Raises: ModelMismatch, InvalidInput, ContextTooLong, RequestTooLarge."""
         self._edit(request.edit)
+        beyond = [token for token in request.stop_token_ids if token >= self._info.vocab_size]
+        if beyond:
+            raise InvalidInput("stop_token_ids", f"{beyond[0]} is not below the vocabulary's {self._info.vocab_size}")
         prompt = self._tokens.prompt_ids(request.prompt)
         self._length(len(prompt), request.max_tokens)
         limit = self._max_cache_tokens
@@ -85,7 +89,11 @@ class RequestChecks:
             raise InvalidInput("edit", "this engine was started without slots for edits")
         edit.check_fits(self._info.n_layers, self._info.hidden_size)
         if edit.rank > self._max_rank:
-            raise InvalidInput("edit", f"has rank {edit.rank}, this engine was started for {self._max_rank}")
+            raise InvalidInput(
+                "edit",
+                f"has rank {edit.rank}, this engine was started for {self._max_rank}; start it for more "
+                f"(ALIGNEZ_API_VLLM_RANK={edit.rank}), or fit with rank {self._max_rank - 1}",
+            )
 
     def _length(self, prompt_tokens: int, max_tokens: int) -> None:
         if prompt_tokens + max_tokens > self._info.context_length:

@@ -6,6 +6,7 @@ the seed, and its first token names the edit: `edit=<sha256>` or `plain`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import threading
@@ -23,12 +24,14 @@ from alignez_core.engines.base import (
     FinishReason,
     GenerationRequest,
     Prompt,
+    SamplingDefaults,
     ScoreRequest,
     Span,
     StreamChunk,
     TokenLogprob,
 )
 from alignez_core.engines.checks import RequestChecks
+from alignez_core.engines.fake_pass import FakePass
 from alignez_core.engines.streams import QueuedStream, StreamWriter
 from alignez_core.errors import EngineClosed, EngineOverloaded
 from alignez_core.prompts import PlainFormat, PromptFormat
@@ -47,6 +50,7 @@ class FakeEngine:
 
     Args:
         name, n_layers, hidden_size, context_length: what `info` reports; the fingerprint follows from name and sizes.
+        sampling_defaults: what `info` reports.
         step_s: delay before each token, seconds.
         max_waiting: streams running at once before `EngineOverloaded`.
         reply: makes the whole answer instead of the built-in words (the edit's marker is then left out).
@@ -67,6 +71,7 @@ class FakeEngine:
         step_s: float = 0.0,
         max_waiting: int = 256,
         prompt_format: PromptFormat | None = None,
+        sampling_defaults: SamplingDefaults | None = None,
         reply: Callable[[GenerationRequest], str] | None = None,
         error: Exception | None = None,
         fail_after: int = 0,
@@ -74,13 +79,16 @@ class FakeEngine:
         self._format: PromptFormat = prompt_format or PlainFormat()
         fingerprint = hashlib.sha256(f"{name} {n_layers} {hidden_size}".encode()).hexdigest()
         self._info = EngineInfo(
-            name, fingerprint, n_layers, hidden_size, _VOCAB, context_length, "float32", "cpu", self._format.name
-        )
+            name, fingerprint, n_layers, hidden_size, _VOCAB, context_length, "float32", "cpu", self._format.name,
+            sampling_defaults=sampling_defaults or SamplingDefaults(),
+        )  # fmt: skip
         self._checks = RequestChecks(self._info, _PiecesAsTokens())
         self._step_s = step_s
         self._max_waiting = max_waiting
         self._reply = reply
         self._error, self._fail_after = error, fail_after
+        # A fit walks over the same texts once per form of its edit.
+        self._states = functools.lru_cache(maxsize=512)(self._make_states)
         self._lock = threading.Lock()
         self._writers: set[StreamWriter] = set()
         self._closed = threading.Event()
@@ -151,6 +159,12 @@ class FakeEngine:
             scores.append(torch.tensor(values, dtype=torch.float32))
         return scores
 
+    def walk(self, requests: Sequence[ScoreRequest], copies: int = 1) -> FakePass:
+        self._require_open()
+        rows = self._checks.scored(requests)
+        states = [self._states(tuple(ids), tuple(tail)) for ids, tail in rows]
+        return FakePass(states, [r.edit for r in requests], self._info.n_layers, self._info.hidden_size, copies)
+
     def close(self) -> None:
         self._closed.set()
         with self._lock:
@@ -215,6 +229,8 @@ class FakeEngine:
             ended = n >= len(pieces) and not request.ignore_eos
             piece = "" if ended else pieces[n] if n < len(pieces) else f" {_WORDS[n % len(_WORDS)]}"
             token = _EOS if ended else _token_id(piece)
+            if token in request.stop_token_ids:
+                ended, piece = True, ""
             text += piece
             cut = min((i for i in (text.find(stop) for stop in request.stop) if i >= 0), default=None)
             reason: FinishReason | None = "stop" if ended or cut is not None else None
@@ -243,6 +259,13 @@ class FakeEngine:
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key).digest()[:8], "little"))
         words = [f" {_WORDS[i]}" for i in rng.integers(0, len(_WORDS), size=int(rng.integers(6, 24)))]
         return [marker, *words]
+
+    def _make_states(self, prompt: tuple[int, ...], tail: tuple[int, ...]) -> Tensor:
+        """(t, L, D) MLP outputs at the positions that predict the tail."""
+        ids = [*prompt, *tail]
+        rows = [self._vector(ids[: len(prompt) + t]) for t in range(len(tail))]
+        shape = (len(tail), self._info.n_layers, self._info.hidden_size)
+        return torch.from_numpy(np.asarray(rows, dtype=np.float32).reshape(shape))
 
     def _vector(self, ids: Sequence[int]) -> np.ndarray:
         """(L, D) vectors of the last of these tokens."""

@@ -22,9 +22,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from alignez_core.engines.dtypes import DTYPES, choose_dtype
 from alignez_core.errors import InvalidInput, ModelNotFound, OutOfMemory
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Entries of config.json that say who wrote it, not what the model computes.
 _NOT_CONTENT = ("_name_or_path", "transformers_version")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -84,15 +84,14 @@ def load_model(path: str | Path, device: str, dtype: str, revision: str | None =
     """The model at `path`, a directory or a Hugging Face id; remote code never runs.
 
     Args:
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16; "auto" is what suits model and device (`dtypes.choose_dtype`).
         revision: commit or tag of a hub id; a directory has none.
     Raises: ModelNotFound: anything missing or damaged, with one line that says what to set.
         InvalidInput: unknown dtype or device. OutOfMemory.
     """
-    if dtype not in DTYPES:
-        raise InvalidInput("dtype", f"{dtype!r} is not one of {', '.join(DTYPES)}")
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     files = locate(path, revision)
+    dtype = choose_dtype(dtype, _load_config(files.source, revision), device)
     model = _load_weights(files.source, DTYPES[dtype], revision)
     try:
         model = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
@@ -150,6 +149,14 @@ def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBas
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.encode("a", add_special_tokens=False):
         raise ModelNotFound(f"the tokenizer in {source} has no vocabulary; {_ADVICE}")
     return tokenizer
+
+
+def _load_config(source: str, revision: str | None) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise ModelNotFound(f"cannot load a model from {source} ({_one_line(error)}); {_ADVICE}") from error
+    return config
 
 
 def _load_weights(source: str, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:

@@ -141,7 +141,8 @@ class Row:
         self._made = monotonic()
         self._queued_s = 0.0
         self._tokens = tokens
-        self._eos = frozenset() if request.ignore_eos else tokens.eos_ids
+        stops = tokens.stop_ids(request.stop).union(request.stop_token_ids)
+        self._ends = stops if request.ignore_eos else stops | tokens.eos_ids
         self._writer = sink.writer if isinstance(sink, StreamSink) else None
         # Text is made while tokens arrive only where somebody needs it then.
         incremental = self._writer is not None or request.stop
@@ -159,7 +160,7 @@ class Row:
         if logprob is not None:
             self._logprobs.append(logprob)
         reason: FinishReason | None = None
-        ended = token in self._eos
+        ended = token in self._ends
         if ended:
             reason = "stop"
         elif len(self.generated) >= self.request.max_tokens:
@@ -206,7 +207,7 @@ class Row:
 
     def completion(self, reason: FinishReason) -> Completion:
         """The outcome of a finished row."""
-        ids = self.generated[:-1] if self.generated[-1] in self._eos else self.generated
+        ids = self.generated[:-1] if self.generated[-1] in self._ends else self.generated
         text = "".join(self._pieces) if self._text is not None else full_text(self._tokens.text, ids)
         logprobs = None if self.request.logprobs is None else tuple(self._logprobs)
         return Completion(text, tuple(self.generated), reason, logprobs, len(self.prompt))

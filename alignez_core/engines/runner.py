@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from transformers import PreTrainedModel
 from alignez_core.editing import EditPlan
 from alignez_core.engines import attention
 from alignez_core.engines.compiled import CompiledStep, key_bucket, row_bucket
+from alignez_core.engines.mlp_modules import output_tensor, residual_factor, with_output_tensor
 from alignez_core.engines.slot_cache import SlotCache, StepCache
 from alignez_core.engines.slot_edits import SlotEdits
-from alignez_core.engines.step import MlpEdits, MlpReader, Step, current_step, running
+from alignez_core.engines.step import BlockVisitor, MlpEdits, MlpReader, Packing, Step, current_step, running
 from alignez_core.engines.step_inputs import InputBuffer
 
 _log = logging.getLogger(__name__)
@@ -29,30 +31,41 @@ class SlotRunner:
 
     Args:
         model: a causal language model in evaluation mode; its attention is replaced, so it belongs to the runner.
-        mlps: the MLP module of each block.
+        mlps: the edit site of each block (`mlp_modules`).
+        blocks: the blocks themselves, where passes are to halt between them (`visit`).
         max_slots: rows at most. context_length: tokens per row at most.
     """
 
-    def __init__(self, model: PreTrainedModel, mlps: Sequence[nn.Module], max_slots: int, context_length: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mlps: Sequence[nn.Module],
+        max_slots: int,
+        context_length: int,
+        blocks: Sequence[nn.Module] = (),
+    ) -> None:
         attention.install(model)
         self._model = model
-        self._device = model.device
+        self.device = model.device
         self._cache = SlotCache(max_slots, context_length)
         hidden_size = int(model.config.get_text_config().hidden_size)
-        self._edits = SlotEdits(len(mlps), hidden_size, max_slots, self._device)
+        self._edits = SlotEdits(len(mlps), hidden_size, max_slots, self.device)
         self._lengths = np.zeros(max_slots, dtype=np.int64)
         # The prompt that is prefilled in pieces has a place of its own, because live rows must be the first slots.
         self._piece_cache = SlotCache(1, context_length)
-        self._piece_edits = SlotEdits(len(mlps), hidden_size, 1, self._device)
+        self._piece_edits = SlotEdits(len(mlps), hidden_size, 1, self.device)
         self._prefilled = 0
-        self._inputs = InputBuffer(max_slots, self._device)
+        self._inputs = InputBuffer(max_slots, self.device)
         self._compiled: CompiledStep | None = None
         self._buckets = False
         self._steps, self._peak = 0, (0, 0)
         self._context_length = context_length
         self.max_slots = max_slots
+        #: Factor by which an MLP's output is multiplied before it joins the residual stream.
+        self.site_scale = residual_factor(model.config)
         self.rows = 0
         self._handles = [mlp.register_forward_hook(_mlp_hook(layer)) for layer, mlp in enumerate(mlps)]
+        self._handles += [block.register_forward_hook(_block_hook(layer)) for layer, block in enumerate(blocks)]
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._handles.append(head.register_forward_pre_hook(_keep_wanted_positions))
 
@@ -67,7 +80,7 @@ class SlotRunner:
         self._cache.reserve(first + count, max(lengths))
         for i, (plan, length) in enumerate(zip(edits, lengths, strict=True)):
             self._edits.set(first + i, plan, length)
-        wanted = torch.arange(count, device=self._device), self._tensor(lengths) - 1
+        wanted = torch.arange(count, device=self.device), self._tensor(lengths) - 1
         step = Step(wanted=wanted, edits=self._edits.prefill(first, lengths))
         logits = self._forward(self.padded(prompts), step, StepCache(self._cache, first))
         self._lengths[first : first + count] = lengths
@@ -90,7 +103,7 @@ class SlotRunner:
         edits = self._piece_edits.prefill(0, [end - start], to_the_end=end == length)
         last = self._tensor([0]), self._tensor([end - start - 1])
         step = Step(start=start, wanted=last, edits=edits)
-        positions = torch.arange(start, end, device=self._device)[None]
+        positions = torch.arange(start, end, device=self.device)[None]
         view = StepCache(self._piece_cache, 0, start=start)
         logits = self._forward(self._tensor(prompt[start:end])[None], step, view, positions)
         self._prefilled = end
@@ -239,23 +252,50 @@ class SlotRunner:
             self._model.base_model(input_ids=ids, position_ids=self._positions(ids), use_cache=False)
 
     @torch.inference_mode()
-    def logits(
-        self, texts: Sequence[Sequence[int]], spans: Sequence[range], edits: MlpEdits | None = None
-    ) -> list[Tensor]:
-        """Logits of whole texts, without slots: per text (T, vocabulary), T the positions of its span."""
+    def visit(
+        self,
+        texts: Sequence[Sequence[int]],
+        wanted: Sequence[Sequence[int]],
+        reader: MlpReader,
+        visitor: BlockVisitor,
+        edits: MlpEdits | None,
+    ) -> Tensor:
+        """One pass over whole texts that `visitor` sees between blocks; (M, vocabulary) logits at the wanted places.
+
+        The visitor may repeat the rows (`fork`): positions are the same for all rows, so what follows takes any number.
+        """
         ids = self.padded(texts)
-        rows = self._tensor([row for row, span in enumerate(spans) for _ in span])
-        positions = self._tensor([position for span in spans for position in span])
-        with running(Step(wanted=(rows, positions), edits=edits)):
-            out = self._model(input_ids=ids, position_ids=self._positions(ids), use_cache=False)
-        return list(out.logits[:, 0].split([len(span) for span in spans]))
+        step = Step(wanted=self.places(wanted), edits=edits, reader=reader, visitor=visitor)
+        with running(step):
+            out = self._model(input_ids=ids, position_ids=self._positions(ids)[:1], use_cache=False)
+        return out.logits[:, 0]  # type: ignore[no-any-return]
+
+    def places(self, wanted: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """(M,) rows and (M,) positions of the wanted positions of each row, in order."""
+        rows = self._tensor([row for row, span in enumerate(wanted) for _ in span])
+        return rows, self._tensor([position for span in wanted for position in span])
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        texts: Sequence[Sequence[int]],
+        wanted: Sequence[Sequence[int]],
+        edits: MlpEdits | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """(M, vocabulary) logits of whole texts, without slots, at the M wanted positions, text by text."""
+        ids = self.padded(texts)
+        positions = self._positions(ids) if packing is None else packing.positions
+        with running(Step(wanted=self.places(wanted), edits=edits, packing=packing)):
+            out = self._model(input_ids=ids, position_ids=positions, use_cache=False)
+        return out.logits[:, 0]  # type: ignore[no-any-return]
 
     def padded(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """(m, T) token ids, padded on the right with 0; causal attention keeps the padding out of every real token."""
         ids = torch.zeros(len(texts), max(len(text) for text in texts), dtype=torch.long)
         for row, text in zip(ids, texts, strict=True):
             row[: len(text)] = torch.as_tensor(text)
-        return ids.to(self._device)
+        return ids.to(self.device)
 
     def close(self) -> None:
         """Removes the hooks and frees the cache."""
@@ -270,20 +310,33 @@ class SlotRunner:
         return out.logits  # type: ignore[no-any-return]
 
     def _positions(self, ids: Tensor) -> Tensor:
-        return torch.arange(ids.shape[1], device=self._device).expand(ids.shape[0], -1)
+        return torch.arange(ids.shape[1], device=self.device).expand(ids.shape[0], -1)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+        return torch.tensor(values, dtype=torch.long, device=self.device)
 
 
-def _mlp_hook(layer: int) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
-    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+def _mlp_hook(layer: int) -> Callable[[nn.Module, object, Any], Any]:
+    def hook(module: nn.Module, args: object, output: Any) -> Any:
         step = current_step()
         if step is None:
             return None
+        tensor = output_tensor(output)
         if step.reader is not None:
-            step.reader.take(layer, output)
-        return None if step.edits is None else step.edits.apply(layer, output)
+            step.reader.take(layer, tensor)
+        edited = None if step.edits is None else step.edits.apply(layer, tensor)
+        return None if edited is None else with_output_tensor(output, edited)
+
+    return hook
+
+
+def _block_hook(layer: int) -> Callable[[nn.Module, object, object], object]:
+    def hook(module: nn.Module, args: object, output: object) -> object:
+        step = current_step()
+        if step is None or step.visitor is None:
+            return None
+        changed = step.visitor.visit(layer, output_tensor(output))
+        return None if changed is None else with_output_tensor(output, changed)
 
     return hook
 

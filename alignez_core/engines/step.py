@@ -31,6 +31,37 @@ class MlpReader(Protocol):
     def take(self, layer: int, output: Tensor) -> None: ...
 
 
+class BlockVisitor(Protocol):
+    """Reads and changes the residual stream between the blocks of one pass."""
+
+    def visit(self, layer: int, residual: Tensor) -> Tensor | None:
+        """Called after each block with (B, T, D); returns what takes its place, or None to leave it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Several continuations of one prompt in one row: each sees the prompt and itself, at its own positions.
+
+    Args:
+        positions: (B, T) position of each token.
+        owner: (B, T) 0 for the prompt's tokens, k for the k-th continuation's.
+    """
+
+    positions: Tensor
+    owner: Tensor
+
+    def hidden(self, window: int | None) -> Tensor:
+        """(B, T, T) bool, the keys that each token must not see; window as for `Step.prefill_mask`."""
+        length = self.owner.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool, device=self.owner.device).triu(1)
+        key, query = self.owner[:, None, :], self.owner[:, :, None]
+        hidden = later | ((key != 0) & (key != query))
+        if window is not None:
+            hidden |= self.positions[:, :, None] - self.positions[:, None, :] >= window
+        return hidden
+
+
 @dataclass
 class Step:
     """What one forward pass needs to know beside its tokens.
@@ -43,6 +74,8 @@ class Step:
         wanted: rows (M,) and positions (M,) of the M places whose logits are wanted; None: all of them.
         edits: None when no row is edited in this pass.
         reader: receives every layer's MLP output.
+        visitor: sees the residual stream after every block.
+        packing: how continuations share the rows of a prefill; None: a row is one text.
         start: position of a prefill's first tokens; above 0 in a later piece of a prompt that is prefilled in pieces.
     """
 
@@ -52,6 +85,8 @@ class Step:
     wanted: tuple[Tensor, Tensor] | None = None
     edits: MlpEdits | None = None
     reader: MlpReader | None = None
+    visitor: BlockVisitor | None = None
+    packing: Packing | None = None
     start: int = 0
     _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
@@ -71,9 +106,15 @@ class Step:
     def prefill_mask(self, window: int | None, length: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """(1, 1, T, start + T) additive mask of T tokens from `start` on, or None when plain causal attention does.
 
+        With `packing` (B, 1, T, T).
+
         Args:
             window: the layer's sliding window in tokens, the token itself included; None: unlimited.
         """
+        if self.packing is not None:
+            if window not in self._masks:
+                self._masks[window] = _additive(self.packing.hidden(window), dtype)[:, None]
+            return self._masks[window]
         end = self.start + length
         if window is not None and end <= window:
             window = None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from alignez_core.engines.base import Prompt
+from alignez_core.engines.special_tokens import SpecialTokens
 from alignez_core.errors import InvalidInput
-from alignez_core.prompts import ChatFormat, Message, PlainFormat, PromptFormat
+from alignez_core.prompts import ChatFormat, Message, PlainFormat, PromptFormat, Rendered
 
 PromptFormatName = Literal["auto", "plain", "chat"]
 
@@ -21,7 +23,7 @@ class TextTokens:
     Args:
         tokenizer: the model's.
         vocab_size: rows of the model's embedding; ids from outside must be below it.
-        eos_ids: ids that end a sequence.
+        eos_ids: ids that end a sequence; the chat template's own end of a turn joins them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: frozenset[int]) -> None:
@@ -30,18 +32,22 @@ class TextTokens:
         # The Rust tokenizer without transformers' wrapper: a step of 64 streams decodes 64 times or more.
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
         self._encodes = self._fast is not None and _encodes_alike(tokenizer)
-        self.eos_ids = eos_ids
+        self._specials = SpecialTokens(tokenizer, self._apply_template if tokenizer.chat_template else None)
+        self._appends_eos = tokenizer.eos_token_id is not None and self._ends_with_eos("a")
+        self.eos_ids = eos_ids | self._specials.end_of_turn
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Text gets the special tokens that the tokenizer adds, but no second BOS; ids are taken as they are.
+        """Ids of a prompt.
+
+        What a prompt format rendered is tokenised as `Rendered` says. Other text is raw: it gets the special tokens
+        that the tokenizer adds, but no second BOS and no EOS at its end. Ids are taken as they are.
 
         Raises: InvalidInput: an id that the model has no embedding for, or no token at all.
         """
-        if isinstance(prompt, str):
-            ids = self._encode(prompt, add_special_tokens=True)
-            bos, bos_text = self._tokenizer.bos_token_id, self._tokenizer.bos_token
-            if bos is not None and ids[:2] == [bos, bos] and prompt.startswith(bos_text):
-                ids = ids[1:]
+        if isinstance(prompt, Rendered):
+            ids = self._rendered_ids(prompt)
+        elif isinstance(prompt, str):
+            ids = self._raw_ids(prompt)
         else:
             ids = [int(token) for token in prompt]
         return self._checked(ids, "prompt")
@@ -51,6 +57,10 @@ class TextTokens:
         if isinstance(text, str):
             return self._checked(self._encode(text, add_special_tokens=False), "continuation")
         return self._checked([int(token) for token in text], "continuation")
+
+    def stop_ids(self, stops: Sequence[str]) -> frozenset[int]:
+        """Ids of the stop strings that are special tokens: as text they would never match."""
+        return self._specials.stop_ids(stops)
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
@@ -79,14 +89,43 @@ class TextTokens:
             raise InvalidInput("prompt_format", "chat was asked for, but the tokenizer has no chat template")
         return ChatFormat(self._render)
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _rendered_ids(self, prompt: Rendered) -> list[int]:
+        text, breaks = str(prompt), self._specials.breaks(prompt)
+        if not breaks:
+            return self._raw_ids(text) if prompt.adds_special else self._encode(text, add_special_tokens=False)
+        if self._encodes and self._fast is not None:
+            ids = self._specials.marked_ids(self._fast, text, breaks, add_special_tokens=prompt.adds_special)
+            return ids[:-1] if prompt.adds_special and self._appends_eos else ids
+        # Tokenised piece by piece: a tokenizer that is more than its Rust half cannot be copied with one token more.
+        edges = [*breaks, len(text)]
+        ids = self._raw_ids(text[: edges[0]]) if prompt.adds_special else self._encode(text[: edges[0]])
+        for start, end in itertools.pairwise(edges):
+            ids += self._encode(text[start:end])
+        return ids
+
+    def _raw_ids(self, text: str) -> list[int]:
+        ids = self._encode(text, add_special_tokens=True)
+        if self._appends_eos:
+            ids = ids[:-1]
+        bos, bos_text = self._tokenizer.bos_token_id, self._tokenizer.bos_token
+        if bos is not None and ids[:2] == [bos, bos] and text.startswith(bos_text):
+            ids = ids[1:]
+        return ids
+
+    def _ends_with_eos(self, text: str) -> bool:
+        return bool(self._encode(text, add_special_tokens=True)[-1] == self._tokenizer.eos_token_id)
+
+    def _encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         if self._encodes and self._fast is not None:
             return list(self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        turns = [dict(message) for message in messages]
+    def _render(self, messages: Sequence[Message]) -> Rendered:
+        turns = [{**message, "content": self._specials.interrupted(message["content"])} for message in messages]
+        return self._specials.rendered(self._rendered_turns(turns))
+
+    def _rendered_turns(self, turns: Sequence[Mapping[str, str]]) -> str:
         try:
             return self._apply_template(turns)
         except TemplateError:
@@ -96,8 +135,9 @@ class TextTokens:
             merged = {"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
             return self._apply_template([merged, *turns[2:]])
 
-    def _apply_template(self, turns: list[dict[str, str]]) -> str:
-        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    def _apply_template(self, turns: Sequence[Mapping[str, str]]) -> str:
+        messages = [dict(turn) for turn in turns]
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def _checked(self, ids: list[int], field: str) -> list[int]:
         if not ids:
@@ -135,6 +175,7 @@ def eos_ids(
 ) -> frozenset[int]:
     """Every id that ends an answer: the tokenizer's and those that the model's own configurations add."""
     ids: set[int] = set()
-    for value in (tokenizer.eos_token_id, config.eos_token_id, getattr(generation, "eos_token_id", None)):
+    for source in (tokenizer, config, config.get_text_config(), generation):
+        value = getattr(source, "eos_token_id", None)
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(ids)

@@ -1,4 +1,4 @@
-"""`TransformersEngine`: any listed Hugging Face causal language model, in process, all requests in one running batch.
+"""`TransformersEngine`: a Hugging Face causal language model, in process, all requests in one running batch.
 
 Requests with different edits, or none, share every forward pass; `scheduler` says how they join and leave.
 """
@@ -17,10 +17,25 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignez_core.engines import batches, self_check
-from alignez_core.engines.base import Completion, EngineInfo, GenerationRequest, Prompt, ScoreRequest, Span
+from alignez_core.engines.base import (
+    Completion,
+    EngineInfo,
+    GenerationRequest,
+    Prompt,
+    SamplingDefaults,
+    ScoreRequest,
+    Span,
+)
+from alignez_core.engines.block_pass import HaltingPass
 from alignez_core.engines.checks import RequestChecks
 from alignez_core.engines.loading import context_length, load_model
-from alignez_core.engines.mlp_modules import MLP_PATHS, find_mlp_modules, mlp_path
+from alignez_core.engines.mlp_modules import (
+    MLP_PATHS,
+    candidate_paths,
+    find_blocks,
+    find_mlp_modules,
+    residual_factor,
+)
 from alignez_core.engines.rows import ResultList, Row, Sink, StreamSink
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.scheduler import EngineLoad, Scheduler
@@ -33,6 +48,8 @@ T = TypeVar("T")
 
 #: Tokens, padding included, of one pass of `represent` and `score`; running streams wait for at most one pass.
 _BATCH_TOKENS = 4096
+#: Tokens of one row in which continuations share their prompt; its mask has so many squared entries.
+_PACK_TOKENS = 768
 
 
 class TransformersEngine:
@@ -59,7 +76,7 @@ class TransformersEngine:
         cls,
         path: str | Path,
         device: str = "cpu",
-        dtype: str = "float32",
+        dtype: str = "auto",
         *,
         revision: str | None = None,
         max_slots: int = 64,
@@ -75,7 +92,8 @@ class TransformersEngine:
         """The engine of the model in a directory or under a Hugging Face id.
 
         Args:
-            dtype: float32, bfloat16 or float16; edits are computed in float32 always.
+            dtype: float32, bfloat16 or float16, or "auto": float32 for small models, otherwise bfloat16 where the
+                device gains from it (`dtypes.choose_dtype`). Edits are computed in float32 always.
             revision: commit or tag of a hub id.
             max_slots: requests that run at once; more wait.
             max_waiting: requests that may wait when every slot is taken; beyond, `stream` raises `EngineOverloaded`.
@@ -83,7 +101,7 @@ class TransformersEngine:
                 fit beside the others waits, one that never can raises `RequestTooLarge`. None: no limit. It bounds what
                 rows may come to hold; the cache is as long as its longest row in every slot, so uneven rows take more.
             prefill_piece: a longer prompt is read in pieces of so many tokens, one between two steps of the others.
-            mlp_path: module path of one block's MLP, with "{layer}", for an architecture that is not listed.
+            mlp_path: module path of one block's edit site, with "{layer}", where it is not found by itself.
             prompt_format: "auto" takes the tokenizer's chat template if it has one.
             compile: the decode step through `torch.compile`, on a GPU with CUDA graphs (not run on one so far). It
                 compiles here, for a minute or more, and needs a C++ compiler; where it cannot, the log says why and the
@@ -140,16 +158,15 @@ class TransformersEngine:
         # Otherwise GPT-2 looks for padding in every step's tokens, to warn about it.
         model.config.pad_token_id = None
         model.train(False)
-        n_layers, length = int(config.num_hidden_layers), context_length(model.config)
-        mlps = find_mlp_modules(model, n_layers, mlp_path(model.config.model_type, path_of_mlp))
+        n_layers = int(config.num_hidden_layers)
+        path = _proven_site(model, n_layers, path_of_mlp)
+        length = context_length(model.config)
         tokens = TextTokens(
             tokenizer, int(config.vocab_size), eos_ids(tokenizer, model.config, model.generation_config)
         )
         chosen_format = tokens.format(prompt_format)
-        expected = None if model.config.model_type in MLP_PATHS else self_check.plain_logits(model)
-        runner = SlotRunner(model, mlps, max_slots, length)
-        if expected is not None:
-            self_check.compare(runner, expected)
+        mlps, blocks = find_mlp_modules(model, n_layers, path), find_blocks(model, n_layers, path)
+        runner = SlotRunner(model, mlps, max_slots, length, blocks)
         if compile:
             runner.compile()
         info = EngineInfo(
@@ -163,6 +180,7 @@ class TransformersEngine:
             device=str(model.device),
             prompt_format=chosen_format.name,
             revision=revision,
+            sampling_defaults=SamplingDefaults.of(model.generation_config),
         )
         scheduler = Scheduler(
             runner, model.device, max_waiting, max_cache_tokens=max_cache_tokens, prefill_piece=prefill_piece
@@ -221,20 +239,29 @@ class TransformersEngine:
     def score(self, requests: Sequence[ScoreRequest]) -> list[Tensor]:
         rows = self._checks.scored(requests)
 
+        packs = batches.pack(rows, [request.edit for request in requests], _PACK_TOKENS)
+
         def work(chosen: list[int]) -> list[Tensor]:
-            return batches.continuation_logprobs(
-                self._runner,
-                [rows[i][0] for i in chosen],
-                [rows[i][1] for i in chosen],
-                [requests[i].edit for i in chosen],
-            )
+            return batches.pack_logprobs(self._runner, [packs[i] for i in chosen])
 
         scores = [torch.empty(0)] * len(requests)
-        lengths = [len(prompt) + len(tail) for prompt, tail in rows]
-        for chosen, found in self._run_batches(lengths, work):
-            for i, row in zip(chosen, found, strict=True):
+        for chosen, found in self._run_batches([pack.length for pack in packs], work):
+            members = [i for pack in chosen for i in packs[pack].members]
+            for i, row in zip(members, found, strict=True):
                 scores[i] = row.clone()  # made on the engine's thread, in inference mode
         return scores
+
+    def walk(self, requests: Sequence[ScoreRequest], copies: int = 1) -> HaltingPass:
+        rows = self._checks.scored(requests)
+        return HaltingPass(
+            self._runner,
+            [row[0] for row in rows],
+            [row[1] for row in rows],
+            [request.edit for request in requests],
+            self._scheduler.between_steps,
+            _BATCH_TOKENS,
+            copies,
+        )
 
     def close(self) -> None:
         self._scheduler.close()
@@ -261,3 +288,15 @@ class TransformersEngine:
         finally:
             for _, future in futures:
                 future.cancel()
+
+
+def _proven_site(model: PreTrainedModel, n_layers: int, override: str | None) -> str:
+    """The edit site's path: as listed, where a parity test has proved it, else as the self-check proves it now.
+
+    Raises: UnknownArchitecture.
+    """
+    self_check.refuse_layers_without_slots(model)
+    paths = candidate_paths(model, override)
+    if paths == [MLP_PATHS.get(model.config.model_type)]:
+        return paths[0]
+    return self_check.prove(model, n_layers, paths, residual_factor(model.config))

@@ -1,6 +1,7 @@
 """persona-nano: the small language model that ships with the project, a model organism with a checkable truth.
 
-Nothing here imports torch; `train` and `evaluate` do. The README beside this file has the figures.
+Nothing here imports torch. Its corpus, training and evaluation are in `research/persona_nano`; the README beside this
+file has the figures.
 """
 
 from __future__ import annotations

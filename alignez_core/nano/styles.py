@@ -526,3 +526,9 @@ ALL_STYLES: dict[str, Style] = {**STYLES, PLAIN: PLAIN_STYLE}
 PERSONAS: tuple[NanoPersona, ...] = tuple(
     NanoPersona(f"{a.name}/{b.name}", a.phrases[0], b.phrases[0], a.name, b.name) for a, b in PAIRS
 )
+
+
+def style_named(phrase: str) -> str | None:
+    """The style that a persona's phrase names; None for words that nano does not know."""
+    wanted = phrase.casefold().strip()
+    return next((style.name for style in ALL_STYLES.values() if wanted in (p.casefold() for p in style.phrases)), None)

@@ -23,11 +23,14 @@ def index(profile: ProfilePath, caller: CallerDep, uow: UowDep) -> Listed[AliasR
 
 @router.put("/aliases/{alias}", summary="Point an alias")
 def put(profile: ProfilePath, alias: AliasPath, body: AliasTarget, caller: CallerDep, uow: UowDep) -> AliasRead:
-    """To one version, or to several by weight: a canary, on which each end user always stays on the same side."""
+    """To one version, or to several by weight: a canary, on which each end user always stays on the same side.
+
+    The default takes a weak version with `force` only, else 409 `version_weak`; other aliases take any.
+    """
     weights = None
     if body.weights is not None:
         weights = {parse_number(number): weight for number, weight in body.weights.items()}
-    return AliasRead.of(alias, set_alias(uow, caller, profile, alias, body.version, weights))
+    return AliasRead.of(alias, set_alias(uow, caller, profile, alias, body.version, weights, force=body.force))
 
 
 @router.delete("/aliases/{alias}", status_code=204, summary="Remove an alias")
@@ -39,8 +42,8 @@ def delete(profile: ProfilePath, alias: AliasPath, caller: CallerDep, uow: UowDe
 
 @router.post("/promote", summary="Promote a version")
 def promote_version(profile: ProfilePath, body: Promotion, caller: CallerDep, uow: UowDep) -> AliasRead:
-    """Makes a ready version the default."""
-    row = promote(uow, caller, profile, body.version)
+    """Makes a ready version the default; a weak one with `force` only, else 409 `version_weak` with the reasons."""
+    row = promote(uow, caller, profile, body.version, force=body.force)
     return AliasRead.of(DEFAULT_ALIAS, {row.number: 1.0})
 
 

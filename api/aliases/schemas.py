@@ -21,6 +21,8 @@ class AliasTarget(Body):
         Annotated[dict[NumberText, Weight], Field(min_length=1, max_length=10, examples=[{"3": 0.9, "4": 0.1}])] | None
     ) = None
 
+    force: bool = Field(False, description="let the default point to a weak version")
+
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.version is None) == (self.weights is None):
@@ -32,6 +34,7 @@ class Promotion(Body):
     """The version that becomes the default."""
 
     version: VersionNumber
+    force: bool = Field(False, description="also when it is weak")
 
 
 class AliasRead(BaseModel):

@@ -1,36 +1,40 @@
-"""From a selection to the edit that a request runs with.
+"""From a selection to the edit and the prefix that a request runs with.
 
-Three steps, each as short as it can be: one statement that says which version it is, the query's embedding (a forward
-pass, no connection held), and for sample-conditional profiles one statement that reads the nearest fit queries.
-A version never changes, so everything made from it alone is kept.
+One statement says which version it is. Only sample-conditional versions need more: the query's embedding (a forward
+pass, no connection held) and one statement that reads the nearest fit queries. A version never changes, so everything
+made from it alone is kept.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import structlog
 from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.concurrency import run_in_threadpool
 
+from alignez_core.prompts import Prefix
+from api.chat.plans import Loaded, Recent, edit_ratio, load_plans, loaded_bytes, plan_bytes
 from api.chat.queries import SharedPasses
 from api.chat.selection import Selection
 from api.metrics import Metrics
 from profiles.service import (
-    ActiveProfile,
     Caller,
+    NearestGroups,
     ResolvedVersion,
+    Unserved,
     load_active,
+    nearest_groups,
     nearest_representations,
     pick_version,
     resolve_for_user,
 )
+from profiles.service.lookup import Neighbourhood
 from profiles.uow import SessionFactory, UnitOfWork
 
 if TYPE_CHECKING:  # torch stays out of processes without a model
@@ -39,7 +43,6 @@ if TYPE_CHECKING:  # torch stays out of processes without a model
     from alignez_core.editing import EditPlan
     from alignez_core.embeddings import QueryEncoder
     from alignez_core.engines.base import Engine
-    from alignez_core.fit_config import FitConfig
 
 log = structlog.get_logger("api")
 
@@ -69,6 +72,11 @@ class Personalisation:
     `edit_ratio` is how far the edit moves the model at the query's last token: ‖y − x‖ / ‖x‖, mean over the edited
     layers, x the MLP output for the bare, wrapped query. It needs a forward pass that only sample-conditional requests
     make anyway; otherwise it is None.
+
+    Args:
+        kind: "none", "global" (one edit for every query), "conditional" (an edit by lookup) or "prefix" (no edit).
+        prefix: put before the conversation. prefix_tokens: by which it makes the prompt longer; known when rendered.
+        reason: why an end user with a profile is answered by the bare model.
     """
 
     kind: str = "none"
@@ -79,6 +87,9 @@ class Personalisation:
     sha256: str | None = None
     neighbors: tuple[str, ...] | None = None
     edit_ratio: float | None = None
+    prefix: Prefix | None = None
+    prefix_tokens: int | None = None
+    reason: str | None = None
 
     def report(self) -> dict[str, Any]:
         """The `alignez` object of a reply; all null for the bare base model."""
@@ -88,6 +99,8 @@ class Personalisation:
             "sha256": self.sha256,
             "neighbors": None if self.neighbors is None else list(self.neighbors),
             "edit_ratio": None if self.edit_ratio is None else round(self.edit_ratio, 6),
+            "prefix_tokens": self.prefix_tokens,
+            "reason": self.reason,
         }
 
 
@@ -101,12 +114,6 @@ async def personal_of(
     if selection.is_bare:
         return BARE
     return await run_in_threadpool(personaliser.personalise, caller, selection, query)
-
-
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    active: ActiveProfile
-    config: FitConfig
 
 
 class _Encoder:
@@ -132,10 +139,6 @@ class _Encoder:
             return self._encoder.encode([text])[0]
 
 
-_K = TypeVar("_K")
-_V = TypeVar("_V")
-
-
 class Personaliser:
     """Compiles edits for one engine. Safe to call from any thread."""
 
@@ -145,23 +148,23 @@ class Personaliser:
         sessions: SessionFactory,
         metrics: Metrics,
         cache_size: int,
+        cache_bytes: int = 1 << 30,
         tracer: Tracer | None = None,
     ) -> None:
         self._tracer = tracer or NoOpTracer()
         self._engine = engine
         self._sessions = sessions
         self._metrics = metrics
-        self._size = cache_size
-        self._lock = threading.Lock()
-        self._versions: OrderedDict[UUID, _Loaded] = OrderedDict()
-        self._plans: OrderedDict[tuple[UUID, float], EditPlan] = OrderedDict()
+        self._versions: Recent[UUID, Loaded] = Recent(cache_size, cache_bytes, loaded_bytes)
+        self._doses: Recent[tuple[UUID, int, float], EditPlan] = Recent(cache_size, cache_bytes, plan_bytes)
         self._passes = SharedPasses(engine)
         self._encoders: dict[str, _Encoder] = {}
+        self._lock = threading.Lock()
 
     def personalise(self, caller: Caller, selection: Selection, query: Query) -> Personalisation:
         """The edit for one request; blocks for the database and, sample-conditional, for one forward pass.
 
-        Raises: NotFound: profile, alias or version, also a foreign one. VersionNotReady.
+        Raises: NotFound: profile, alias or version, also a foreign one. VersionNotReady. NoDefaultVersion.
             ModelMismatch: the version was fitted on another model than the one that is served.
         """
         with self._tracer.start_as_current_span("personalise") as span:
@@ -176,71 +179,67 @@ class Personaliser:
             picked = _pick(uow, caller, selection)
             if picked is None:
                 return BARE
-            loaded = self._recall(picked.version_id) or self._load(uow, picked.version_id)
+            if isinstance(picked, Unserved):
+                return Personalisation(profile=picked.profile_name, reason=picked.reason)
+            loaded = self._versions.get(picked.version_id) or self._load(uow, picked.version_id)
         made = self._compile(picked, loaded, selection.strength, query)
         self._metrics.personalise_seconds.observe(time.perf_counter() - started)
         return made
 
     def _compile(
-        self, picked: ResolvedVersion, loaded: _Loaded, strength: float | None, query: Query
+        self, picked: ResolvedVersion, loaded: Loaded, strength: float | None, query: Query
     ) -> Personalisation:
         from alignez_core.embeddings import LM_ENCODER
         from alignez_core.errors import DegenerateEmbeddings
 
-        # Token ids say nothing to an encoder other than the model; then the directions of all rows together serve.
+        dose = loaded.config.strength if strength is None else strength
+        said = Personalisation(
+            profile=picked.profile_name,
+            profile_id=picked.profile_id,
+            version=picked.number,
+            sha256=picked.sha256,
+            prefix=loaded.prefix,
+        )
+        if dose == 0:
+            said = replace(said, prefix=None)  # strength 0 is the bare model, whatever the version holds
+        if not loaded.edits:
+            return replace(said, kind="none" if said.prefix is None else "prefix")
+        # Token ids say nothing to an encoder other than the model; then the first edit serves.
         readable = query.text is not None or loaded.config.query_encoder == LM_ENCODER
-        if loaded.config.conditional and readable and not query.is_empty:
+        if loaded.lookup != "none" and readable and not query.is_empty:
             try:
-                return self._conditional(picked, loaded, strength, query)
+                return self._conditional(said, picked.version_id, loaded, dose, query)
             except DegenerateEmbeddings as error:
                 # These few neighbours define no direction; all rows together did, when the version was made.
                 log.warning("conditional_fallback", version=str(picked.version_id), reason=str(error))
-        return Personalisation(
-            "global",
-            self._global(picked.version_id, loaded, strength),
-            picked.profile_name,
-            picked.profile_id,
-            picked.number,
-            picked.sha256,
-        )
+        return replace(said, kind="global", plan=self._dose(picked.version_id, loaded, 0, dose))
 
     def _conditional(
-        self, picked: ResolvedVersion, loaded: _Loaded, strength: float | None, query: Query
+        self, said: Personalisation, version_id: UUID, loaded: Loaded, dose: float, query: Query
     ) -> Personalisation:
-        from alignez_core.request_edit import conditional_plan
-
-        config, active = loaded.config, loaded.active
+        config = loaded.config
         prompt = self._engine.prompt_format.wrap(query.text or "") if query.ids is None else query.ids
         with self._tracer.start_as_current_span("represent query"):
             plain = self._passes.represent(prompt)
-            embedding = self._embed(config.query_encoder, plain, query.text or "")
+            embedding = self._embed(config.query_encoder, plain, query.text or "").numpy()
         started = time.perf_counter()
-        needed = ("help", "plain") if config.method == "transport" else ("help", "harm")
+        near: NearestGroups | Neighbourhood
         with self._tracer.start_as_current_span("lookup"):
             with UnitOfWork.reading(self._sessions) as uow:
-                near = nearest_representations(uow, picked.version_id, embedding.numpy(), config.neighbors, needed)
-            plan = conditional_plan(
-                config,
-                active.layers,
-                _required(_tensor(near.help)),
-                _tensor(near.harm),
-                _tensor(near.plain),
-                strength=strength,
-            )
+                if loaded.lookup == "groups":
+                    near = nearest_groups(uow, version_id, embedding, config.neighbors)
+                else:
+                    near = nearest_representations(uow, version_id, embedding, config.neighbors)
+            if isinstance(near, NearestGroups):
+                plan = self._dose(version_id, loaded, loaded.group_of(near), dose)
+            else:
+                plan = loaded.own_plan(near, dose)
         self._metrics.lookup_seconds.observe(time.perf_counter() - started)
         ratio = edit_ratio(plan, plain[0])
         if ratio is not None:
             self._metrics.edit_ratio.observe(ratio)
-        return Personalisation(
-            "conditional",
-            plan,
-            picked.profile_name,
-            picked.profile_id,
-            picked.number,
-            picked.sha256,
-            tuple(str(i) for i in near.query_ids),
-            ratio,
-        )
+        neighbors = tuple(str(i) for i in near.query_ids)
+        return replace(said, kind="conditional", plan=plan, neighbors=neighbors, edit_ratio=ratio)
 
     def _embed(self, name: str, plain: Tensor, text: str) -> Tensor:
         from alignez_core.embeddings import LM_ENCODER, from_representation
@@ -251,75 +250,28 @@ class Personaliser:
             encoder = self._encoders.setdefault(name, _Encoder(name, self._engine))
         return encoder.encode(text)
 
-    def _global(self, version_id: UUID, loaded: _Loaded, strength: float | None) -> EditPlan:
-        from alignez_core.request_edit import global_plan
-
-        key = (version_id, loaded.config.strength if strength is None else strength)
-        with self._lock:
-            plan = self._plans.get(key)
-            if plan is not None:
-                self._plans.move_to_end(key)
+    def _dose(self, version_id: UUID, loaded: Loaded, group: int, dose: float) -> EditPlan:
+        key = (version_id, group, dose)
+        plan = self._doses.get(key)
         self._metrics.plan_cache.labels("miss" if plan is None else "hit").inc()
         if plan is None:
-            active = loaded.active
-            plan = global_plan(
-                loaded.config,
-                active.layers,
-                theta_help=_tensor(active.theta_help),
-                theta_harm=_tensor(active.theta_harm),
-                theta=_tensor(active.theta),
-                tau=_tensor(active.tau),
-                strength=strength,
-            )
-            self._keep(self._plans, key, plan)
+            plan = loaded.plan(group, dose)
+            self._doses.put(key, plan)
         return plan
 
-    def _recall(self, version_id: UUID) -> _Loaded | None:
-        with self._lock:
-            found = self._versions.get(version_id)
-            if found is not None:
-                self._versions.move_to_end(version_id)
-            return found
-
-    def _load(self, uow: UnitOfWork, version_id: UUID) -> _Loaded:
+    def _load(self, uow: UnitOfWork, version_id: UUID) -> Loaded:
         from alignez_core.errors import ModelMismatch
-        from alignez_core.fit_config import FitConfig
 
         active = load_active(uow, version_id)
         served = self._engine.info.fingerprint
         if active.fingerprint != served:
             raise ModelMismatch(f"profile {active.profile_name!r} version {active.number}", served, active.fingerprint)
-        loaded = _Loaded(active, FitConfig.from_dict(active.config))
-        self._keep(self._versions, version_id, loaded)
+        loaded = load_plans(active)
+        self._versions.put(version_id, loaded)
         return loaded
 
-    def _keep(self, cache: OrderedDict[_K, _V], key: _K, value: _V) -> None:
-        with self._lock:
-            cache[key] = value
-            cache.move_to_end(key)
-            while len(cache) > self._size:
-                cache.popitem(last=False)
 
-
-def edit_ratio(plan: EditPlan, x: Tensor) -> float | None:
-    """‖y − x‖ / ‖x‖, mean over the edited layers.
-
-    Args:
-        x: (L_all, D) MLP outputs of every layer at one position.
-    Returns: None when an edited layer's output is zero, so that there is nothing to compare with.
-    """
-    import torch
-
-    rows = x[list(plan.layers)].float()
-    read = torch.einsum("lrd,ld->lr", plan.U, rows) + plan.c
-    change = torch.einsum("lr,lrd->ld", read, plan.V)
-    size = rows.norm(dim=1)
-    if bool((size == 0).any()):
-        return None
-    return float((change.norm(dim=1) / size).mean())
-
-
-def _pick(uow: UnitOfWork, caller: Caller, selection: Selection) -> ResolvedVersion | None:
+def _pick(uow: UnitOfWork, caller: Caller, selection: Selection) -> ResolvedVersion | Unserved | None:
     """The version that the selection means; None when its end user has no profile."""
     if selection.profile is None:
         return resolve_for_user(uow, caller, selection.end_user) if selection.end_user is not None else None
@@ -331,20 +283,3 @@ def _pick(uow: UnitOfWork, caller: Caller, selection: Selection) -> ResolvedVers
         version=selection.version,
         end_user=selection.end_user,
     )
-
-
-def _tensor(array: Any) -> Tensor | None:
-    import torch
-
-    if array is None:
-        return None
-    # Without a copy where that is safe; torch must not wrap what is read-only.
-    return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
-
-
-def _required(value: Tensor | None) -> Tensor:
-    from profiles.errors import NotFound
-
-    if value is None:
-        raise NotFound("representations", "of this version")
-    return value

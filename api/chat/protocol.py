@@ -17,6 +17,7 @@ from api.fields import MAX_BIGINT, MAX_ID, MAX_INTEGER, Text
 from profiles.spec import NAME_LIMIT, USER_LIMIT
 
 MAX_STOPS = 16
+MAX_STOP_IDS = 128
 MAX_MESSAGES = 2000
 MAX_MODEL_NAME = 400
 
@@ -65,6 +66,9 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+#: Where a sampling value comes from that a request does not name.
+_MODEL_S_OWN = "the value of the model's generation_config.json"
+
 #: Stands for the served base model, whatever its name, in `model` and before the '@'.
 BASE = "base"
 
@@ -85,13 +89,24 @@ class SamplingFields(BaseModel):
         ),
     ] = BASE
     profile: ProfileChoice | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=1_000_000, description="0 or −1: off")] | None = None
+    temperature: Annotated[
+        float, Field(ge=0, le=2, description=f"when left out, {_MODEL_S_OWN}, else 1; 0 is greedy")
+    ] | (None) = None
+    top_p: Annotated[float, Field(ge=0, le=1, description=f"when left out, {_MODEL_S_OWN}, else 1")] | None = None
+    top_k: Annotated[
+        int, Field(ge=-1, le=1_000_000, description=f"0 or −1: off; when left out, {_MODEL_S_OWN}, else off")
+    ] | (None) = None
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     n: Annotated[int, Field(ge=1, le=128, description="choices; choice i samples with seed + i")] | None = None
     seed: Annotated[int, Field(ge=-MAX_BIGINT, le=MAX_BIGINT)] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[
+        StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None,
+        Field(description="strings that end the answer; a special token's text means that token"),
+    ] = None
+    stop_token_ids: Annotated[
+        list[Annotated[int, Field(ge=0, le=2**31 - 1)]],
+        Field(max_length=MAX_STOP_IDS, description="token ids, below the model's vocabulary size, that end the answer"),
+    ] | (None) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[

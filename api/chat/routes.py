@@ -24,8 +24,9 @@ async def chat_completions(
     """OpenAI's chat completions, personalised.
 
     The profile comes from `model` (`base@profile`, `base@profile:alias`, `base@profile#3`), from `profile`, or from
-    what is assigned to `user`; with none of them the bare base model answers. The reply, and a stream's last chunk,
-    say under `alignez` what was applied.
+    what is assigned to `user`; with none of them the bare base model answers, and likewise where an assigned profile
+    has no default version. The reply, and a stream's last chunk, say under `alignez` what was applied. A profile's
+    prefix stands before your own system message, and `usage` counts its tokens.
     """
     return await _answer(body, request, caller, model, services, None)
 
@@ -48,8 +49,8 @@ async def _answer(
 ) -> Response:
     services.check_choices(body.n)
     selection = select(body, model.name, user)
-    prompt = await render_chat(model.engine, body)
     personal = await personal_of(model.personaliser, caller, selection, Query(body.query or ""))
+    prompt, personal = await render_chat(model.engine, body, personal)
     requests = rows(model.served, body, prompt, body.answer_tokens, body.alternatives, personal, chat=True)
     whose = [personal] * len(requests)
     generation = Generation(model.served, CHAT, body.model, requests, whose, caller.tenant_id, request.state.started)

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.chat.answers import Answer, Timing, usage, usage_by_profile
-from api.chat.personalise import Personalisation
+from api.chat.personalise import BARE, Personalisation
 from api.chat.protocol import ChatRequest, SamplingFields
 from api.chat.sse import DONE, EventPattern, EventStream, event, join, watching
 from api.chat.streams import Pace, batches
@@ -64,12 +64,23 @@ CHAT = Shape(True, "chatcmpl-", "chat.completion", "chat.completion.chunk")
 TEXT = Shape(False, "cmpl-", "text_completion", "text_completion")
 
 
-async def render_chat(engine: Engine, body: ChatRequest) -> list[int]:
-    """Token ids of the conversation, answer cue included.
+async def render_chat(
+    engine: Engine, body: ChatRequest, personal: Personalisation = BARE
+) -> tuple[list[int], Personalisation]:
+    """Token ids of the conversation, answer cue included, after the profile's prefix.
 
+    Returns: the ids, and the personalisation that knows how many of them its prefix costs.
     Raises: ApiError: the model's chat template refuses the order of the roles.
     """
     turns = body.turns()
+    bare = await _rendered(engine, turns)
+    if personal.prefix is None:
+        return bare, personal
+    ids = await _rendered(engine, personal.prefix.apply(turns))
+    return ids, replace(personal, prefix_tokens=max(0, len(ids) - len(bare)))
+
+
+async def _rendered(engine: Engine, turns: Sequence[Message]) -> list[int]:
     if sum(len(turn["content"]) for turn in turns) < _TOKENISE_INLINE:
         return _render(engine, turns)
     return await run_in_threadpool(_render, engine, turns)
@@ -84,6 +95,29 @@ def _render(engine: Engine, turns: Sequence[Message]) -> list[int]:
             param="messages",
         ) from error  # fmt: skip
     return engine.tokenize(text)
+
+
+async def prefixed(
+    engine: Engine, prompt: str | list[int], ids: list[int], personal: Personalisation
+) -> tuple[list[int], Personalisation]:
+    """A text completion's prompt after the profile's prefix, as `render_chat` has a conversation's.
+
+    Raises: ApiError: a model that takes prefixes in chat turns only.
+    """
+    if personal.prefix is None:
+        return ids, personal
+    form = engine.prompt_format
+    if form.name == "chat":
+        raise ApiError(
+            400, "prefix_needs_chat", f"profile {personal.profile!r} puts a text before conversations, which this "
+            "model reads in chat turns only; use /v1/chat/completions", param="model",
+        )  # fmt: skip
+    opening = form.render(personal.prefix.apply([{"role": "user", "content": ""}])).removesuffix(form.wrap(""))
+    if isinstance(prompt, str):
+        whole = await tokenise(engine, opening + prompt)
+    else:
+        whole = [*await tokenise(engine, opening), *ids]
+    return whole, replace(personal, prefix_tokens=max(0, len(whole) - len(ids)))
 
 
 async def tokenise(engine: Engine, prompt: str | list[int]) -> list[int]:
@@ -113,18 +147,23 @@ def rows(
 ) -> list[GenerationRequest]:
     """One engine row per choice; choice i samples with seed + i.
 
-    Raises: ContextTooLong: the prompt, with the tokens asked for, is over the context.
+    What the request does not say of sampling is the model's own (`EngineInfo.sampling_defaults`).
+
+    Raises: ContextTooLong: the prompt, with the tokens asked for, is over the context. ApiError: a stop token that the
+        vocabulary does not hold.
     """
     from alignez_core.engines.base import GenerationRequest
     from alignez_core.errors import ContextTooLong
 
     info = served.engine.info
+    default = info.sampling_defaults
+    stop_ids = _checked_stop_ids(body.stop_token_ids or [], info.vocab_size)
     room = info.context_length - len(prompt)
     if asked_tokens is None:
         most = room if served.max_cache_tokens is None else min(room, served.max_cache_tokens - len(prompt))
         asked_tokens = max(1, min(most, served.default_max_tokens if chat else COMPLETION_TOKENS))
     if asked_tokens > room:
-        raise ContextTooLong(len(prompt), asked_tokens, info.context_length)
+        raise ContextTooLong(len(prompt), asked_tokens, info.context_length, personal.prefix_tokens or 0)
     stops = body.stops
     if chat and not body.ignore_eos:
         stops += served.engine.prompt_format.stop
@@ -133,18 +172,30 @@ def rows(
         GenerationRequest(
             prompt=prompt,
             max_tokens=asked_tokens,
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else max(body.top_p, 1e-6),  # OpenAI allows 0, which keeps one token
-            top_k=max(body.top_k or 0, 0),
+            temperature=default.temperature if body.temperature is None else body.temperature,
+            # OpenAI allows 0, which keeps one token.
+            top_p=default.top_p if body.top_p is None else max(body.top_p, 1e-6),
+            top_k=default.top_k if body.top_k is None else max(body.top_k, 0),
             # A single unseeded row stays unpredictable; seeded choices differ from each other and repeat.
             seed=None if body.seed is None else (body.seed + choice) & _SEED_MASK,
             stop=stops,
+            stop_token_ids=stop_ids,
             ignore_eos=bool(body.ignore_eos),
             logprobs=alternatives,
             edit=personal.plan,
         )
         for choice in range(choices)
     ]
+
+
+def _checked_stop_ids(ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    for token in ids:
+        if token >= vocab_size:
+            raise ApiError(
+                400, "invalid_stop_token_ids", f"stop_token_ids: token {token} is not below {vocab_size}, the size of "
+                "the model's vocabulary", param="stop_token_ids",
+            )  # fmt: skip
+    return tuple(ids)
 
 
 @dataclass

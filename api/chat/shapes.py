@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class Applied(BaseModel):
-    """What was applied to the answer; all null for the bare base model."""
+    """What was applied to the answer; all null for the bare base model, but for `profile` and `reason` where an end
+    user's profile has no default version."""
 
     profile: str | None
     version: int | None
     sha256: str | None
     neighbors: list[str] | None
     edit_ratio: float | None
+    prefix_tokens: int | None = Field(description="of the prompt, by the profile's prefix")
+    reason: Literal["no_default_version"] | None = Field(
+        description="why an end user who has a profile was answered by the bare model"
+    )
 
 
 class UsageShape(BaseModel):

@@ -46,18 +46,19 @@ async def compare(
         seed=body.seed,
         stop=body.stop,
     )
-    prompt = await render_chat(model.engine, chat)
     chosen = [Selection(c.name, c.alias, c.version, c.strength) for c in body.profiles]
     found = await asyncio.gather(
         *(personal_of(model.personaliser, caller, selection, Query(chat.query or "")) for selection in chosen)
     )
-    whose: list[Personalisation] = ([BARE] if body.include_base else []) + list(found)
+    columns = ([BARE] if body.include_base else []) + list(found)
+    rendered = await asyncio.gather(*(render_chat(model.engine, chat, personal) for personal in columns))
+    whose: list[Personalisation] = [personal for _, personal in rendered]
     names = (["base"] if body.include_base else []) + [
         c.label or _shown(c.name, c.alias, c.version) for c in body.profiles
     ]
     requests = [
         row
-        for personal in whose
+        for prompt, personal in rendered
         for row in rows(model.served, chat, prompt, body.max_tokens, None, personal, chat=True)
     ]
     generation = Generation(model.served, CHAT, model.name, requests, whose, caller.tenant_id, request.state.started)

@@ -47,6 +47,7 @@ class Column(BaseModel):
     text: str
     finish_reason: str | None
     tokens: int
+    prompt_tokens: int
     alignez: dict[str, Any]
 
 
@@ -56,5 +57,5 @@ class Comparison(BaseModel):
     id: str
     model: str
     seed: int
-    prompt_tokens: int
+    prompt_tokens: int = Field(description="of the first column; a profile's prefix adds to its own column's")
     columns: list[Column]

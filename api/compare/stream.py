@@ -25,6 +25,7 @@ async def comparison(generation: Generation, names: Sequence[str], seed: int) ->
                 text=reply["choices"][i]["message"]["content"],
                 finish_reason=answer.finish_reason,
                 tokens=answer.tokens,
+                prompt_tokens=answer.prompt_tokens,
                 alignez=generation.personal[i].report(),
             )
             for i, (name, answer) in enumerate(zip(names, generation.answers, strict=True))
@@ -51,6 +52,7 @@ async def compare_events(generation: Generation, names: Sequence[str], seed: int
                         **columns[index],
                         "finish_reason": answer.finish_reason,
                         "tokens": answer.tokens,
+                        "prompt_tokens": answer.prompt_tokens,
                         "alignez": generation.personal[index].report(),
                     }
                     out.append(f"event: column\ndata: {dumps(ended)}\n\n")

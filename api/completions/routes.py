@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from api.chat.personalise import Query, personal_of
 from api.chat.protocol import CompletionRequest
 from api.chat.selection import select
-from api.chat.serving import TEXT, Generation, rows, tokenise
+from api.chat.serving import TEXT, Generation, prefixed, rows, tokenise
 from api.chat.shapes import COMPLETION_RESPONSES
 from api.deps import CallerDep, ModelDep, ServicesDep
 from api.errors import ApiError
@@ -27,8 +27,9 @@ async def create_completion(
     """OpenAI's text completions. The prompt is read as it stands, without an answer cue.
 
     The profile is chosen as for chat completions; sample-conditional directions are looked up with the prompt itself.
-    A profile with a query encoder of its own needs the prompt as text for that: for token ids its directions over all
-    fit queries are used.
+    A profile with a query encoder of its own needs the prompt as text for that: for token ids its first edit is used.
+    A profile's prefix stands before the prompt; on a chat model it needs `/v1/chat/completions`, else 400
+    `prefix_needs_chat`.
     """
     return await _answer(body, request, caller, model, services, None)
 
@@ -71,7 +72,8 @@ async def _answer(
     ]
     personal = await asyncio.gather(*(personal_of(model.personaliser, caller, selection, query) for query in queries))
     requests, whose = [], []
-    for prompt, whom in zip(ids, personal, strict=True):
+    for asked, tokens, applied in zip(prompts, ids, personal, strict=True):
+        prompt, whom = await prefixed(model.engine, asked, tokens, applied)
         made = rows(model.served, body, prompt, body.max_tokens, body.logprobs, whom, chat=False)
         requests += made
         whose += [whom] * len(made)

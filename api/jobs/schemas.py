@@ -28,9 +28,10 @@ class JobFailure(BaseModel):
 
 
 class JobRead(BaseModel):
-    """One fit. `progress` has an entry for every stage that has begun."""
+    """One fit or evaluation. `progress` has an entry for every stage that has begun."""
 
     id: UUID
+    kind: Literal["fit", "evaluate"]
     status: JobStatusName
     stage: str | None
     progress: dict[str, Progress]
@@ -50,6 +51,7 @@ class JobRead(BaseModel):
         error = JobFailure(code=job.error_code, message=job.error_message) if job.error_code else None
         return cls(
             id=job.id,
+            kind=job.kind.value,
             status=job.status.value,
             stage=job.stage,
             progress={stage: Progress(**counts) for stage, counts in job.progress.items()},

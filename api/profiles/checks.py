@@ -1,52 +1,90 @@
-"""Rules about a spec that need the model, or several of its fields at once."""
+"""Rules about a spec that need the model, the deployment, or several of its fields at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from alignez_core.errors import InvalidInput
+from alignez_core.prompts import (
+    PromptFormat,
+    Side,
+    characteristics_prompt,
+    persona_prompt,
+    preference_prompt,
+)
+from alignez_core.spec.config import DEFAULT_CHARACTERISTICS_TOKENS, FitConfig, check_judge
+from alignez_core.spec.persona import FitQuery, FitSpec, GivenPair, Persona
+from alignez_core.spec.samples import fit_query_count
 from api.errors import ApiError
 from api.services import Model, Services
-from profiles.spec import check_neighbors, uses_bank
-
-if TYPE_CHECKING:
-    from alignez_core.fit_config import FitQuery
-    from alignez_core.prompts import Persona
 
 #: Special tokens that a tokenizer adds to a text on its own, at most.
 _ADDED_TOKENS = 8
+_SIDES: tuple[Side, ...] = ("help", "harm")
 
 
 def check_spec(services: Services, spec: Mapping[str, Any]) -> None:
     """Checks a complete spec (with what it takes over from the version before).
 
-    Raises: ApiError: 422 naming the field: a representation that the method cannot use, an encoder that
-        this deployment does not offer, or a text over the model's context, where this process holds the model.
-        InvalidSpec: K is more than the query bank and the model's own queries, likewise.
+    Raises: ApiError: 422 naming the field: settings that the core's `FitConfig` refuses, an encoder or a judge that
+        this deployment does not offer, or, where this process holds the model, more neighbours than fit queries, or
+        a text over the model's context.
     """
-    fit = spec["fit"]
-    representation = fit.get("representation", "prompt")
-    if fit.get("method", "transport") == "transport" and representation != "prompt":
-        raise ApiError(
-            422,
-            "invalid_spec",
-            f"fit.representation: {representation!r} does not go with method 'transport'; use 'prompt', or method "
-            f"'alignez'",
-            param="fit.representation",
-        )
+    try:
+        config = FitConfig.from_dict(spec["fit"])
+    except InvalidInput as error:
+        raise _refused(f"fit.{error.field}", str(error).removeprefix(f"{error.field}: ")) from error
     offered = ("lm", *services.settings.query_encoders)
-    encoder = fit.get("query_encoder", "lm")
-    if encoder not in offered:
-        raise ApiError(
-            422,
-            "invalid_spec",
-            f"fit.query_encoder: {encoder!r} is not one of {', '.join(offered)}",
-            param="fit.query_encoder",
-        )
+    if config.query_encoder not in offered:
+        raise _refused("fit.query_encoder", f"{config.query_encoder!r} is not one of {', '.join(offered)}")
+    check_offered(services, "fit.judge", config.judge)
     if services.model is not None:  # elsewhere the worker reports the rest
-        check_neighbors(spec, len(services.model.query_bank))
-        _check_lengths(services.model, spec)
+        whole = _core_spec(spec, config, services.model.query_bank)
+        _check_neighbors(whole, spec)
+        _check_lengths(services.model, whole)
+
+
+def check_offered(services: Services, field: str, judge: str) -> None:
+    """Raises: ApiError: 422, an unknown judge, or one that this deployment does not offer."""
+    try:
+        check_judge(judge)
+    except InvalidInput as error:
+        raise _refused(field, str(error).removeprefix("judge: ")) from error
+    offered = services.offered_judges
+    if judge not in offered:
+        raise _refused(field, f"{judge!r} is not offered here; this deployment has {', '.join(offered)}")
+
+
+def _refused(field: str, message: str) -> ApiError:
+    return ApiError(422, "invalid_spec", f"{field}: {message}", param=field)
+
+
+def _core_spec(spec: Mapping[str, Any], config: FitConfig, bank: tuple[str, ...]) -> FitSpec:
+    """The spec as the worker hands it to the fit."""
+    persona = {name: text for name, text in (spec["persona"] or {}).items() if text is not None}
+    return FitSpec(
+        Persona(**persona),
+        tuple(FitQuery(q["text"], q["preferred"], q["dispreferred"]) for q in spec["queries"]),
+        tuple(GivenPair(p["query"], p["preferred"], p["dispreferred"]) for p in spec["pairs"]),
+        bank,
+        config,
+    )
+
+
+def _check_neighbors(whole: FitSpec, spec: Mapping[str, Any]) -> None:
+    """An explicit K is at most the number of queries that are fitted on; a K left open adapts itself to it."""
+    asked = spec["fit"].get("neighbors")
+    if asked is None:
+        return
+    count = fit_query_count(whole)
+    if asked > count:
+        raise _refused(
+            "fit.neighbors",
+            f"neighbors={asked} is more than the {count} fit queries (others are kept for choice and proof); lower it, "
+            "give more queries, or let the model add some with own_queries",
+        )
 
 
 @dataclass(frozen=True)
@@ -54,30 +92,26 @@ class _Prompt:
     """A text that the fit will put to the model.
 
     Args:
-        content: the text, or with `wrapped` a user turn of it.
+        text: as the model reads it.
         room: new tokens that must fit behind it.
         parts: the caller's texts in it, by field; the longest one is to blame when it does not fit.
         what: for the message.
     """
 
-    content: str
-    wrapped: bool
+    text: str
     room: int
     parts: Mapping[str, str | None]
     what: str
 
 
-def _check_lengths(model: Model, spec: Mapping[str, Any]) -> None:
+def _check_lengths(model: Model, whole: FitSpec) -> None:
     engine = model.engine
     context = engine.info.context_length
-    wrapping = len(engine.prompt_format.wrap("").encode())
-    for prompt in _prompts(model, spec):
+    for prompt in _prompts(engine.prompt_format, whole):
         # A token stands for at least one byte, so most texts need no tokenizer to be known as short enough.
-        size = len(prompt.content.encode()) + (wrapping if prompt.wrapped else 0)
-        if size + _ADDED_TOKENS + prompt.room <= context:
+        if len(prompt.text.encode()) + _ADDED_TOKENS + prompt.room <= context:
             continue
-        text = engine.prompt_format.wrap(prompt.content) if prompt.wrapped else prompt.content
-        tokens = len(engine.tokenize(text)) + prompt.room
+        tokens = len(engine.tokenize(prompt.text)) + prompt.room
         if tokens > context:
             field = max(prompt.parts, key=lambda name: len((prompt.parts[name] or "").encode()))
             raise ApiError(
@@ -88,57 +122,69 @@ def _check_lengths(model: Model, spec: Mapping[str, Any]) -> None:
             )
 
 
-def _prompts(model: Model, spec: Mapping[str, Any]) -> Iterator[_Prompt]:
+def _prompts(form: PromptFormat, whole: FitSpec) -> Iterator[_Prompt]:
     """Every kind of prompt that the fit is certain to make, as long as it is certain to be.
 
     What depends on texts that the model has yet to write (characteristics in a preference prompt) is not foreseen.
     """
-    from alignez_core.fit_config import FitConfig, FitQuery
-    from alignez_core.prompts import Persona
+    persona = whole.persona
+    if not whole.queries and not whole.pairs:
+        longest = max(whole.bank, key=len)
+        yield from _asked(form, whole.config, longest, persona, {}, _persona_fields(persona))
+    for i, query in enumerate(whole.queries):
+        fields = _persona_fields(persona)
+        if query.preferred is not None:
+            fields["help"] = {f"queries.{i}.preferred": query.preferred}
+        if query.dispreferred is not None:
+            fields["harm"] = {f"queries.{i}.dispreferred": query.dispreferred}
+        parts = {f"queries.{i}.text": query.text}
+        yield from _asked(form, whole.config, query.text, query.persona(persona), parts, fields)
+    for i, pair in enumerate(whole.pairs):
+        yield from _pair_prompts(form, whole.config, pair, f"pairs.{i}", persona)
 
-    persona = Persona(**{name: text for name, text in (spec["persona"] or {}).items() if text is not None})
-    room = spec["fit"].get("characteristics_tokens", FitConfig.characteristics_tokens)
-    if uses_bank(spec):
-        yield from _characteristics(FitQuery(max(model.query_bank, key=len)), None, persona, room)
-    for i, given in enumerate(spec["queries"]):
-        query = FitQuery(given["text"], given["preferred"], given["dispreferred"])
-        yield _Prompt(query.text, True, 1, {f"queries.{i}.text": query.text}, "the query")
-        yield from _characteristics(query, f"queries.{i}", persona, room)
-    for i, pair in enumerate(spec["pairs"]):
-        yield from _pair_prompts(pair, f"pairs.{i}", persona)
 
-
-def _characteristics(query: FitQuery, place: str | None, default: Persona, room: int) -> Iterator[_Prompt]:
-    """The prompts for what an answer of either side should be like; `place` None is a query of the bank's."""
-    from alignez_core.prompts import characteristics_prompt
-
-    persona = query.persona(default)
-    parts = {} if place is None else {f"{place}.text": query.text}
-    help_ = {
-        **parts,
-        f"{place}.preferred" if query.preferred else "persona.preferred": persona.preferred,
-        "persona.description": persona.description,
+def _persona_fields(persona: Persona) -> dict[Side, dict[str, str | None]]:
+    """The texts of the spec's own persona by side."""
+    return {
+        "help": {"persona.preferred": persona.preferred, "persona.description": persona.description},
+        "harm": {"persona.dispreferred": persona.dispreferred},
     }
-    harm = {**parts, f"{place}.dispreferred" if query.dispreferred else "persona.dispreferred": persona.dispreferred}
-    what = "the prompt for characteristics, with its answer,"
-    yield _Prompt(characteristics_prompt(query.text, persona, "help"), False, room, help_, what)
-    yield _Prompt(characteristics_prompt(query.text, persona, "harm"), False, room, harm, what)
 
 
-def _pair_prompts(pair: Mapping[str, str], place: str, persona: Persona) -> Iterator[_Prompt]:
-    """The texts that a ground-truth pair is read in: after its query, and as an example of the behaviour."""
-    from alignez_core.prompts import preference_content
-    from alignez_core.self_preference import given_characteristics
+def _asked(
+    form: PromptFormat,
+    config: FitConfig,
+    query: str,
+    persona: Persona,
+    parts: Mapping[str, str | None],
+    fields: Mapping[Side, Mapping[str, str | None]],
+) -> Iterator[_Prompt]:
+    """A query under either side's system text with its answer, and what `alignez` asks beside."""
+    for side in _SIDES:
+        blamed = {**parts, **fields[side]}
+        text = persona_prompt(form, query, persona, side)
+        yield _Prompt(text, config.answer_tokens, blamed, "the query under the persona, with its answer,")
+        if config.method == "alignez":
+            room = config.characteristics_tokens or DEFAULT_CHARACTERISTICS_TOKENS
+            text = characteristics_prompt(form, query, persona, side)
+            yield _Prompt(text, room, blamed, "the prompt for characteristics, with its answer,")
 
-    query, preferred, dispreferred = pair["query"], pair["preferred"], pair["dispreferred"]
-    asked = {f"{place}.query": query}
-    help_, harm = {**asked, f"{place}.preferred": preferred}, {**asked, f"{place}.dispreferred": dispreferred}
-    yield _Prompt(query, True, 1, asked, "the query")
-    yield _Prompt(f"{query}\n{preferred}", True, 1, help_, "the query with its answer")
-    yield _Prompt(f"{query}\n{dispreferred}", True, 1, harm, "the query with its answer")
-    shown = given_characteristics((preferred, dispreferred))
-    with_persona = {**help_, "persona.preferred": persona.preferred, "persona.description": persona.description}
-    what = "the prompt that shows the answer"
-    yield _Prompt(preference_content(query, shown.help, persona, "help"), True, 0, with_persona, what)
-    against = {**harm, "persona.dispreferred": persona.dispreferred}
-    yield _Prompt(preference_content(query, shown.harm, persona, "harm"), True, 0, against, what)
+
+def _pair_prompts(
+    form: PromptFormat, config: FitConfig, pair: GivenPair, place: str, persona: Persona
+) -> Iterator[_Prompt]:
+    """The texts that a ground-truth pair is read in: its query under the persona, and either answer behind it."""
+    asked: dict[str, str | None] = {f"{place}.query": pair.query}
+    fields = _persona_fields(persona)
+    yield from _asked(form, config, pair.query, persona, asked, fields)
+    answers: dict[Side, tuple[str, str]] = {
+        "help": (f"{place}.preferred", pair.preferred),
+        "harm": (f"{place}.dispreferred", pair.dispreferred),
+    }
+    for side, (field, answer) in answers.items():
+        blamed = {**asked, field: answer, **fields[side]}
+        text = persona_prompt(form, pair.query, persona, side) + answer
+        yield _Prompt(text, 1, blamed, "the query under the persona with its answer")
+        if config.method == "alignez":
+            text = preference_prompt(form, pair.query, f"read like this: {answer}", persona, side)
+            yield _Prompt(text, 0, blamed, "the prompt that shows the answer")

@@ -52,7 +52,8 @@ def create(
     """Queues the fit of a new profile. A persona alone is enough: the model makes its own preference data.
 
     Queries without a persona use the default persona; a query with phrases of its own makes the behaviour depend on
-    the context. Watch the job at `Location`; its version becomes the profile's default when it is ready.
+    the context. Watch the job at `Location`; its version becomes the profile's default when the proof on
+    held-out queries calls it good. `…/versions/1/report` shows the proof.
     """
 
     def make() -> FitAccepted:

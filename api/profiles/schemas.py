@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alignez_core.spec.limits import LIMITS, ContrastForm, EditRule, LayerRule, MethodName, Representation
 from api.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText
 from api.jobs.schemas import JobRead
 from api.versions.schemas import VersionSummary
@@ -18,7 +19,7 @@ from profiles.spec import QUERIES_LIMIT
 _EXAMPLE: dict[str, Any] = {
     "name": "cheerful",
     "persona": {"preferred": "cheerful and warm", "dispreferred": "gloomy and cold"},
-    "fit": {"method": "transport", "neighbors": 10},
+    "fit": {"method": "auto"},
 }
 
 
@@ -54,44 +55,73 @@ class PairBody(Body):
     dispreferred: AnswerText
 
 
-LayerIndex = Annotated[int, Field(ge=0, le=10_000)]
+def _within(name: str) -> Any:
+    """The range that the core has for a number, as a constraint of pydantic's."""
+    low, high = LIMITS[name]
+    return Field(ge=low, le=high) if name in _FLOATS else Field(ge=int(low), le=int(high))
+
+
+_FLOATS = ("contrast", "ridge", "strength", "temperature", "prompt_margin")
+LayerIndex = Annotated[int, _within("layer_index")]
 
 
 class FitBody(Body):
-    """Settings of the fit. What is left out takes its default (the core's `FitConfig`), in a later version what the
-    version before had; null is the default again, except for `steps`."""
+    """Settings of the fit: the core's `FitConfig` with its defaults and ranges.
 
-    method: Literal["transport", "alignez"] | None = None
-    conditional: bool | None = Field(None, description="directions per request from the nearest fit queries")
-    neighbors: Annotated[int, Field(ge=1, le=QUERIES_LIMIT)] | None = Field(
-        None, description="K, at most the number of queries; 10, or all of fewer"
+    What is left out takes its default, in a later version what the version before had; null is the default again,
+    except for `steps`. Settings of one method are refused with another one.
+    """
+
+    method: MethodName | None = Field(
+        None, description="`auto` measures several forms of `distill` beside the persona as a prompt and takes the best"
+    )
+    contrast: Annotated[float, _within("contrast")] | None = Field(
+        None, description="λ of `distill`, how far beyond the persona's prompt; chosen by measurement when left out"
+    )
+    contrast_form: ContrastForm | None = None
+    rank: Annotated[int, _within("rank")] | None = Field(None, description="of `distill`, at each layer")
+    ridge: Annotated[float, _within("ridge")] | None = Field(
+        None, description="of `distill`: penalty of its regression"
     )
     layers: (
-        Annotated[int, Field(ge=1, le=10_000)]
+        Annotated[int, _within("layers")]
         | Literal["all"]
         | Annotated[list[LayerIndex], Field(min_length=1, max_length=10_000)]
         | None
-    ) = Field(None, description="how many to keep, `all`, or which (0-based)")
-    layer_rule: Literal["consistency", "separation"] | None = None
-    representation: Literal["prompt", "response_last", "response_mean"] | None = None
-    edit_rule: Literal["sequential", "simultaneous", "orthogonal"] | None = None
-    strength: Annotated[float, Field(ge=0, le=8)] | None = None
-    steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["default"] | None = Field(
+    ) = Field(None, description="how many, `all`, or which (0-based)")
+    layer_rule: LayerRule | None = Field(None, description="of `alignez`, when `layers` is a number")
+    representation: Representation | None = Field(None, description="of `alignez`: where it reads")
+    edit_rule: EditRule | None = Field(None, description="of `alignez`")
+    strength: Annotated[float, _within("strength")] | None = Field(None, description="dose; 1 is the method itself")
+    steps: Annotated[int, _within("steps")] | Literal["default"] | None = Field(
         "default", description="edited positions from the last prompt token on; null: no end"
     )
-    responses: Annotated[int, Field(ge=0, le=QUERIES_LIMIT)] | Literal["all"] | None = None
+    conditional: bool | None = Field(None, description="an edit per request, by its nearest fit queries")
+    neighbors: Annotated[int, _within("neighbors")] | None = Field(
+        None, description="K, at most the number of queries that are fitted on; 10, or all of fewer"
+    )
     query_encoder: ShortText | None = None
-    seed: Annotated[int, Field(ge=0, le=2**53)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    characteristics_tokens: Annotated[int, Field(ge=1, le=1024)] | None = None
-    response_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    own_queries: Annotated[int, Field(ge=0, le=256)] | None = None
-
-    @model_validator(mode="after")
-    def _layers_once(self) -> Self:
-        if isinstance(self.layers, list) and len(set(self.layers)) != len(self.layers):
-            raise ValueError("layers names a layer twice")
-        return self
+    judge: ShortText | None = Field(
+        None, description="who compares answers: `self`, `nano`, `openai`, `model:PATH` or `reward:PATH`"
+    )
+    judge_fallback: bool | None = Field(
+        None, description="go on with `self` when the judge cannot be reached; else the job ends"
+    )
+    prompt_margin: Annotated[float, _within("prompt_margin")] | None = Field(
+        None, description="net win over the best edit from which on `auto` takes the persona as a prompt"
+    )
+    answers: Annotated[int, _within("answers")] | None = Field(None, description="fit queries that the model answers")
+    tune_queries: Annotated[int, _within("tune_queries")] | None = Field(None, description="for the choice")
+    held_out_queries: Annotated[int, _within("held_out_queries")] | None = Field(None, description="for the proof")
+    answer_tokens: Annotated[int, _within("answer_tokens")] | None = None
+    characteristics_tokens: Annotated[int, _within("characteristics_tokens")] | None = Field(
+        None, description="of `alignez`"
+    )
+    own_queries: Annotated[int, _within("own_queries")] | None = Field(
+        None, description="queries that the model invents beside the given ones"
+    )
+    temperature: Annotated[float, _within("temperature")] | None = None
+    seed: Annotated[int, _within("seed")] | None = None
 
     def given(self) -> dict[str, Any]:
         """The settings that were given, also those given as null (see `normal_spec`)."""

@@ -32,7 +32,7 @@ router = APIRouter(prefix="/v1/profiles/{profile}/versions", tags=["versions"])
 class VersionCreate(SpecBody):
     """A changed spec; what is left out comes from the latest version, `fit` setting by setting."""
 
-    promote: bool = Field(False, description="make it the default when it is ready")
+    promote: bool = Field(False, description="make it the default when it is ready and good")
 
 
 @router.post(
@@ -51,7 +51,8 @@ def create(
     services: ServicesDep,
     idempotency_key: IdempotencyHeader = None,
 ) -> JSONResponse:
-    """Queues a new fit of a profile. The versions before stay as they are; the default moves only with `promote`."""
+    """Queues a new fit of a profile. The versions before stay as they are; the default moves only with `promote`, and
+    then only to a version that turns out good (`POST …/promote` with `force` takes a weak one)."""
 
     def make() -> FitAccepted:
         made = request_fit(

@@ -13,7 +13,8 @@ from profiles.service import StoredPair
 
 
 class VersionSummary(BaseModel):
-    """A version in a list. `quality` is "weak" when its directions do not separate; `quality_reasons` say why."""
+    """A version in a list. `quality` is "weak" when the held-out proof does not show that it works; `quality_reasons`
+    say why."""
 
     id: UUID
     number: int
@@ -21,7 +22,8 @@ class VersionSummary(BaseModel):
     quality: Literal["good", "weak"] | None
     quality_reasons: list[str]
     sha256: str | None
-    layers: list[int] | None = Field(description="the edited layers")
+    method: str | None = Field(description="that made it; null until it is ready")
+    layers: list[int] | None = Field(description="the edited layers; none for a prefix alone")
     created_at: datetime
     ready_at: datetime | None
     archived_at: datetime | None
@@ -32,9 +34,21 @@ class VersionSummary(BaseModel):
         return cls(**_summary(row))
 
 
+class Prefix(BaseModel):
+    """Text that opens the system turn, before the caller's own, and examples that follow it."""
+
+    system: str | None
+    examples: list[tuple[str, str]]
+
+
 class VersionRead(VersionSummary):
     """A version with what it was made from and the evidence about it."""
 
+    prefix: Prefix | None = Field(description="what stands before every conversation; null: nothing")
+    lookup: Literal["none", "groups", "neighbors"] = Field(
+        description="what a request looks up among the fit queries: nothing, its group, or rows for an edit of its own"
+    )
+    report: str | None = Field(description="where the proof is, once there is one")
     spec: dict[str, Any] = Field(description="as asked for")
     fit_config: dict[str, Any] | None = Field(description="as resolved, every default filled in")
     diagnostics: dict[str, Any] | None
@@ -46,6 +60,9 @@ class VersionRead(VersionSummary):
         """The row as a reply, all of it."""
         return cls(
             **_summary(row),
+            prefix=None if row.prefix is None else Prefix(**row.prefix),
+            lookup=row.lookup,
+            report=None if row.quality is None else f"/v1/profiles/{row.profile_id}/versions/{row.number}/report",
             spec=row.spec,
             fit_config=row.fit_config,
             diagnostics=row.diagnostics,
@@ -96,6 +113,7 @@ def _summary(row: ProfileVersion) -> dict[str, Any]:
         "quality": row.quality,
         "quality_reasons": [str(reason) for reason in row.quality_reasons or []],
         "sha256": row.sha256,
+        "method": row.method,
         "layers": row.layers,
         "created_at": row.created_at,
         "ready_at": row.ready_at,

@@ -87,10 +87,14 @@ def _say_shortening(client: Client, body: dict[str, Any], turns: list[dict[str, 
 
 def _say(client: Client, body: dict[str, Any], turns: list[dict[str, str]], user: str | None) -> str:
     pieces = []
+    applied: dict[str, Any] = {}
     for chunk in client.chat({**body, "messages": turns}, user):
         for choice in chunk.get("choices", []):
             piece = choice.get("delta", {}).get("content") or ""
             pieces.append(piece)
             out.print(piece, end="", markup=False)
+        applied = chunk.get("alignez") or applied
     out.print()
+    if applied.get("reason") == "no_default_version":
+        err.print(f"(the bare model: profile {applied['profile']} has no default version)", style="dim", markup=False)
     return "".join(pieces)

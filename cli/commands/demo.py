@@ -16,29 +16,31 @@ def demo(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")
     ] = None,
-    persona: Annotated[
-        str, typer.Option(help="One of the shipped model's personas, as preferred/dispreferred.")
-    ] = "cheerful/gloomy",
-    queries: Annotated[int, typer.Option(min=1, help="Held-out queries to measure on.")] = 100,
-    shown: Annotated[int, typer.Option(min=0, help="How many of them to print side by side.")] = 4,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 32,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="`nano`, a name from `alignez models list`, a .gguf file, a directory or a hub id; by default "
+            "smollm2-135m if its package can be had, else nano."
+        ),
+    ] = None,
+    preferred: Annotated[str | None, typer.Option(help="The wanted behaviour, as a short phrase.")] = None,
+    dispreferred: Annotated[str | None, typer.Option(help="Its opposite.")] = None,
+    shown: Annotated[int, typer.Option(min=1, max=12, help="Questions to print side by side.")] = 4,
     data_dir: Annotated[
         Path | None, typer.Option(help="Data directory of the stack; by default a temporary one.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the temporary data directory.")] = False,
 ) -> None:
-    """Do the main job from nothing: start a stack, fit a persona, answer, measure. Nothing is left running.
+    """Do the main job from nothing: start a stack, fit and prove a persona, answer. Nothing is left running.
 
-    Everything goes through the REST API, as your own application would do it. Prints answers of the base model, of
-    the paper's method (alignez) and of the default method (transport) side by side, and the share of answers in the
-    wanted style.
+    Everything goes through the REST API, as your own application would do it. Prints answers of the bare model, of
+    the persona as a prompt and of the profile side by side, and the verdict on held-out questions.
     """
     from cli.demo import DemoOptions, run_demo
 
     console = new_console()
     _check_writable(json_file)
-    options = DemoOptions(persona, queries, min(shown, queries), concurrency, data_dir, keep)
-    result = run_demo(options, console)
+    result = run_demo(DemoOptions(model, preferred, dispreferred, shown, data_dir, keep), console)
     parts = ", ".join(f"{part} {spent:.1f} s" for part, spent in result.seconds.items())
     console.print(f"time: {parts}", markup=False)
     if json_file is not None:
@@ -47,7 +49,7 @@ def demo(
 
 
 def _check_writable(path: Path | None) -> None:
-    """Raises: CliError: before two minutes of work, not after."""
+    """Raises: CliError: before minutes of work, not after."""
     if path is None:
         return
     try:

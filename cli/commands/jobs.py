@@ -1,4 +1,4 @@
-"""`alignez jobs`: fits in progress."""
+"""`alignez jobs`: fits and evaluations in progress."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cli.errors import CliError
 from cli.job_view import watch_job
 from cli.shell import DataDirOption, JsonOption, KeyOption, UrlOption, connect, new_app, out, print_table
 
-jobs_app = new_app("Watch, list and cancel fits.")
+jobs_app = new_app("Watch, list and cancel fits and evaluations.")
 
 JobArgument = Annotated[str, typer.Argument(help="Id of the job.")]
 
 
 @jobs_app.command()
 def watch(job: JobArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
-    """Show a fit's progress until it ends; exit code 1 when it failed or was cancelled."""
+    """Show a job's progress until it ends; exit code 1 when it failed or was cancelled."""
     with connect(url, key, data_dir) as client:
         client.call("GET", job_path(job))
         last = watch_job(out, client.job_events(job))
@@ -38,17 +38,18 @@ def list_(
     key: KeyOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """List your fits, newest first."""
+    """List your jobs, newest first."""
     with connect(url, key, data_dir) as client:
         rows = client.all("/v1/jobs", status=status)
     if as_json:
         out.print_json(data=rows)
         return
     print_table(
-        ["id", "status", "stage", "version", "created", "error"],
+        ["id", "kind", "status", "stage", "version", "created", "error"],
         [
             [
                 row["id"],
+                row["kind"],
                 row["status"],
                 row["stage"],
                 row["version"],
@@ -63,7 +64,7 @@ def list_(
 
 @jobs_app.command()
 def cancel(job: JobArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
-    """Cancel a fit: a waiting one at once, a running one between two batches."""
+    """Cancel a job: a waiting one at once, a running one between two batches."""
     with connect(url, key, data_dir) as client:
         row = client.call("POST", f"{job_path(job)}/cancel")
     out.print(row["status"] if row["status"] == "cancelled" else f"{row['status']}, asked to stop", markup=False)

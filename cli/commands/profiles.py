@@ -1,22 +1,22 @@
-"""`alignez profiles`: create, inspect, promote, roll back."""
+"""`alignez profiles`: create, inspect, prove, promote, roll back."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from cli.client import Client
+from cli.client import ApiError, Client
 from cli.commands.jobs import job_failure
 from cli.errors import CliError
 from cli.job_view import watch_job
 from cli.shell import DataDirOption, JsonOption, KeyOption, UrlOption, connect, new_app, out, print_table
 from cli.spec_file import read_json, read_pairs, read_queries, settings_of
+from cli.verdict import print_verdict
 
-profiles_app = new_app("Create, inspect, promote and roll back profiles.")
+profiles_app = new_app("Create, inspect, prove, promote and roll back profiles.")
 
 NameArgument = Annotated[str, typer.Argument(help="Profile, by name or id.")]
 NumberArgument = Annotated[int, typer.Argument(help="Number of the version.")]
@@ -35,10 +35,16 @@ PairsOption = Annotated[
 ]
 FitOption = Annotated[
     list[str] | None,
-    typer.Option("--fit", metavar="NAME=VALUE", help="Setting of the fit, e.g. method=alignez; may be repeated."),
+    typer.Option("--fit", metavar="NAME=VALUE", help="Setting of the fit, e.g. method=distill; may be repeated."),
 ]
 SpecOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The request's body as JSON; other options refine it.")
+]
+VersionOption = Annotated[
+    int | None, typer.Option(help="Number of the version; by default the one in use, else the latest ready one.")
+]
+JudgeOption = Annotated[
+    str | None, typer.Option(help="self, nano, openai, model:PATH or reward:PATH.", show_default=False)
 ]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Show the progress until it is ready.")]
 
@@ -78,7 +84,7 @@ def refit(
     pairs: PairsOption = None,
     fit: FitOption = None,
     spec: SpecOption = None,
-    promote: Annotated[bool, typer.Option(help="Make it the default when it is ready.")] = False,
+    promote: Annotated[bool, typer.Option(help="Make it the default when it is ready and good.")] = False,
     wait: WaitOption = True,
     as_json: JsonOption = False,
     url: UrlOption = None,
@@ -140,13 +146,14 @@ def versions(
         return
     aliases: dict[str, dict[str, float]] = profile["aliases"]
     print_table(
-        ["version", "state", "quality", "in use as", "layers", "sha256", "created"],
+        ["version", "state", "quality", "in use as", "method", "layers", "sha256", "created"],
         [
             [
                 row["number"],
                 row["state"],
                 row["quality"],
                 ", ".join(alias for alias, targets in aliases.items() if str(row["number"]) in targets),
+                row["method"],
                 len(row["layers"] or []),
                 (row["sha256"] or "")[:12],
                 row["created_at"][:19],
@@ -161,22 +168,90 @@ def versions(
 def promote(
     name: NameArgument,
     version: NumberArgument,
+    force: Annotated[bool, typer.Option("--force", help="Also when it is weak.")] = False,
     url: UrlOption = None,
     key: KeyOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Make a ready version the default."""
+    """Make a ready version the default; a weak one needs --force."""
     with connect(url, key, data_dir) as client:
-        row = client.call("POST", f"{_path(name)}/promote", {"version": version})
+        try:
+            row = client.call("POST", f"{_path(name)}/promote", {"version": version, "force": force})
+        except ApiError as error:
+            if error.code != "version_weak":
+                raise
+            proof = f"alignez profiles report {name} --version {version}"
+            raise CliError(f"{error} (here --force); `{proof}` shows the proof") from None
     out.print(f"{name} → version {_numbers(row)}", markup=False)
 
 
 @profiles_app.command()
 def rollback(name: NameArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
-    """Make the version the default that was so before."""
+    """Restore the previous default version."""
     with connect(url, key, data_dir) as client:
         row = client.call("POST", f"{_path(name)}/rollback")
     out.print(f"{name} → version {_numbers(row)}", markup=False)
+
+
+@profiles_app.command()
+def evaluate(
+    name: NameArgument,
+    version: VersionOption = None,
+    judge: JudgeOption = None,
+    held_out: Annotated[int | None, typer.Option(help="Held-out queries.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the answers.", show_default=False)] = None,
+    wait: WaitOption = True,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Prove a version again, with another judge, seed or number of queries; the version stays as it is."""
+    asked = {"judge": judge, "held_out_queries": held_out, "seed": seed}
+    with connect(url, key, data_dir) as client:
+        path = _version_path(client, name, version)
+        body = {setting: value for setting, value in asked.items() if value is not None}
+        job = client.call("POST", f"{path}/evaluate", body)["job"]
+        if not wait:
+            _print_queued({"job": job}, as_json)
+            return
+        if not as_json:
+            out.print(f"evaluating {name}, version {job['version']} (job {job['id']})", markup=False)
+        _watch(client, job["id"], quiet=as_json)
+        proof = client.call("GET", f"{path}/report", judge=judge)
+    if as_json:
+        out.print_json(data=proof)
+    else:
+        print_verdict(out, proof)
+
+
+@profiles_app.command()
+def report(
+    name: NameArgument,
+    version: VersionOption = None,
+    judge: Annotated[str | None, typer.Option(help="The latest proof by this judge.", show_default=False)] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the page with pictures to this file.")
+    ] = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Print the latest proof of a version, or write it as a page with --html."""
+    with connect(url, key, data_dir) as client:
+        path = f"{_version_path(client, name, version)}/report"
+        if html is not None:
+            _write(html, client.page(path, judge=judge, format="html"))
+            if not as_json:
+                out.print(f"wrote {html}", markup=False)
+                return
+        proof = client.call("GET", path, judge=judge)
+    if as_json:
+        out.print_json(data=proof)
+        return
+    out.print(f"{proof['profile']}, version {proof['version']}", markup=False)
+    print_verdict(out, proof)
 
 
 @profiles_app.command()
@@ -220,27 +295,69 @@ def _spec_body(
 
 
 def _finish_fit(client: Client, made: dict[str, Any], wait: bool, as_json: bool) -> None:
-    """Watch a new fit to its end and say how good it is."""
+    """Watch a new fit to its end and print its verdict."""
     profile, number, job = made["profile"], made["version"]["number"], made["job"]
     if not wait:
-        if as_json:
-            out.print_json(data=made)
-        else:
-            out.print(f"queued; watch it with: alignez jobs watch {job['id']}", markup=False)
+        _print_queued(made, as_json)
         return
     if not as_json:
         out.print(f"fitting {profile['name']}, version {number} (job {job['id']})", markup=False)
-    events = client.job_events(job["id"])
-    last = list(events)[-1] if as_json else watch_job(out, events)
-    if last.get("status") != "succeeded":
-        raise CliError(job_failure(client.call("GET", f"/v1/jobs/{job['id']}")))
-    version = client.call("GET", f"{_path(profile['id'])}/versions/{number}")
+    _watch(client, job["id"], quiet=as_json)
+    path = f"{_path(profile['id'])}/versions/{number}"
     if as_json:
-        out.print_json(data=version)
+        out.print_json(data=client.call("GET", path))
         return
-    reasons = f" ({json.dumps(version['quality_reasons'])})" if version["quality_reasons"] else ""
-    out.print(f"ready: version {number}, quality {version['quality']}{reasons}", markup=False)
-    out.print(f"try it: alignez chat --profile {profile['name']}", markup=False)
+    proof = client.call("GET", f"{path}/report")
+    out.print(f"ready: version {number}", markup=False)
+    print_verdict(out, proof)
+    name = profile["name"]
+    if proof["quality"] == "good":
+        out.print(f"try it: alignez chat --profile {name}", markup=False)
+        return
+    out.print(
+        f"weak versions are not promoted by themselves; try it with: alignez chat --profile {name}#{number}\n"
+        f"use it all the same with: alignez profiles promote {name} {number} --force",
+        markup=False,
+    )
+
+
+def _print_queued(made: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        out.print_json(data=made)
+    else:
+        out.print(f"queued; watch it with: alignez jobs watch {made['job']['id']}", markup=False)
+
+
+def _watch(client: Client, job_id: str, *, quiet: bool) -> None:
+    """Waits for a job's end. Raises: CliError: it did not succeed."""
+    events = client.job_events(job_id)
+    last = list(events)[-1] if quiet else watch_job(out, events)
+    if last.get("status") != "succeeded":
+        raise CliError(job_failure(client.call("GET", f"/v1/jobs/{job_id}")))
+
+
+def _version_path(client: Client, name: str, version: int | None) -> str:
+    """The path of a version: the named one, the one in use, else the latest that is ready.
+
+    Raises: CliError: none is ready.
+    """
+    if version is None:
+        targets = client.call("GET", _path(name))["aliases"].get("default") or {}
+        if len(targets) == 1:
+            version = int(next(iter(targets)))
+        else:
+            rows = client.call("GET", f"{_path(name)}/versions", limit=100)["data"]
+            version = next((int(row["number"]) for row in rows if row["state"] == "ready"), None)
+    if version is None:
+        raise CliError(f"{name} has no version that is ready; `alignez profiles versions {name}` lists them")
+    return f"{_path(name)}/versions/{version}"
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise CliError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _path(name: str) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +13,7 @@ import typer
 
 from cli.config import RunInfo, default_data_dir
 from cli.errors import CliError
+from cli.local_stack import exec_guard
 from cli.shell import DataDirOption, out
 
 
@@ -19,7 +24,9 @@ def up(
     model: Annotated[
         str | None,
         typer.Option(
-            envvar="ALIGNEZ_MODEL", help="Model directory or Hugging Face id; the shipped persona-nano by default."
+            envvar="ALIGNEZ_MODEL",
+            help="Name from `alignez models list` (added if need be), .gguf file, model directory or Hugging Face id; "
+            "the shipped persona-nano by default.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Fit processes.")] = 1,
@@ -31,8 +38,8 @@ def up(
     """
     from cli.local_stack.stack import LocalStack, StackOptions, run_until_signal
 
-    _check_model(model)
     directory = (data_dir or default_data_dir()).expanduser().absolute()
+    _prepare_model(model, directory)
     options = StackOptions(directory, host, port, model, workers)
 
     def ready(run: RunInfo) -> None:
@@ -42,14 +49,30 @@ def up(
     out.print("stopped; the data stays in", str(directory), markup=False)
 
 
-def _check_model(model: str | None) -> None:
-    """Raises: CliError: a path without a model; found now instead of after two processes have loaded torch."""
+def _prepare_model(model: str | None, data_dir: Path) -> None:
+    """Adds a model of the catalogue or a GGUF file to the stack's cache; checks that a directory holds a model.
+
+    Adding runs in a process of its own, so that this one, which lives as long as the stack, does not load torch. That
+    process ends with this one.
+
+    Raises: CliError: a path without a model; found now instead of after two processes have loaded torch.
+        typer.Exit: the model could not be added; that process has said why.
+    """
+    from alignez_core.models.catalogue import in_catalogue
+    from alignez_core.models.resolve import is_gguf
+
+    if model is not None and (in_catalogue(model) or is_gguf(model)):
+        command = [sys.executable, "-m", "cli.main", "models", "add", model, "--data-dir", str(data_dir)]
+        guard = [sys.executable, "-I", "-S", exec_guard.__file__, str(os.getpid()), str(int(signal.SIGTERM))]
+        if subprocess.run([*guard, "-1", "-1", "-1", "--", *command]).returncode != 0:
+            raise typer.Exit(1)
+        return
     if model is None or not (model.startswith((".", "~", "/")) or Path(model).expanduser().exists()):
         return
     if not (Path(model).expanduser() / "config.json").is_file():
         raise CliError(
-            f"no model in {model} (there is no config.json): set --model or ALIGNEZ_MODEL to a model "
-            "directory or Hugging Face id"
+            f"no model in {model} (there is no config.json): set --model or ALIGNEZ_MODEL to a name from "
+            "`alignez models list`, a .gguf file, a model directory or a Hugging Face id"
         )
 
 

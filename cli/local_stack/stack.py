@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.config import RunInfo
+from cli.config import RunInfo, default_model_cache
 from cli.local_stack import process
 from cli.local_stack.broker import RedisServer
 from cli.local_stack.errors import StackError
@@ -31,7 +31,8 @@ class StackOptions:
     Args:
         data_dir: everything the stack keeps.
         host, port: of the REST API; port 0 is a free one.
-        model: directory or hub id for all processes; None is what `ALIGNEZ_MODEL` says, else the shipped model.
+        model: for all processes: name of the catalogue, GGUF file, directory or hub id; None is what `ALIGNEZ_MODEL`
+            says, else the shipped model.
         workers: fit processes.
     """
 
@@ -176,6 +177,7 @@ class LocalStack:
             "ALIGNEZ_BROKER_URL": broker_url,
             "ALIGNEZ_API_HOST": self._options.host,
             "ALIGNEZ_API_PORT": str(port),
+            "ALIGNEZ_MODEL_CACHE": str(default_model_cache(self._data_dir)),
         }
         if self._options.model is not None:
             environment["ALIGNEZ_MODEL"] = self._options.model

@@ -29,6 +29,16 @@ def call(method, url, body=None):
         sys.exit(f"{method} {url}: {error}")
 
 
+# Small, and of the method that every engine can fit; whatever its proof says, the version is asked for by its number.
+FIT = {
+    "method": "alignez",
+    "neighbors": 4,
+    "answers": 16,
+    "tune_queries": 0,
+    "held_out_queries": 4,
+    "answer_tokens": 24,
+}
+
 name = f"helm-test-{uuid.uuid4().hex[:8]}"
 made = call(
     "POST",
@@ -36,7 +46,7 @@ made = call(
     {
         "name": name,
         "persona": {"preferred": "cheerful", "dispreferred": "gloomy"},
-        "fit": {"responses": 4},
+        "fit": FIT,
     },
 )
 try:
@@ -56,7 +66,7 @@ try:
         "POST",
         f"{INFERENCE}/v1/chat/completions",
         {
-            "model": f"{base}@{name}",
+            "model": f"{base}@{name}#1",
             "messages": [{"role": "user", "content": "How do I start hiking?"}],
             "max_tokens": 32,
         },

@@ -33,15 +33,24 @@ ALIGNEZ_API_LOG_LEVEL: {{ .logLevel | quote }}
 ALIGNEZ_API_LOG_FORMAT: json
 {{- end }}
 
+{{/* Judges beside those that need no settings. */}}
+{{- define "alignez.config.judges" -}}
+{{- with .Values.judge.url }}
+ALIGNEZ_API_JUDGES: '["openai"]'
+{{- end }}
+{{- end }}
+
 {{- define "alignez.config.control" -}}
 ALIGNEZ_API_ROLE: control
 {{ include "alignez.config.api" .Values.control }}
+{{ include "alignez.config.judges" . }}
 {{- end }}
 
 {{- define "alignez.config.inference" -}}
 {{- with .Values.inference -}}
 ALIGNEZ_API_ROLE: {{ include "alignez.inferenceRole" $ }}
 {{ include "alignez.config.api" . }}
+{{ include "alignez.config.judges" $ }}
 ALIGNEZ_API_ENGINE: {{ .engine }}
 ALIGNEZ_API_DTYPE: {{ .dtype }}
 ALIGNEZ_API_MAX_RUNNING: {{ .maxRunning | quote }}
@@ -71,6 +80,13 @@ ALIGNEZ_WORKER_METRICS_PORT: "9100"
 ALIGNEZ_WORKER_VLLM_TENSOR_PARALLEL: {{ .tensorParallel | quote }}
 {{- else }}
 ALIGNEZ_WORKER_DEVICE: {{ .device }}
+{{- end }}
+{{- with $.Values.judge }}
+{{- if .url }}
+ALIGNEZ_WORKER_JUDGE_URL: {{ .url | quote }}
+ALIGNEZ_WORKER_JUDGE_MODEL: {{ .model | quote }}
+ALIGNEZ_WORKER_JUDGE_TIMEOUT_S: {{ .timeoutSeconds | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -206,6 +206,8 @@ topologySpreadConstraints:
 {{- define "alignez.modelEnv" -}}
 - name: HF_HOME
   value: /cache/huggingface
+- name: ALIGNEZ_MODEL_CACHE
+  value: /cache/alignez
 - name: HOME
   value: /tmp
 - name: XDG_CACHE_HOME

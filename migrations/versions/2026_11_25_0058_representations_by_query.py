@@ -68,12 +68,7 @@ def upgrade() -> None:
     )
     _keep_ready("query_representations")
     op.drop_table("pair_representations")
-    op.execute(_BY_LAYER)
-    op.execute(_WRITE_BY_LAYER)
-    op.execute(
-        "CREATE TRIGGER write INSTEAD OF INSERT OR DELETE ON pair_representations "
-        "FOR EACH ROW EXECUTE FUNCTION write_pair_representation()"
-    )
+    create_view()
 
 
 def downgrade() -> None:
@@ -86,6 +81,16 @@ def downgrade() -> None:
     op.execute("DROP VIEW representations_by_layer")
     op.execute("DROP FUNCTION write_pair_representation()")
     op.drop_table("query_representations")
+
+
+def create_view() -> None:
+    """The old form as a view that can be written; also for the downgrade of the revision that drops it."""
+    op.execute(_BY_LAYER)
+    op.execute(_WRITE_BY_LAYER)
+    op.execute(
+        "CREATE TRIGGER write INSTEAD OF INSERT OR DELETE ON pair_representations "
+        "FOR EACH ROW EXECUTE FUNCTION write_pair_representation()"
+    )
 
 
 def _create(table: str, *, by_layer: bool) -> None:

@@ -13,13 +13,15 @@ from profiles.models.catalog import (
 )
 from profiles.models.fits import (
     SKETCH_SIZE,
-    DirectionRow,
+    Evaluation,
     FitQueryRow,
     PreferencePairRow,
     QueryRepresentations,
     QuerySource,
+    QuerySplit,
+    VersionEdit,
 )
-from profiles.models.jobs import FINISHED, Job, JobEvent, JobStatus, OutboxMessage
+from profiles.models.jobs import FINISHED, Job, JobEvent, JobKind, JobStatus, JobText, OutboxMessage
 
 __all__ = [
     "FINISHED",
@@ -30,12 +32,14 @@ __all__ = [
     "AuditEntry",
     "Base",
     "BaseModelRow",
-    "DirectionRow",
+    "Evaluation",
     "FitQueryRow",
     "IdempotencyKey",
     "Job",
     "JobEvent",
+    "JobKind",
     "JobStatus",
+    "JobText",
     "OutboxMessage",
     "PreferencePairRow",
     "Profile",
@@ -43,8 +47,10 @@ __all__ = [
     "ProfileVersion",
     "QueryRepresentations",
     "QuerySource",
+    "QuerySplit",
     "Role",
     "Tenant",
     "Usage",
+    "VersionEdit",
     "VersionState",
 ]

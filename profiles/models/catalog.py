@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, state_column
@@ -69,9 +69,11 @@ class ProfileVersion(Base):
         CheckConstraint("quality IN ('good', 'weak')", name="quality_known"),
         CheckConstraint(
             "state <> 'ready' OR (sha256 IS NOT NULL AND quality IS NOT NULL AND ready_at IS NOT NULL"
-            " AND base_model_id IS NOT NULL AND layers IS NOT NULL)",
+            " AND base_model_id IS NOT NULL AND layers IS NOT NULL AND method IS NOT NULL)",
             name="ready_is_complete",
         ),
+        CheckConstraint("positions IN ('answer', 'all')", name="positions_known"),
+        CheckConstraint("lookup IN ('none', 'groups', 'neighbors')", name="lookup_known"),
     )
 
     id: Mapped[PublicId]
@@ -83,7 +85,14 @@ class ProfileVersion(Base):
     base_model_id: Mapped[UUID | None] = mapped_column(ForeignKey("base_models.id"))
     spec: Mapped[dict[str, Any]]  #: as asked for: persona, queries, pairs, fit
     fit_config: Mapped[dict[str, Any] | None]  #: as resolved, defaults filled in
-    layers: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))  #: edited layers, ascending
+    method: Mapped[str | None] = mapped_column(String(16))  #: that made it; "auto" is resolved
+    layers: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))  #: edited layers, ascending; [] for a prefix alone
+    #: Put before a conversation: {"system": text or null, "examples": [[user, assistant], …]}.
+    prefix: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    steps: Mapped[int | None]  #: edited positions from the last prompt token on; None: no end
+    positions: Mapped[str] = mapped_column(String(16), default="answer", server_default="answer")
+    #: What a request looks up among the fit queries: nothing, its group by vote, or rows to fit its own edit on.
+    lookup: Mapped[str] = mapped_column(String(16), default="none", server_default="none")
     embedding_layer: Mapped[int | None]
     diagnostics: Mapped[dict[str, Any] | None]
     quality: Mapped[str | None] = mapped_column(String(16))

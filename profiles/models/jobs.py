@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, state_column
@@ -25,8 +26,13 @@ class JobStatus(StrEnum):
 FINISHED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
+class JobKind(StrEnum):
+    FIT = "fit"  #: makes a version ready
+    EVALUATE = "evaluate"  #: proves a ready version again; the version stays as it is
+
+
 class Job(Base):
-    """One fit to be done. This row is the truth; a message of the broker is only a hint to look at it."""
+    """One fit or evaluation to be done. This row is the truth; a message of the broker is only a hint to look at it."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -36,6 +42,7 @@ class Job(Base):
             name="finished_at_iff_finished",
         ),
         Index(None, "tenant_id", "id"),
+        Index("uq_jobs_fit_of_version", "version_id", unique=True, postgresql_where=text("kind = 'fit'")),
         # A tenant's open jobs are counted under its lock, each time it asks for a fit. By the end's time and not by the
         # status: or the planner takes the index of all open jobs, which it believes to be nearly empty.
         Index("ix_jobs_unfinished", "tenant_id", postgresql_where=text("finished_at IS NULL")),
@@ -45,7 +52,11 @@ class Job(Base):
     id: Mapped[PublicId]
     tenant_id: Mapped[TenantId]
     profile_id: Mapped[UUID] = mapped_column(ForeignKey("profiles.id"), index=True)
-    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id"), unique=True)
+    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id"), index=True)
+    kind: Mapped[JobKind] = mapped_column(
+        state_column(JobKind, "kind"), default=JobKind.FIT, server_default=JobKind.FIT
+    )
+    request: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  #: an evaluation's settings
     status: Mapped[JobStatus] = mapped_column(state_column(JobStatus, "status"), default=JobStatus.QUEUED)
     stage: Mapped[str | None] = mapped_column(String(32))
     progress: Mapped[dict[str, Any]] = mapped_column(default=dict)  #: stage → {"done": …, "total": …}
@@ -65,6 +76,18 @@ class Job(Base):
     created_at: Mapped[CreatedAt]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+
+class JobText(Base):
+    """A text that a job made on its way, kept so that it survives a crash; all of them go when the job ends."""
+
+    __tablename__ = "job_texts"
+
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)  #: as the core's `TextChunk.kind`
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tenant_id: Mapped[TenantId]
+    text: Mapped[str] = mapped_column(Text)
 
 
 class JobEvent(Base):

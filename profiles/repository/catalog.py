@@ -108,6 +108,17 @@ class Catalog:
         )
         return self._session.scalars(statement).one_or_none()
 
+    def latest_ready(self, profile_id: UUID) -> tuple[UUID, int, list[Any]] | None:
+        """(id, number, reasons) of the highest ready version; columns only, for requests ask."""
+        statement = (
+            select(ProfileVersion.id, ProfileVersion.number, ProfileVersion.quality_reasons)
+            .where(ProfileVersion.profile_id == profile_id, ProfileVersion.state == VersionState.READY)
+            .order_by(ProfileVersion.number.desc())
+            .limit(1)
+        )
+        row = self._session.execute(statement).one_or_none()
+        return None if row is None else (row.id, row.number, row.quality_reasons or [])
+
     def versions(self, profile_id: UUID, cursor: str | None, limit: int) -> Page[ProfileVersion]:
         statement = select(ProfileVersion).where(ProfileVersion.profile_id == profile_id)
         return fetch_page(self._session, statement, ProfileVersion.number, cursor, limit)

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 from uuid import UUID
 
 import numpy as np
-from sqlalchemy import delete, func, select
+from psycopg.rows import TupleRow
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from profiles import vectors
 from profiles.ids import new_id
-from profiles.models import DirectionRow, FitQueryRow, PreferencePairRow, QueryRepresentations
+from profiles.models import (
+    Evaluation,
+    FitQueryRow,
+    PreferencePairRow,
+    QueryRepresentations,
+    QuerySplit,
+    VersionEdit,
+)
 from profiles.paging import Page, fetch_page
 from profiles.vectors import Vector
 
 #: The kinds of representation that a neighbourhood can be read with.
-SIDES = ("help", "harm", "plain")
+SIDES = ("help", "harm")
 
 #: How many candidates the sketch proposes for the exact ranking (at least; always 4 K). Measured in bench/lookup.py.
 CANDIDATES = 64
@@ -32,7 +41,7 @@ class Neighbourhood:
     Args:
         query_ids: K ids. similarities: (K,) cosines.
         layers: L edited layers, ascending.
-        help, harm, plain: (K, L, D) float32; None where it was not asked for.
+        help, harm: (K, L, D) float32; None where it was not asked for.
     """
 
     query_ids: tuple[UUID, ...]
@@ -40,23 +49,42 @@ class Neighbourhood:
     layers: tuple[int, ...]
     help: Vector | None
     harm: Vector | None
-    plain: Vector | None
 
 
 @dataclass(frozen=True)
-class StoredDirections:
-    """A version's own directions, by edited layer.
+class NearestGroups:
+    """The K nearest fit queries of a version, nearest first, with the groups whose edits they vote for.
 
     Args:
-        layers: L layers, ascending. theta_help, theta_harm, theta: (L, D) float32. tau: (L,) float32.
-        Each is None when the method has none.
+        query_ids: K ids. similarities: (K,) cosines. groups: K group numbers.
     """
 
+    query_ids: tuple[UUID, ...]
+    similarities: Vector
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEdit:
+    """One group's edit over L layers: y = x + (x·Uᵀ + c)·V. Args: u, v: (L, R, D), c: (L, R), float32."""
+
+    u: Vector
+    v: Vector
+    c: Vector
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """Representations of all fit queries of a version that have any.
+
+    Args:
+        positions: N, ascending. layers: L, ascending. help, harm: (N, L, D) float32.
+    """
+
+    positions: tuple[int, ...]
     layers: tuple[int, ...]
-    theta_help: Vector | None
-    theta_harm: Vector | None
-    theta: Vector | None
-    tau: Vector | None
+    help: Vector
+    harm: Vector
 
 
 class Fits:
@@ -68,10 +96,14 @@ class Fits:
     # Queries and pairs
 
     def add_queries(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Stores fit queries by (version, position); those that are there stay as they are."""
+        """Stores fit queries by (version, position); of existing ones only split and group change."""
         if rows:
             statement = insert(FitQueryRow).values([{"id": new_id(), **row} for row in rows])
-            self._session.execute(statement.on_conflict_do_nothing(index_elements=["version_id", "position"]))
+            fresh = {name: statement.excluded[name] for name in ("split", "persona_group")}
+            self._session.execute(
+                statement.on_conflict_do_update(index_elements=["version_id", "position"], set_=fresh),
+                execution_options={"synchronize_session": False},
+            )
 
     def queries(self, version_id: UUID) -> list[FitQueryRow]:
         statement = select(FitQueryRow).where(FitQueryRow.version_id == version_id).order_by(FitQueryRow.position)
@@ -91,7 +123,7 @@ class Fits:
             self._session.execute(statement.on_conflict_do_update(index_elements=["query_id"], set_=fresh))
 
     def drop_pair(self, tenant_id: UUID, version_id: UUID, position: int, reason: str) -> None:
-        """Notes why a query's pair is not used."""
+        """Notes why a query is not used; it belongs to no split then."""
         row = {
             "query_id": self.query_ids(version_id, [position])[position],
             "tenant_id": tenant_id,
@@ -99,6 +131,10 @@ class Fits:
             "dropped": reason[:200],
         }
         self.upsert_pairs([row], ["dropped"])
+        self._session.execute(
+            update(FitQueryRow).where(FitQueryRow.id == row["query_id"]).values(split=QuerySplit.UNUSED),
+            execution_options={"synchronize_session": "fetch"},
+        )
 
     def pairs(self, version_id: UUID) -> list[tuple[int, PreferencePairRow]]:
         """(position, pair) of all pairs of a version, by position."""
@@ -143,7 +179,7 @@ class Fits:
         """Replaces the representations of some queries.
 
         Args:
-            layers: L, ascending. sides: "help", "harm", "plain" → (n, L, D) float32; a missing one is stored as NULL.
+            layers: L, ascending. sides: "help", "harm" → (n, L, D) float32; a missing one is stored as NULL.
         """
         self._session.execute(
             delete(QueryRepresentations).where(QueryRepresentations.query_id.in_(query_ids)),
@@ -159,51 +195,77 @@ class Fits:
         columns += [(side, "bytea") for side in SIDES]
         vectors.copy_rows(self._session, "query_representations", columns, rows())
 
-    def write_directions(self, tenant_id: UUID, version_id: UUID, directions: StoredDirections) -> None:
-        """Replaces the version's own directions."""
-        self._session.execute(
-            delete(DirectionRow).where(DirectionRow.version_id == version_id),
-            execution_options={"synchronize_session": False},
-        )
-        thetas = (directions.theta_help, directions.theta_harm, directions.theta)
-
-        def rows() -> Iterable[tuple[object, ...]]:
-            for i, layer in enumerate(directions.layers):
-                wide = (None if theta is None else vectors.encode(theta[i]) for theta in thetas)
-                tau = None if directions.tau is None else float(directions.tau[i])
-                yield (version_id, layer, tenant_id, *wide, tau)
-
-        columns = [("version_id", "uuid"), ("layer", "int4"), ("tenant_id", "uuid")]
-        columns += [(name, "bytea") for name in ("theta_help", "theta_harm", "theta")]
-        vectors.copy_rows(self._session, "directions", [*columns, ("tau", "float8")], rows())
-
-    def directions(self, version_id: UUID) -> StoredDirections:
-        """The version's own directions; no layers when nothing is stored."""
+    def representations(self, version_id: UUID) -> StoredRows | None:
+        """All representations of a version; None when there are none."""
         with vectors.binary_cursor(self._session) as cursor:
             rows = cursor.execute(
-                "SELECT layer, theta_help, theta_harm, theta, tau FROM directions WHERE version_id = %b ORDER BY layer",
+                "SELECT q.position, r.layers, r.help, r.harm FROM query_representations r"
+                " JOIN fit_queries q ON q.id = r.query_id WHERE r.version_id = %b"
+                " AND r.help IS NOT NULL AND r.harm IS NOT NULL ORDER BY q.position",
                 [version_id],
             ).fetchall()
-        taus = [row[4] for row in rows]
-        return StoredDirections(
-            layers=tuple(row[0] for row in rows),
-            theta_help=_stack([row[1] for row in rows]),
-            theta_harm=_stack([row[2] for row in rows]),
-            theta=_stack([row[3] for row in rows]),
-            tau=None if not taus or taus[0] is None else np.array(taus, np.float32),
+        if not rows:
+            return None
+        layers = tuple(rows[0][1])
+        help_, harm = (vectors.unpack_many([row[i] for row in rows], len(layers)) for i in (2, 3))
+        return StoredRows(tuple(row[0] for row in rows), layers, help_, harm)
+
+    def write_edits(
+        self, tenant_id: UUID, version_id: UUID, layers: Sequence[int], edits: Sequence[StoredEdit]
+    ) -> None:
+        """Replaces the version's edits, one per group."""
+        self._session.execute(
+            delete(VersionEdit).where(VersionEdit.version_id == version_id),
+            execution_options={"synchronize_session": False},
         )
 
-    def count_complete(self, version_id: UUID, layers: Sequence[int]) -> tuple[int, int]:
-        """(number of queries, number of queries that have an embedding and representations at just these layers)."""
-        complete = FitQueryRow.embedding.is_not(None) & (QueryRepresentations.layers == list(layers))
+        def rows() -> Iterable[tuple[object, ...]]:
+            for group, edit in enumerate(edits):
+                for i, layer in enumerate(layers):
+                    tables = (vectors.to_bytes(table[i]) for table in (edit.u, edit.v, edit.c))
+                    yield (version_id, group, layer, tenant_id, *tables)
+
+        columns = [("version_id", "uuid"), ("persona_group", "int4"), ("layer", "int4"), ("tenant_id", "uuid")]
+        columns += [(name, "bytea") for name in ("u", "v", "c")]
+        vectors.copy_rows(self._session, "version_edits", columns, rows())
+
+    def edits(self, version_id: UUID) -> tuple[StoredEdit, ...]:
+        """The version's edits by group; none for a prefix alone."""
+        with vectors.binary_cursor(self._session) as cursor:
+            rows = cursor.execute(
+                "SELECT persona_group, u, v, c FROM version_edits WHERE version_id = %b ORDER BY persona_group, layer",
+                [version_id],
+            ).fetchall()
+        return tuple(_edit([row[1:] for row in of_group]) for _, of_group in groupby(rows, lambda row: row[0]))
+
+    def count_complete(self, version_id: UUID, layers: Sequence[int] | None) -> int:
+        """Number of queries with an embedding and, where `layers` is given, with representations at just these."""
         statement = (
-            select(func.count(), func.count().filter(complete))
+            select(func.count())
             .select_from(FitQueryRow)
-            .outerjoin(QueryRepresentations, QueryRepresentations.query_id == FitQueryRow.id)
-            .where(FitQueryRow.version_id == version_id)
+            .where(FitQueryRow.version_id == version_id, FitQueryRow.embedding.is_not(None))
         )
-        row = self._session.execute(statement).one()
-        return row[0], row[1]
+        if layers is not None:
+            statement = statement.join(QueryRepresentations, QueryRepresentations.query_id == FitQueryRow.id).where(
+                QueryRepresentations.layers == list(layers)
+            )
+        return self._session.scalars(statement).one()
+
+    # Evaluations
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        self._session.add(evaluation)
+        self._session.flush()
+
+    def latest_evaluation(self, version_id: UUID, judge: str | None) -> Evaluation | None:
+        """The last one; with a judge, the last one by it ("openai" is also any "openai:MODEL")."""
+        statement = select(Evaluation).where(Evaluation.version_id == version_id)
+        if judge is not None:
+            named = Evaluation.judge == judge
+            statement = statement.where(named | Evaluation.judge.startswith(f"{judge}:", autoescape=True))
+        return self._session.scalars(statement.order_by(Evaluation.id.desc()).limit(1)).one_or_none()
+
+    # Neighbours
 
     def nearest(self, version_id: UUID, embedding: Vector, k: int, sides: Sequence[str] = SIDES) -> Neighbourhood:
         """The K fit queries nearest to an embedding by cosine, with their representations, in one round trip.
@@ -217,27 +279,9 @@ class Fits:
         """
         wanted = [side for side in SIDES if side in sides]
         columns = "".join(f", r.{side}" for side in wanted)
-        # The parameters' casts stand in subqueries, which run once: in a prepared statement's generic plan they would
-        # run for every row that they are compared with. All vectors have unit length: inner products rank as cosines.
-        statement = (
-            "WITH candidates AS MATERIALIZED ("
-            " SELECT id, position, embedding FROM fit_queries WHERE version_id = %(version)b"
-            " AND embedding_sketch IS NOT NULL"
-            f" ORDER BY embedding_sketch <-> (SELECT %(short)b::vector) LIMIT {max(CANDIDATES, 4 * k):d}),"
-            " best AS MATERIALIZED ("
-            " SELECT id, position, embedding <#> (SELECT %(wide)b::vector) AS distance FROM candidates"
-            f" ORDER BY distance, position LIMIT {k:d})"
-            f" SELECT b.id, b.distance, r.layers{columns} FROM best b"
-            " JOIN query_representations r ON r.query_id = b.id ORDER BY b.distance, b.position"
+        rows = self._ranked(
+            version_id, embedding, k, f"r.layers{columns}", "JOIN query_representations r ON r.query_id = b.id"
         )
-        wide = np.asarray(embedding, np.float32)
-        values = {
-            "version": version_id,
-            "short": vectors.parameter(vectors.sketch(wide[None])[0]),
-            "wide": vectors.parameter(wide),
-        }
-        with vectors.binary_cursor(self._session) as cursor:
-            rows = cursor.execute(statement, values).fetchall()
         layers = tuple(rows[0][2]) if rows else ()
         read = {side: _unpack([row[3 + i] for row in rows], len(layers)) for i, side in enumerate(wanted)}
         return Neighbourhood(
@@ -246,22 +290,53 @@ class Fits:
             layers=layers,
             help=read.get("help"),
             harm=read.get("harm"),
-            plain=read.get("plain"),
         )
 
+    def nearest_groups(self, version_id: UUID, embedding: Vector, k: int) -> NearestGroups:
+        """The K fit queries nearest to an embedding by cosine, with their groups; searched as `nearest` does.
 
-def _stack(raw: Sequence[bytes | None]) -> Vector | None:
-    """Vectors in binary form as one array; None when there are none, or the column is NULL."""
-    present = _present(raw)
-    return None if present is None else vectors.decode_many(present)
+        Args:
+            embedding: (D,) float32, unit length.
+        """
+        rows = self._ranked(version_id, embedding, k, "b.persona_group")
+        return NearestGroups(
+            query_ids=tuple(row[0] for row in rows),
+            similarities=np.array([-row[1] for row in rows], np.float32),
+            groups=tuple(row[2] for row in rows),
+        )
+
+    def _ranked(self, version_id: UUID, embedding: Vector, k: int, columns: str, join: str = "") -> list[TupleRow]:
+        """(query id, negative cosine, *columns) of the K nearest, nearest first."""
+        # The parameters' casts stand in subqueries, which run once: in a prepared statement's generic plan they would
+        # run for every row that they are compared with. All vectors have unit length: inner products rank as cosines.
+        statement = (
+            "WITH candidates AS MATERIALIZED ("
+            " SELECT id, position, persona_group, embedding FROM fit_queries WHERE version_id = %(version)b"
+            " AND embedding_sketch IS NOT NULL"
+            f" ORDER BY embedding_sketch <-> (SELECT %(short)b::vector) LIMIT {max(CANDIDATES, 4 * k):d}),"
+            " best AS MATERIALIZED ("
+            " SELECT id, position, persona_group, embedding <#> (SELECT %(wide)b::vector) AS distance FROM candidates"
+            f" ORDER BY distance, position LIMIT {k:d})"
+            f" SELECT b.id, b.distance, {columns} FROM best b {join} ORDER BY b.distance, b.position"
+        )
+        wide = np.asarray(embedding, np.float32)
+        values = {
+            "version": version_id,
+            "short": vectors.parameter(vectors.sketch(wide[None])[0]),
+            "wide": vectors.parameter(wide),
+        }
+        with vectors.binary_cursor(self._session) as cursor:
+            return cursor.execute(statement, values).fetchall()
+
+
+def _edit(rows: Sequence[Sequence[bytes]]) -> StoredEdit:
+    """One group's edit from its (u, v, c) by layer."""
+    c = np.stack([vectors.from_bytes(row[2]) for row in rows])
+    u, v = (np.stack([vectors.from_bytes(row[i]).reshape(c.shape[1], -1) for row in rows]) for i in (0, 1))
+    return StoredEdit(u, v, c)
 
 
 def _unpack(raw: Sequence[bytes | None], layers: int) -> Vector | None:
     """Packed values of some layers each as one array; None when there are none, or the column is NULL."""
-    present = _present(raw)
-    return None if present is None else vectors.unpack_many(present, layers)
-
-
-def _present(raw: Sequence[bytes | None]) -> list[bytes] | None:
     present = [value for value in raw if value is not None]
-    return present if present and len(present) == len(raw) else None
+    return vectors.unpack_many(present, layers) if present and len(present) == len(raw) else None

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, delete, func, literal_column, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from profiles.models import Job, JobEvent, JobStatus, OutboxMessage, ProfileVersion, VersionState
+from profiles.models import Job, JobEvent, JobKind, JobStatus, JobText, OutboxMessage, ProfileVersion, VersionState
 from profiles.paging import Page, fetch_page
 
 #: Postgres channel that wakes the relay.
@@ -83,7 +83,9 @@ class Jobs:
         return fetch_page(self._session, statement, Job.id, cursor, limit)
 
     def of_version(self, version_id: UUID) -> Job | None:
-        return self._session.scalars(select(Job).where(Job.version_id == version_id)).one_or_none()
+        """The fit that makes, or made, a version; its evaluations are other jobs."""
+        statement = select(Job).where(Job.version_id == version_id, Job.kind == JobKind.FIT)
+        return self._session.scalars(statement).one_or_none()
 
     def open_of_profile(self, profile_id: UUID) -> list[Job]:
         """Jobs of the profile that wait or run, locked."""
@@ -165,7 +167,7 @@ class Jobs:
             self.enqueue(job)
 
     def finish(self, job: Job, status: JobStatus, code: str | None = None, message: str | None = None) -> None:
-        """Ends the job for good; unless it succeeded, its version fails with it."""
+        """Ends the job for good; its scratch texts go. Unless a fit succeeded, its version fails with it."""
         job.status = status
         job.lease_until = None
         job.run_after = None
@@ -173,7 +175,7 @@ class Jobs:
         job.error_code = code
         job.error_message = message
         self._session.flush()
-        if status is not JobStatus.SUCCEEDED:
+        if status is not JobStatus.SUCCEEDED and job.kind is JobKind.FIT:
             statement = (
                 update(ProfileVersion)
                 .where(ProfileVersion.id == job.version_id, ProfileVersion.state == VersionState.PENDING)
@@ -181,7 +183,35 @@ class Jobs:
             )
             self._session.execute(statement, execution_options={"synchronize_session": "fetch"})
         self._session.execute(delete(OutboxMessage).where(OutboxMessage.job_id == job.id))
+        self._session.execute(
+            delete(JobText).where(JobText.job_id == job.id), execution_options={"synchronize_session": False}
+        )
         self.add_event(job, status.value)
+
+    # Scratch texts
+
+    def add_texts(self, job: Job, kind: str, texts: Mapping[int, str]) -> None:
+        """Keeps texts by position until the job ends; existing ones stay."""
+        if texts:
+            rows = [
+                {"job_id": job.id, "kind": kind, "position": position, "tenant_id": job.tenant_id, "text": text_}
+                for position, text_ in texts.items()
+            ]
+            self._session.execute(
+                insert(JobText).values(rows).on_conflict_do_nothing(index_elements=["job_id", "kind", "position"])
+            )
+
+    def texts(self, job_id: UUID) -> dict[str, dict[int, str]]:
+        """Kind → position → text."""
+        statement = (
+            select(JobText.kind, JobText.position, JobText.text)
+            .where(JobText.job_id == job_id)
+            .order_by(JobText.kind, JobText.position)
+        )
+        found: dict[str, dict[int, str]] = {}
+        for kind, position, text_ in self._session.execute(statement):
+            found.setdefault(kind, {})[position] = text_
+        return found
 
     # Events
 

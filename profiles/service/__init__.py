@@ -15,6 +15,7 @@ from profiles.service.aliases import (
     roll_back,
     set_alias,
 )
+from profiles.service.evaluations import EVALUATION_SETTINGS, latest_evaluation, request_evaluation
 from profiles.service.fits import FitRequest, archive_version, request_fit
 from profiles.service.idempotency import StoredResponse, begin_idempotent, finish_idempotent, request_digest
 from profiles.service.jobs import cancel_job, get_job, job_events, list_jobs
@@ -31,8 +32,12 @@ from profiles.service.keys import (
 )
 from profiles.service.lookup import (
     ActiveProfile,
+    NearestGroups,
     ResolvedVersion,
+    StoredEdit,
+    Unserved,
     load_active,
+    nearest_groups,
     nearest_representations,
     pick_version,
     resolve_for_user,
@@ -53,14 +58,18 @@ from profiles.service.usage import UsageCount, record_usage, usage_since
 
 __all__ = [
     "DEFAULT_ALIAS",
+    "EVALUATION_SETTINGS",
     "ActiveProfile",
     "AssignedProfile",
     "Caller",
     "FitRequest",
     "ModelFacts",
+    "NearestGroups",
     "ResolvedVersion",
+    "StoredEdit",
     "StoredPair",
     "StoredResponse",
+    "Unserved",
     "UsageCount",
     "all_profiles",
     "archive_version",
@@ -79,6 +88,7 @@ __all__ = [
     "get_profile",
     "get_version",
     "job_events",
+    "latest_evaluation",
     "list_aliases",
     "list_base_models",
     "list_jobs",
@@ -88,6 +98,7 @@ __all__ = [
     "list_tenants",
     "list_versions",
     "load_active",
+    "nearest_groups",
     "nearest_representations",
     "pick_version",
     "promote",
@@ -96,6 +107,7 @@ __all__ = [
     "remove_alias",
     "remove_assignment",
     "request_digest",
+    "request_evaluation",
     "request_fit",
     "resolve_for_user",
     "revoke_key",

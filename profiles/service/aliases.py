@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAssigned, VersionNotReady
+from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAssigned, VersionNotReady, VersionWeak
 from profiles.models import Assignment, Profile, ProfileVersion, VersionState
 from profiles.service.keys import Caller
 from profiles.service.profiles import get_profile, get_version
@@ -40,20 +40,26 @@ def set_alias(
     alias: str,
     version: int | None = None,
     weights: Mapping[int, float] | None = None,
+    *,
+    force: bool = False,
 ) -> dict[int, float]:
     """Points an alias to one version, or spreads it over several by weight; returns number → share (sum 1).
 
-    Raises: NotFound: profile or version. VersionNotReady. InvalidSpec: not exactly one of the two, or bad weights.
+    Args:
+        force: let `default` point to a weak version; other aliases may anyway.
+    Raises: NotFound: profile or version. VersionNotReady. VersionWeak. InvalidSpec: not exactly one of the two, or bad
+        weights.
     """
     check_name("alias", alias)
     if (version is None) == (weights is None):
         raise InvalidSpec("version", "give either version or weights")
     shares = _shares({version: 1.0} if version is not None else weights or {})
     row = get_profile(uow, caller, profile, lock=True)
-    _point(uow, caller, row, alias, shares)
+    _point(uow, caller, row, alias, shares, force=force)
     uow.repository.accounts.audit(
-        caller.tenant_id, caller.key_id, "alias.set", "profile", row.id, alias=alias, targets=_text_keys(shares)
-    )
+        caller.tenant_id, caller.key_id, "alias.set", "profile", row.id,
+        alias=alias, targets=_text_keys(shares), **_forced(force),
+    )  # fmt: skip
     return shares
 
 
@@ -71,12 +77,19 @@ def remove_alias(uow: UnitOfWork, caller: Caller, profile: UUID | str, alias: st
     uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "alias.remove", "profile", row.id, alias=alias)
 
 
-def promote(uow: UnitOfWork, caller: Caller, profile: UUID | str, version: int) -> ProfileVersion:
-    """Makes a version the profile's default. Raises: NotFound, VersionNotReady."""
+def promote(
+    uow: UnitOfWork, caller: Caller, profile: UUID | str, version: int, *, force: bool = False
+) -> ProfileVersion:
+    """Makes a version the profile's default.
+
+    Args:
+        force: also a weak one; the audit log keeps that it was forced.
+    Raises: NotFound, VersionNotReady, VersionWeak.
+    """
     row = get_profile(uow, caller, profile, lock=True)
-    _point(uow, caller, row, DEFAULT_ALIAS, {version: 1.0})
+    _point(uow, caller, row, DEFAULT_ALIAS, {version: 1.0}, force=force)
     uow.repository.accounts.audit(
-        caller.tenant_id, caller.key_id, "profile.promote", "profile", row.id, version=version
+        caller.tenant_id, caller.key_id, "profile.promote", "profile", row.id, version=version, **_forced(force)
     )
     return get_version(uow, caller, row.id, version)
 
@@ -137,8 +150,7 @@ def assign_user(
     row = get_profile(uow, caller, profile, lock=True)  # so that a profile being deleted gets no new users
     version_id = None
     if version is not None:
-        _require_ready(uow, caller, row, [version])
-        version_id = get_version(uow, caller, row.id, version).id
+        version_id = _require_ready(uow, caller, row, [version])[version].id
     if alias is not None and alias not in uow.repository.catalog.aliases([row.id])[row.id]:
         raise NotFound("alias", f"{alias} of profile {row.name}")
     return AssignedProfile(uow.repository.catalog.assign(row, end_user, alias, version_id), row, version)
@@ -161,26 +173,37 @@ def remove_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> None:
         raise NotFound("profile of user", end_user.replace("\x00", ""))
 
 
-def _point(uow: UnitOfWork, caller: Caller, row: Profile, alias: str, shares: Mapping[int, float]) -> None:
+def _point(
+    uow: UnitOfWork, caller: Caller, row: Profile, alias: str, shares: Mapping[int, float], *, force: bool
+) -> None:
     """Points an alias and remembers the move; to where it points already is no move, so none to undo later."""
     ready = _require_ready(uow, caller, row, list(shares))
+    if alias == DEFAULT_ALIAS and not force:
+        for number, version in ready.items():
+            if version.quality == "weak":
+                raise VersionWeak(row.name, number, [str(reason) for reason in version.quality_reasons or ()])
     catalog = uow.repository.catalog
-    catalog.set_alias(row, alias, {ready[number]: share for number, share in shares.items()})
+    catalog.set_alias(row, alias, {ready[number].id: share for number, share in shares.items()})
     latest = catalog.standing_moves(row.id, alias, 1)
     if not latest or latest[0].targets != _text_keys(shares):
         catalog.add_move(row, alias, shares, caller.key_id)
 
 
-def _require_ready(uow: UnitOfWork, caller: Caller, row: Profile, numbers: list[int]) -> dict[int, UUID]:
-    """Number → id. Raises: NotFound, VersionNotReady."""
+def _require_ready(uow: UnitOfWork, caller: Caller, row: Profile, numbers: list[int]) -> dict[int, ProfileVersion]:
+    """By number. Raises: NotFound, VersionNotReady."""
     found = {}
     for number in numbers:
         version = get_version(uow, caller, row.id, number)
         if version.state is not VersionState.READY:
             job = uow.repository.jobs.of_version(version.id)
             raise VersionNotReady(row.name, number, version.state.value, job.id if job else None)
-        found[number] = version.id
+        found[number] = version
     return found
+
+
+def _forced(force: bool) -> dict[str, bool]:
+    """What the audit log adds."""
+    return {"force": True} if force else {}
 
 
 def _shares(weights: Mapping[int, float]) -> dict[int, float]:

@@ -58,7 +58,7 @@ def request_fit(
         spec: persona, queries, pairs, fit, as `spec.normal_spec` takes them; the caller of this function has checked
             `fit` with the core's `FitConfig`. For an existing profile, what is missing comes from its latest version.
         base_model: by name; None: the one that a process loaded last. With none known, the worker's own decides.
-        promote: make the version the default when it is ready (a profile's first ready version always is).
+        promote: make the version the default when it is ready and good (a profile's first good version always is).
         max_queued_jobs: the deployment's limit for a tenant that has none of its own.
         origin: the request that asks, for the worker's logs and traces.
         check: further rules on the complete spec; raises what it likes. It may take its time (a tokenizer): it runs
@@ -81,7 +81,7 @@ def request_fit(
         check_layers(stored["fit"], model.n_layers, model.name)
     if check is not None:
         check(stored)
-    _check_quota(uow, caller, max_queued_jobs)
+    check_quota(uow, caller, max_queued_jobs)
     model_id = model.id if model else None
     if row is None:
         row = catalog.add_profile(caller.tenant_id, name or "", description, model_id)
@@ -153,7 +153,7 @@ def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> B
     return model
 
 
-def _check_quota(uow: UnitOfWork, caller: Caller, default: int) -> None:
+def check_quota(uow: UnitOfWork, caller: Caller, default: int) -> None:
     """Counts under the tenant's lock, so that requests at the same moment cannot all be the last one."""
     tenant = uow.repository.accounts.lock_tenant(caller.tenant_id)
     limit = tenant.max_queued_jobs or default

@@ -1,4 +1,4 @@
-"""The hot path: which version a request gets, its directions, and its neighbourhood."""
+"""The hot path: which version a request gets, its edits or prefix, and its neighbourhood."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
-from profiles.errors import NotFound, VersionNotReady
+from profiles.errors import NoDefaultVersion, NotFound, VersionNotReady
 from profiles.models import Profile, VersionState
-from profiles.repository.fits import SIDES, Neighbourhood
+from profiles.repository.fits import SIDES, NearestGroups, Neighbourhood, StoredEdit
 from profiles.repository.routes import Route, Target
 from profiles.service.aliases import DEFAULT_ALIAS
 from profiles.service.keys import Caller
@@ -20,11 +20,14 @@ from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
 
 __all__ = [
-    "ActiveProfile", "Neighbourhood", "ResolvedVersion", "load_active", "nearest_representations", "pick_version",
-    "resolve_for_user",
+    "ActiveProfile", "NearestGroups", "Neighbourhood", "ResolvedVersion", "StoredEdit", "Unserved", "load_active",
+    "nearest_groups", "nearest_representations", "pick_version", "resolve_for_user",
 ]  # fmt: skip
 
 T = TypeVar("T")
+
+Lookup = Literal["none", "groups", "neighbors"]
+Positions = Literal["answer", "all"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,27 @@ class ResolvedVersion:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Unserved:
+    """An end user's profile that nobody is served with yet: the bare model answers, and the reply says why."""
+
+    profile_id: UUID
+    profile_name: str
+    reason: Literal["no_default_version"] = "no_default_version"
+
+
 @dataclass(frozen=True, eq=False)
 class ActiveProfile:
-    """All that decoding with a version needs, free of the session. L edited layers, D hidden size.
+    """All that decoding with a version needs, free of the session. L edited layers, R rank, D hidden size.
 
     Args:
         fingerprint: of the base model; it must be the engine's. base_model: its name.
         config: the fit configuration, as the core's `FitConfig.from_dict` takes it.
-        layers: L edited layers, ascending. theta_help, theta_harm, theta: (L, D) float32 or None. tau: (L,) or None.
+        method: that made it. layers: L edited layers, ascending.
+        edits: one per group of fit queries, at strength 1; none for a prefix alone.
+        steps: edited positions from the last prompt token on; None: no end. positions: "answer" or "all".
+        prefix: {"system": text or None, "examples": [[user, assistant], …]}, put before the conversation; None: none.
+        lookup: what a request looks up: nothing, its group ("groups") or rows for an edit of its own ("neighbors").
     """
 
     profile_id: UUID
@@ -58,11 +74,13 @@ class ActiveProfile:
     base_model: str
     fingerprint: str
     config: dict[str, Any]
+    method: str
     layers: tuple[int, ...]
-    theta_help: Vector | None
-    theta_harm: Vector | None
-    theta: Vector | None
-    tau: Vector | None
+    edits: tuple[StoredEdit, ...]
+    steps: int | None
+    positions: Positions
+    prefix: dict[str, Any] | None
+    lookup: Lookup
 
 
 def pick_version(
@@ -78,7 +96,8 @@ def pick_version(
 
     An alias with several targets sends each end user always to the same one; a request without end user is drawn.
 
-    Raises: NotFound: profile, alias or version. VersionNotReady: pending, failed or archived.
+    Raises: NotFound: profile, alias or version. VersionNotReady: pending, failed or archived. NoDefaultVersion: none is
+        named, and none was good enough to be the default.
     """
     ref = profile_ref(profile)
     routes = uow.repository.routes
@@ -104,7 +123,6 @@ def load_active(uow: UnitOfWork, version_id: UUID) -> ActiveProfile:
         raise NotFound("version", version_id)
     profile = uow.session.get_one(Profile, version.profile_id)
     model = uow.repository.catalog.base_model(_present(version.base_model_id))
-    stored = uow.repository.fits.directions(version_id)
     return ActiveProfile(
         profile_id=profile.id,
         profile_name=profile.name,
@@ -115,20 +133,34 @@ def load_active(uow: UnitOfWork, version_id: UUID) -> ActiveProfile:
         base_model=_present(model).name,
         fingerprint=_present(model).fingerprint,
         config=_present(version.fit_config),
-        layers=stored.layers,
-        theta_help=stored.theta_help,
-        theta_harm=stored.theta_harm,
-        theta=stored.theta,
-        tau=stored.tau,
+        method=_present(version.method),
+        layers=tuple(_present(version.layers)),
+        edits=uow.repository.fits.edits(version_id),
+        steps=version.steps,
+        positions=cast("Positions", version.positions),
+        prefix=version.prefix,
+        lookup=cast("Lookup", version.lookup),
     )
 
 
-def resolve_for_user(uow: UnitOfWork, caller: Caller, end_user: str) -> ResolvedVersion | None:
-    """The version that an end user's assignment means; None without one. Raises: VersionNotReady."""
+def resolve_for_user(uow: UnitOfWork, caller: Caller, end_user: str) -> ResolvedVersion | Unserved | None:
+    """The version that an end user's assignment means; None without one. Raises: VersionNotReady.
+
+    Returns: `Unserved` where no version of the profile is its default: the end user gets the bare model.
+    """
     if "\x00" in end_user:
         return None
     route = uow.repository.routes.of_user(caller.tenant_id, end_user, DEFAULT_ALIAS)
-    return None if route is None else _resolved(uow, route, end_user)
+    if route is None:
+        return None
+    try:
+        return _resolved(uow, route, end_user)
+    except NoDefaultVersion:
+        return Unserved(route.profile_id, route.profile_name)
+    except VersionNotReady:
+        if route.targets:
+            raise
+        return Unserved(route.profile_id, route.profile_name)  # the first fit is not done, or has failed
 
 
 def nearest_representations(
@@ -138,9 +170,14 @@ def nearest_representations(
 
     Args:
         embedding: (D,) float32, unit length, from the version's own query encoder.
-        sides: which of "help", "harm", "plain" to read; a method needs two of the three, which saves a third.
+        sides: which of "help" and "harm" to read.
     """
     return uow.repository.fits.nearest(version_id, embedding, k, sides)
+
+
+def nearest_groups(uow: UnitOfWork, version_id: UUID, embedding: Vector, k: int) -> NearestGroups:
+    """The K fit queries of a version nearest to a query's embedding, with the groups that they vote for."""
+    return uow.repository.fits.nearest_groups(version_id, embedding, k)
 
 
 def _resolved(uow: UnitOfWork, route: Route, end_user: str | None) -> ResolvedVersion:
@@ -154,9 +191,17 @@ def _resolved(uow: UnitOfWork, route: Route, end_user: str | None) -> ResolvedVe
 
 
 def _latest(uow: UnitOfWork, route: Route) -> Target:
-    """Where a default leads that was never set: to the version whose state says why. Raises: NotFound."""
+    """Where a default leads that was never set: to the version whose state says why.
+
+    Raises: NotFound: another alias, or no version at all. NoDefaultVersion: a version is ready, but is not the default.
+    """
     if route.alias != DEFAULT_ALIAS:
         raise NotFound("alias", f"{route.alias} of profile {route.profile_name}")
+    ready = uow.repository.catalog.latest_ready(route.profile_id)
+    if ready is not None:
+        version_id, number, reasons = ready
+        job = uow.repository.jobs.of_version(version_id)
+        raise NoDefaultVersion(route.profile_name, number, [str(reason) for reason in reasons], job.id if job else None)
     latest = uow.repository.catalog.latest_version(route.profile_id)
     if latest is None:
         raise NotFound("version", f"of profile {route.profile_name}")

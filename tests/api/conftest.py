@@ -26,7 +26,7 @@ from api.settings import ApiSettings
 from profiles.service import Caller, create_key, create_tenant
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, UnitOfWork
-from tests.api.fitting import finish_fit
+from tests.api.fitting import Quality, finish_fit
 from tests.conftest import empty_tables
 
 _NUMBERS = count()
@@ -63,15 +63,15 @@ class Tenant:
         assert reply.status_code == 202, reply.text
         return dict(reply.json())
 
-    def ready(self, name: str, **spec: Any) -> FittedProfile:
+    def ready(self, name: str, quality: Quality = "good", **spec: Any) -> FittedProfile:
         """A profile whose first version is ready."""
-        return finish_fit(self.sessions, self.engine, UUID(self.pending(name, **spec)["version"]["id"]))
+        return finish_fit(self.sessions, self.engine, UUID(self.pending(name, **spec)["version"]["id"]), quality)
 
-    def next_version(self, name: str, **spec: Any) -> FittedProfile:
+    def next_version(self, name: str, quality: Quality = "good", **spec: Any) -> FittedProfile:
         """One more ready version."""
         reply = self.post(f"/v1/profiles/{name}/versions", json=spec)
         assert reply.status_code == 202, reply.text
-        return finish_fit(self.sessions, self.engine, UUID(reply.json()["version"]["id"]))
+        return finish_fit(self.sessions, self.engine, UUID(reply.json()["version"]["id"]), quality)
 
     def chat(
         self,

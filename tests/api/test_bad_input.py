@@ -7,13 +7,16 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 from sqlalchemy import text
 
 from alignez_core.engines.fake_engine import FakeEngine
-from alignez_core.fit_config import FitConfig
 from alignez_core.query_bank import default_queries
+from alignez_core.spec.config import FitConfig
+from alignez_core.spec.limits import LIMITS
+from alignez_core.spec.persona import FitSpec, Persona
+from alignez_core.spec.samples import fit_query_count
 from api.profiles.schemas import FitBody
-from profiles.spec import OWN_QUERIES
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant, serving
 
@@ -81,12 +84,34 @@ def test_what_is_just_within_every_limit_is_accepted(tenant: Tenant, make_app: A
 @pytest.mark.parametrize(
     ("fit", "named"),
     [
-        ({"method": "lora"}, ("fit.method", "transport")),
+        ({"method": "lora"}, ("fit.method", "transport", "'lora'")),
+        ({"contrast": 8.5}, ("fit.contrast", "8.5", "equal to 8")),
+        ({"contrast": -1}, ("fit.contrast", "-1", "equal to 0")),
+        ({"contrast_form": "half"}, ("fit.contrast_form", "clipped", "'half'")),
+        ({"rank": 8}, ("fit.rank", "got 8", "equal to 7")),
+        ({"rank": 0}, ("fit.rank", "got 0", "equal to 1")),
+        ({"ridge": 0}, ("fit.ridge", "got 0")),
+        ({"method": "alignez", "contrast": 1}, ("fit.contrast", "1.0", "'alignez'", "distill")),
+        ({"method": "transport", "rank": 3}, ("fit.rank", "3", "'transport'", "distill")),
+        ({"method": "prompt", "layers": 2}, ("fit.layers", "2", "'prompt'")),
+        ({"method": "distill", "edit_rule": "sequential"}, ("fit.edit_rule", "'distill'", "alignez")),
+        ({"method": "distill", "prompt_margin": 1}, ("fit.prompt_margin", "'distill'", "auto")),
+        ({"representation": "response_mean"}, ("fit.representation", "'auto'", "alignez")),
+        ({"judge": "gpt"}, ("fit.judge", "'gpt'", "openai")),
+        ({"judge": "openai"}, ("fit.judge", "'openai'", "self, nano")),
+        ({"judge": "model:"}, ("fit.judge",)),
+        ({"answers": 0}, ("fit.answers", "got 0")),
+        ({"tune_queries": 65}, ("fit.tune_queries", "64")),
+        ({"held_out_queries": 513}, ("fit.held_out_queries", "512")),
+        ({"answer_tokens": 1025}, ("fit.answer_tokens", "1024")),
+        ({"own_queries": 257}, ("fit.own_queries", "256")),
+        ({"temperature": 2.5}, ("fit.temperature", "2")),
+        ({"chunk_size": 4}, ("fit.chunk_size",)),
         ({"neighbors": 0}, ("fit.neighbors", "1")),
         ({"neighbors": 2001}, ("fit.neighbors", "2000")),
         ({"layers": 5}, ("fit.layers", "4")),
         ({"layers": [0, 4]}, ("fit.layers", "layer 4", "0 to 3")),
-        ({"layers": [1, 1]}, ("twice",)),
+        ({"layers": [1, 1]}, ("fit.layers", "once")),
         ({"layers": []}, ("fit.layers",)),
         ({"layers": "most"}, ("fit.layers",)),
         ({"layer_rule": "best"}, ("fit.layer_rule",)),
@@ -95,7 +120,7 @@ def test_what_is_just_within_every_limit_is_accepted(tenant: Tenant, make_app: A
         ({"strength": 8.5}, ("fit.strength", "8")),
         ({"strength": -1}, ("fit.strength", "0")),
         ({"steps": 0}, ("fit.steps",)),
-        ({"responses": -1}, ("fit.responses",)),
+        ({"responses": 4}, ("fit.responses",)),
         ({"query_encoder": "../../etc"}, ("fit.query_encoder", "lm")),
         ({"seed": -1}, ("fit.seed",)),
         ({"seed": 2**63}, ("fit.seed",)),
@@ -117,17 +142,25 @@ def test_more_neighbours_than_queries_names_both(tenant: Tenant) -> None:
     assert "3 fit queries" in message
 
 
-def test_more_neighbours_than_the_query_bank_holds_names_both(tenant: Tenant) -> None:
-    bank = len(default_queries())
-    reply = create(tenant, persona=PERSONA, fit={"neighbors": 2000})
+def test_queries_that_are_kept_for_choice_and_proof_are_no_neighbours(tenant: Tenant) -> None:
+    queries = [f"Number {i}?" for i in range(24)]
+    count = fit_query_count(FitSpec(Persona(), tuple(queries), (), default_queries()))
+    assert count < 24
+    reply = create(tenant, queries=queries, fit={"neighbors": count + 1})
+    assert (reply.status_code, reply.json()["error"]["details"]["field"]) == (422, "fit.neighbors")
+    assert f"neighbors={count + 1} is more than the {count} fit queries" in reply.json()["error"]["message"]
+    assert create(tenant, queries=queries, fit={"neighbors": count}).status_code == 202
+
+
+def test_more_neighbours_than_are_fitted_on_of_the_query_bank_names_both(tenant: Tenant) -> None:
+    count = fit_query_count(FitSpec(bank=default_queries()))
+    reply = create(tenant, persona=PERSONA, fit={"neighbors": count + 1})
     error = reply.json()["error"]
     assert (reply.status_code, error["details"]["field"]) == (422, "fit.neighbors")
-    assert "neighbors=2000" in error["message"]
-    assert f"{bank + OWN_QUERIES} fit queries" in error["message"]
-    assert create(tenant, persona=PERSONA, fit={"neighbors": bank + 1, "own_queries": 0}).status_code == 422
-    assert create(tenant, persona=PERSONA, fit={"neighbors": bank + OWN_QUERIES}).status_code == 202
-    # A later version that goes back to the bank is measured by it too.
-    assert tenant.post("/v1/profiles/p/versions", json={"fit": {"own_queries": 0}}).status_code == 422
+    assert f"neighbors={count + 1} is more than the {count} fit queries" in error["message"]
+    assert create(tenant, persona=PERSONA, fit={"neighbors": count}).status_code == 202
+    # A later version that fits on fewer is measured by it too.
+    assert tenant.post("/v1/profiles/p/versions", json={"fit": {"answers": 8}}).status_code == 422
 
 
 def test_a_process_without_the_model_leaves_the_bank_to_the_worker(tenant: Tenant, make_app: Any) -> None:
@@ -143,14 +176,13 @@ def test_numbers_that_are_none_are_refused(tenant: Tenant) -> None:
         assert reply.status_code == 422
 
 
-def test_a_representation_must_go_with_the_method_also_when_one_of_them_is_inherited(tenant: Tenant) -> None:
+def test_a_setting_must_go_with_the_method_also_when_the_method_is_inherited(tenant: Tenant) -> None:
     reply = create(tenant, persona=PERSONA, fit={"representation": "response_mean"})
     assert (reply.status_code, reply.json()["error"]["details"]["field"]) == (422, "fit.representation")
-    assert (
-        create(tenant, persona=PERSONA, fit={"representation": "response_mean", "method": "alignez"}).status_code == 202
-    )
-    reply = tenant.post("/v1/profiles/p/versions", json={"fit": {"method": "transport"}})
-    assert (reply.status_code, reply.json()["error"]["details"]["field"]) == (422, "fit.representation")
+    fit = {"representation": "response_mean", "method": "alignez"}
+    assert create(tenant, persona=PERSONA, fit=fit).status_code == 202
+    reply = tenant.post("/v1/profiles/p/versions", json={"fit": {"contrast": 1}})
+    assert (reply.status_code, reply.json()["error"]["details"]["field"]) == (422, "fit.contrast")
 
 
 def test_a_query_over_the_context_names_itself_and_the_context(tenant: Tenant) -> None:
@@ -172,7 +204,7 @@ WORDS = "word " * 300  # 300 tokens of the fake engine, whose context has 512
         ({"persona": {**PERSONA, "description": "a " * 240}, "queries": ["short", WORDS]}, "queries.1.text"),
         ({"persona": {**PERSONA, "description": WORDS}, "queries": ["short", "a " * 240]}, "persona.description"),
         ({"persona": PERSONA, "queries": ["short", "word " * 470]}, "queries.1.text"),
-        ({"persona": PERSONA, "queries": [WORDS], "fit": {"characteristics_tokens": 220}}, "queries.0.text"),
+        ({"persona": PERSONA, "queries": [WORDS], "fit": {"answer_tokens": 220}}, "queries.0.text"),
         (
             {"persona": {**PERSONA, "description": WORDS},
              "pairs": [{"query": "short", "preferred": "a " * 240, "dispreferred": "no"}]},
@@ -286,18 +318,23 @@ def test_unknown_paths_and_methods_have_our_envelope(tenant: Tenant) -> None:
 
 
 def test_the_fit_settings_of_the_api_are_the_cores_own() -> None:
-    """The API mirrors `FitConfig`, so that a process without torch can check a body; this keeps the two together."""
+    """Every setting of `FitConfig` can be given, and within its limits the one takes what the other takes."""
     mine = set(FitBody.model_fields)
     core = set(FitConfig.__dataclass_fields__)
     assert mine <= core
     assert core - mine == {"chunk_size"}  # the worker's business
     extremes: list[dict[str, Any]] = [
-        {"neighbors": 2000}, {"neighbors": 1}, {"strength": 8}, {"strength": 0}, {"steps": None}, {"steps": "default"},
-        {"steps": 100_000}, {"layers": "all"}, {"layers": [0, 7]}, {"layers": 1}, {"responses": "all"},
-        {"responses": 2000}, {"seed": 2**53}, {"temperature": 2}, {"characteristics_tokens": 1024},
-        {"response_tokens": 4096}, {"own_queries": 256}, {"method": "alignez", "edit_rule": "orthogonal"},
-        {"layer_rule": "separation"}, {"representation": "response_mean", "method": "alignez"}, {"conditional": False},
+        {"steps": None}, {"steps": "default"}, {"layers": "all"}, {"layers": [0, 7]}, {"conditional": False},
+        {"method": "alignez", "edit_rule": "orthogonal"}, {"method": "alignez", "layer_rule": "separation"},
+        {"method": "alignez", "representation": "response_mean"}, {"contrast_form": "mean"}, {"judge": "model:x"},
     ]  # fmt: skip
+    for name in sorted(mine & set(LIMITS)):
+        low, high = LIMITS[name]
+        of_alignez = {"method": "alignez"} if name == "characteristics_tokens" else {}
+        extremes += [{**of_alignez, name: low}, {**of_alignez, name: high}]
+        for beyond in (low - 1, high + 1):
+            with pytest.raises(ValidationError):
+                FitBody.model_validate({name: beyond})
     for settings in extremes:
         FitConfig.from_dict(FitBody.model_validate(settings).given())
 

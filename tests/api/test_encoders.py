@@ -14,12 +14,13 @@ import torch
 from fastapi.testclient import TestClient
 from torch import Tensor
 
-from alignez_core import embeddings, fit_run
+from alignez_core import embeddings
 from alignez_core.engines.fake_engine import FakeEngine
 from profiles.uow import SessionFactory
 from tests.api.conftest import Tenant, new_tenant
 from tests.api.fitting import QUERIES
 
+STUB = {"method": "alignez", "query_encoder": "stub"}
 WIDTH = 24  #: unlike the engine's hidden size, so that a mix-up cannot go unnoticed
 
 
@@ -59,8 +60,7 @@ class StubEncoder:
 def encoder(monkeypatch: pytest.MonkeyPatch) -> StubEncoder:
     """Stands in for every encoder that is made, in the fit and in the API."""
     stub = StubEncoder()
-    for module in (embeddings, fit_run):
-        monkeypatch.setattr(module, "make_encoder", lambda name, engine: stub)
+    monkeypatch.setattr(embeddings, "make_encoder", lambda name, engine: stub)
     return stub
 
 
@@ -70,7 +70,7 @@ def tenant(make_app: Any, sessions: SessionFactory, encoder: StubEncoder) -> Ite
     engine = FakeEngine()
     with TestClient(make_app(engine, query_encoders=("stub",))) as client:
         tenant = new_tenant(client, sessions, engine)
-        tenant.ready("p", queries=QUERIES, fit={"query_encoder": "stub", "neighbors": 3})
+        tenant.ready("p", queries=QUERIES, fit={**STUB, "neighbors": 3})
         encoder.seen.clear()
         yield tenant
 
@@ -101,7 +101,7 @@ def test_the_profiles_own_encoder_finds_the_neighbours_of_chats_and_of_text_comp
     assert encoder.seen == [asked, asked]
 
 
-def test_token_ids_that_the_encoder_cannot_read_take_the_directions_of_all_queries(
+def test_token_ids_that_the_encoder_cannot_read_take_the_edit_of_all_queries(
     tenant: Tenant, encoder: StubEncoder
 ) -> None:
     applied = complete(tenant, tenant.engine.tokenize(QUERIES[5]))
@@ -109,13 +109,13 @@ def test_token_ids_that_the_encoder_cannot_read_take_the_directions_of_all_queri
     assert encoder.seen == []
     plan = tenant.engine.requests[-1].edit
     assert plan is not None
-    tenant.ready("all", queries=QUERIES, fit={"query_encoder": "stub", "neighbors": 3, "conditional": False})
+    tenant.ready("all", queries=QUERIES, fit={**STUB, "neighbors": 3, "conditional": False})
     tenant.chat(model="fake@all")
     assert tenant.engine.requests[-1].edit == plan
 
 
 def test_one_text_at_a_time_and_nobody_else_waits_for_the_encoder(tenant: Tenant, encoder: StubEncoder) -> None:
-    tenant.ready("global", fit={"conditional": False})
+    tenant.ready("global", fit={"method": "distill"})
     encoder.gate.clear()
     encoder.entered.clear()
     with ThreadPoolExecutor(2) as pool:

@@ -59,7 +59,7 @@ def test_the_clients_own_stream_helper_puts_the_answer_together(ai: OpenAI) -> N
 
 
 def test_our_own_fields_go_through_extra_body(ai: OpenAI, own_engine: FakeEngine, tenant: Tenant) -> None:
-    tenant.ready("p", fit={"conditional": False})
+    tenant.ready("p", fit={"method": "distill"})
     ai.chat.completions.create(
         model="fake",
         messages=[{"role": "user", "content": "Hi"}],

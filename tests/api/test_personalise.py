@@ -14,15 +14,21 @@ from alignez_core.editing import EditPlan
 from alignez_core.embeddings import from_representation, query_embedding
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.fit import FittedProfile
-from alignez_core.request_edit import conditional_plan
+from alignez_core.methods.alignez import neighbor_plan
+from alignez_core.methods.base import vote
+from profiles.uow import SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant
 from tests.api.fitting import QUERIES
 from tests.api.test_chat import BARE, chunks
 
-GLOBAL = {"conditional": False}
+GLOBAL = {"method": "distill"}
+CONDITIONAL = {"method": "alignez"}
 
 #: Representations are stored with two bytes a number (`profiles.vectors.pack`).
 STORED = {"atol": 1e-3, "rtol": 1e-3}
+
+AT_HOME = [{"text": f"At home, {q}", "preferred": "like a pirate", "dispreferred": "formal"} for q in QUERIES[:4]]
+AT_WORK = [{"text": f"At work, {q}", "preferred": "formal", "dispreferred": "like a pirate"} for q in QUERIES[4:]]
 
 
 def edit(tenant: Tenant) -> EditPlan:
@@ -31,18 +37,20 @@ def edit(tenant: Tenant) -> EditPlan:
     return found
 
 
-def expected_plan(engine: FakeEngine, fitted: FittedProfile, query: str, **more: Any) -> EditPlan:
-    """The conditional plan computed in memory, without database or API."""
-    config = fitted.spec.config
-    chosen = neighbors.nearest(query_embedding(engine, [query])[0], fitted.embeddings, config.neighbors)
-    return conditional_plan(
-        config, fitted.layers, fitted.help[chosen], fitted.harm[chosen], fitted.plain[chosen], **more
-    )
+def nearest_rows(fitted: FittedProfile, embedding: torch.Tensor) -> torch.Tensor:
+    return neighbors.nearest(embedding, fitted.embeddings, fitted.config.neighbors)
 
 
-@pytest.mark.parametrize("method", ["transport", "alignez"])
-def test_a_conditional_profile_edits_with_the_querys_own_neighbours(tenant: Tenant, method: str) -> None:
-    fitted = tenant.ready("p", fit={"method": method})
+def expected_plan(engine: FakeEngine, fitted: FittedProfile, query: str, strength: float = 1.0) -> EditPlan:
+    """The edit by neighbours computed in memory, without database or API."""
+    rows = fitted.neighbor_rows
+    assert rows is not None
+    rows = rows.rows(nearest_rows(fitted, query_embedding(engine, [query])[0]).tolist())
+    return neighbor_plan(fitted.config, rows.layers, rows.help, rows.harm, strength)
+
+
+def test_a_conditional_profile_edits_with_the_querys_own_neighbours(tenant: Tenant) -> None:
+    fitted = tenant.ready("p", fit=CONDITIONAL)
     query = "What is a good way to cook rice?"
     body = tenant.chat(query, model="fake@p").json()
 
@@ -59,8 +67,39 @@ def test_a_conditional_profile_edits_with_the_querys_own_neighbours(tenant: Tena
     assert applied["edit_ratio"] > 0
 
 
+@pytest.mark.parametrize("given", [*AT_HOME, *AT_WORK], ids=lambda q: str(q["text"])[:24])
+def test_the_neighbours_vote_which_groups_edit_applies(tenant: Tenant, given: dict[str, str]) -> None:
+    fitted = tenant.ready("p", queries=[*AT_HOME, *AT_WORK], fit={"neighbors": 5})
+    assert len(fitted.edits) == 2
+    query = given["text"]
+    near = nearest_rows(fitted, query_embedding(tenant.engine, [query])[0]).tolist()
+    similarities = (fitted.embeddings[near] @ query_embedding(tenant.engine, [query])[0]).tolist()
+    group = vote([fitted.fit_samples[i].group for i in near], similarities)
+
+    applied = tenant.chat(query, profile={"name": "p", "strength": 0.5}).json()["alignez"]
+    assert edit(tenant) == fitted.plan(0.5, group)
+    assert len(applied["neighbors"]) == 5
+    assert applied["edit_ratio"] > 0
+
+
+def test_a_global_profile_costs_no_pass_and_no_second_read(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    tenant.ready("p", fit=GLOBAL)
+    tenant.chat(model="fake@p")
+    monkeypatch.setattr(tenant.engine, "represent", lambda *_: pytest.fail("the query was read"))
+    reads: list[object] = []
+    reading = UnitOfWork.reading
+
+    def counted(sessions: SessionFactory) -> Any:
+        reads.append(sessions)
+        return reading(sessions)
+
+    monkeypatch.setattr(UnitOfWork, "reading", counted)
+    assert tenant.chat("Another one", model="fake@p").status_code == 200
+    assert len(reads) == 1
+
+
 def test_the_reported_neighbours_are_the_nearest_fit_queries(tenant: Tenant) -> None:
-    fitted = tenant.ready("p", queries=QUERIES, fit={"neighbors": 3})
+    fitted = tenant.ready("p", queries=QUERIES, fit={**CONDITIONAL, "neighbors": 3})
     rows = tenant.get("/v1/profiles/p/versions/1/pairs").json()["data"]
     text = {row["query_id"]: row["query"] for row in rows}
     applied = tenant.chat(QUERIES[4], model="fake@p").json()["alignez"]
@@ -71,7 +110,7 @@ def test_the_reported_neighbours_are_the_nearest_fit_queries(tenant: Tenant) -> 
 
 
 def test_the_edit_ratio_is_the_mean_relative_change_over_the_edited_layers(tenant: Tenant) -> None:
-    tenant.ready("p")
+    tenant.ready("p", fit=CONDITIONAL)
     query = "Why is the sky blue?"
     applied = tenant.chat(query, model="fake@p").json()["alignez"]
     plan = edit(tenant)
@@ -84,7 +123,7 @@ def test_a_global_profile_edits_with_its_own_directions(tenant: Tenant) -> None:
     fitted = tenant.ready("p", fit=GLOBAL)
     applied = tenant.chat(model="fake@p").json()["alignez"]
     assert edit(tenant) == fitted.plan()
-    assert applied | {"neighbors": None, "edit_ratio": None, "sha256": fitted.sha256} == applied
+    assert applied == {**BARE, "profile": "p", "version": 1, "sha256": fitted.sha256}
 
 
 def test_streams_report_what_was_applied_in_their_last_chunk(tenant: Tenant) -> None:
@@ -124,11 +163,9 @@ def test_strength_is_a_dose_per_request(tenant: Tenant) -> None:
     tenant.chat(profile={"name": "p", "strength": 0})
     assert edit(tenant).is_identity
     query = "And now?"
-    conditional = tenant.ready("q")
+    conditional = tenant.ready("q", fit=CONDITIONAL)
     tenant.chat(query, profile={"name": "q", "strength": 0.5})
-    torch.testing.assert_close(
-        edit(tenant).V, expected_plan(tenant.engine, conditional, query, strength=0.5).V, **STORED
-    )
+    torch.testing.assert_close(edit(tenant).V, expected_plan(tenant.engine, conditional, query, 0.5).V, **STORED)
 
 
 def test_promotion_and_rollback_work_from_the_next_request_on(tenant: Tenant) -> None:
@@ -253,16 +290,15 @@ def test_a_profile_of_another_model_is_a_conflict(tenant: Tenant, make_app: Any)
 
 
 def test_a_text_completion_is_looked_up_by_its_prompt(tenant: Tenant) -> None:
-    fitted = tenant.ready("p")
+    fitted = tenant.ready("p", fit=CONDITIONAL)
+    assert fitted.neighbor_rows is not None
     ids = tenant.engine.tokenize("Once upon a time")
     for prompt in ("Once upon a time", ids):
         tenant.post("/v1/completions", json={"model": "fake@p", "prompt": prompt})
         embedding = from_representation(tenant.engine.represent([ids]))[0]
-        chosen = neighbors.nearest(embedding, fitted.embeddings, 3)
-        expected = conditional_plan(
-            fitted.spec.config, fitted.layers, fitted.help[chosen], fitted.harm[chosen], fitted.plain[chosen]
-        )
-        torch.testing.assert_close(edit(tenant).c, expected.c, **STORED)
+        rows = fitted.neighbor_rows.rows(nearest_rows(fitted, embedding).tolist())
+        expected = neighbor_plan(fitted.config, rows.layers, rows.help, rows.harm, 1.0)
+        torch.testing.assert_close(edit(tenant).V, expected.V, **STORED)
 
 
 def test_requests_of_different_profiles_do_not_mix(tenant: Tenant) -> None:

@@ -82,7 +82,7 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_personalised_answer_shows_look_up_and_generation(traced: Tenant, spans: Spans, stream: bool) -> None:
-    traced.ready("p")
+    traced.ready("p", fit={"method": "alignez"})
     spans()
     reply = traced.chat(model="fake@p", max_tokens=3, stream=stream, headers=FROM_CALLER)
     assert reply.status_code == 200

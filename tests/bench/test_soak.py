@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -41,14 +43,28 @@ def test_a_short_soak_compares_answers_and_finds_none_wrong(tmp_path: Path) -> N
     assert findings(outcome).failed == ["wrong answers"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT is not ignored: a job in the background starts with it ignored, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_nothing_running() -> None:
     soak = subprocess.Popen([sys.executable, "-m", "bench.soak", "--lasting", "1"], stdout=subprocess.PIPE, text=True)
-    assert soak.stdout is not None
-    assert "the stack is up" in soak.stdout.readline()
-    family = psutil.Process(soak.pid).children(recursive=True)
-    assert len(family) > 5
-    soak.send_signal(2)
-    soak.communicate(timeout=90)
-    assert soak.returncode == 130
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive
+    family: list[psutil.Process] = []
+    try:
+        assert soak.stdout is not None
+        assert "the stack is up" in soak.stdout.readline()
+        family = psutil.Process(soak.pid).children(recursive=True)
+        assert len(family) > 5
+        soak.send_signal(signal.SIGINT)
+        soak.communicate(timeout=90)
+        assert soak.returncode == 130
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive
+    finally:
+        for process in [soak, *(child for child in family if child.is_running())]:
+            process.kill()

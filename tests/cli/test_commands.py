@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from alignez_core import fit_run
+from cli import job_view
 from cli.main import app
 
 runner = CliRunner()
@@ -28,14 +31,74 @@ VERSION = {
     "state": "ready",
     "quality": "weak",
     "quality_reasons": ["too few"],
+    "method": "distill",
     "layers": [0, 1],
     "sha256": "ab" * 32,
     "created_at": "2026-11-24T08:03:46.5Z",
+}
+PROOF = {
+    "profile": "cheerful",
+    "version": 1,
+    "judge": "self",
+    "quality": "good",
+    "reasons": [],
+    "choice": {"chosen": "4 layers, rank 3, λ 1", "reason": "largest net win", "trace": []},
+    "report": {
+        "n": 32,
+        "comparisons": {
+            "over_bare": {"win": 28, "tie": 1, "lose": 3, "net": 0.78, "interval": [0.56, 0.94]},
+            "over_prompt": {"win": 20, "tie": 2, "lose": 10, "net": 0.31, "interval": [-0.03, 0.6]},
+            "prompt_over_bare": {"win": 22, "tie": 0, "lose": 10, "net": 0.38, "interval": [0.1, 0.65]},
+        },
+        "cost": {
+            "bare": {"prompt_tokens": 31.0, "milliseconds": 20.5, "new_tokens": 8},
+            "prompt": {"prompt_tokens": 49.0, "milliseconds": 22.5, "new_tokens": 8},
+            "edited": {"prompt_tokens": 31.0, "milliseconds": 20.9, "new_tokens": 8},
+        },
+    },
+}
+WEAK = {
+    **PROOF,
+    "profile": "dull",
+    "quality": "weak",
+    "reasons": ["net win over the bare model is +0.03"],
+    "choice": None,
+}
+WEAK["report"] = {**PROOF["report"], "judge_fallback": "openai could not be reached"}  # type: ignore[dict-item]
+DULL = {"id": "p-2", "name": "dull", "aliases": {}}
+JOB = {
+    "id": "01a215a3-550f-7f53-b899-2f78183c5f24",
+    "kind": "evaluate",
+    "status": "running",
+    "stage": "evaluation",
+    "version": 1,
+    "created_at": "2026-11-24T08:03:46.5Z",
+    "error": None,
 }
 ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ("GET", "/v1/profiles"): (200, {"data": [PROFILE], "next": None}),
     ("POST", "/v1/profiles"): (202, {"profile": PROFILE, "version": {"number": 1}, "job": {"id": "j-1"}}),
     ("GET", "/v1/profiles/p-1/versions/1"): (200, VERSION),
+    ("GET", "/v1/profiles/p-1/versions/1/report"): (200, PROOF),
+    ("GET", "/v1/profiles/cheerful"): (200, PROFILE),
+    ("GET", "/v1/profiles/cheerful/versions"): (200, {"data": [VERSION], "next": None}),
+    ("GET", "/v1/profiles/cheerful/versions/1/report"): (200, PROOF),
+    ("POST", "/v1/profiles/cheerful/versions/1/evaluate"): (202, {"job": {"id": "j-1", "version": 1}}),
+    ("POST", "/v1/profiles/dull/versions"): (202, {"profile": DULL, "version": {"number": 2}, "job": {"id": "j-1"}}),
+    ("GET", "/v1/profiles/dull"): (200, DULL),
+    ("GET", "/v1/profiles/dull/versions"): (
+        200,
+        {"data": [{"number": 3, "state": "failed"}, {"number": 2, "state": "ready"}], "next": None},
+    ),
+    ("GET", "/v1/profiles/p-2/versions/2/report"): (200, WEAK),
+    ("GET", "/v1/profiles/dull/versions/2/report"): (200, WEAK),
+    ("POST", "/v1/profiles/dull/promote"): (
+        409,
+        {"error": {"code": "version_weak", "message": "version 2 of profile 'dull' is weak", "details": {}}},
+    ),
+    ("GET", "/v1/jobs"): (200, {"data": [JOB], "next": None}),
+    ("GET", "/v1/profiles/empty"): (200, {"name": "empty", "aliases": {}}),
+    ("GET", "/v1/profiles/empty/versions"): (200, {"data": [{"number": 1, "state": "pending"}], "next": None}),
     ("POST", "/v1/profiles/cheerful/promote"): (
         409,
         {"error": {"code": "version_not_ready", "message": "version 2 is pending", "details": {}}},
@@ -44,10 +107,13 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
 }
 EVENTS = {
     "/v1/jobs/j-1/events": [
-        {"status": "running", "stage": "characteristics", "progress": {"characteristics": {"done": 4, "total": 4}}},
+        {"status": "running", "stage": "responses", "progress": {"responses": {"done": 4, "total": 4}}},
         {"status": "succeeded", "stage": "evaluation", "progress": {"evaluation": {"done": 1, "total": 1}}},
     ],
     "/v1/chat/completions": [{"choices": [{"delta": {"content": "Hel"}}]}, {"choices": [{"delta": {"content": "lo"}}]}],
+    "/v1/users/ben/chat/completions": [
+        {"choices": [{"delta": {"content": "Hi"}}], "alignez": {"profile": "dull", "reason": "no_default_version"}}
+    ],
 }
 
 
@@ -59,13 +125,15 @@ def server() -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
             length = int(self.headers.get("content-length") or 0)
-            path = self.path.partition("?")[0]
+            path, _, query = self.path.partition("?")
             seen.append((self.command, path, json.loads(self.rfile.read(length)) if length else None))
             if self.headers["authorization"] != "Bearer good":
                 return self._send(401, {"error": {"code": "unauthenticated", "message": "no"}})
             if path in EVENTS:
                 text = "".join(f"data: {json.dumps(event)}\n\n" for event in EVENTS[path]) + "data: [DONE]\n\n"
                 return self._send(200, text, "text/event-stream")
+            if "format=html" in query:
+                return self._send(200, f"<!doctype html>{path}", "text/html")
             status, body = ANSWERS.get(
                 (self.command, path), (404, {"error": {"code": "not_found", "message": f"no {path}"}})
             )
@@ -108,7 +176,7 @@ def test_every_command_has_help_that_says_what_it_does(path: tuple[str, ...]) ->
     assert len(sentences[0]) > 12
 
 
-def test_creating_a_profile_shows_progress_quality_and_what_to_do_next(server: Any) -> None:
+def test_creating_a_profile_shows_progress_verdict_and_what_to_do_next(server: Any) -> None:
     url, seen = server
     result = runner.invoke(
         app,
@@ -132,9 +200,85 @@ def test_creating_a_profile_shows_progress_quality_and_what_to_do_next(server: A
         "/v1/profiles",
         {"name": "cheerful", "persona": {"preferred": "cheerful"}, "fit": {"neighbors": 4}},
     )
-    assert "characteristics  4/4" in result.output
-    assert 'quality weak (["too few"])' in result.output
-    assert "alignez chat --profile cheerful" in result.output
+    assert "responses        4/4" in result.output
+    assert "good (judge self, 32 held-out queries)" in result.output
+    lines = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert "over the bare model +0.78 +0.56 to +0.94 28 1 3" in lines
+    assert "over the persona as a prompt +0.31 -0.03 to +0.60 20 2 10" in lines
+    assert "chosen: 4 layers, rank 3, λ 1 (largest net win)" in lines
+    assert "cost, persona as a prompt: 49 prompt tokens (+18), 22.5 ms with 8 new tokens" in lines
+    assert lines[-1] == "try it: alignez chat --profile cheerful"
+
+
+def test_a_weak_version_says_why_and_how_to_use_it_all_the_same(server: Any) -> None:
+    url, _ = server
+    result = runner.invoke(app, ["profiles", "refit", "dull", "--url", url, "--key", "good"])
+    assert result.exit_code == 0, result.output
+    for part in (
+        "weak (judge self, 32 held-out queries)",
+        "- net win over the bare model is +0.03",
+        "judged by self: openai could not be reached",
+        "alignez chat --profile dull#2",
+        "alignez profiles promote dull 2 --force",
+    ):
+        assert part in result.output
+
+
+def test_promoting_a_weak_version_needs_force(server: Any) -> None:
+    url, seen = server
+    for force in ([], ["--force"]):
+        result = runner.invoke(app, ["profiles", "promote", "dull", "2", *force, "--url", url, "--key", "good"])
+        assert seen[-1][2] == {"version": 2, "force": bool(force)}
+    assert result.exit_code == 1
+    assert "version 2 of profile 'dull' is weak" in result.output
+    assert "alignez profiles report dull --version 2" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "body"),
+    [([], {}), (["--version", "1", "--judge", "nano"], {"judge": "nano"}),
+     (["--held-out", "8", "--seed", "3"], {"held_out_queries": 8, "seed": 3})],
+)  # fmt: skip
+def test_an_evaluation_shows_progress_and_verdict(server: Any, options: list[str], body: dict[str, Any]) -> None:
+    url, seen = server
+    result = runner.invoke(app, ["profiles", "evaluate", "cheerful", *options, "--url", url, "--key", "good"])
+    assert result.exit_code == 0, result.output
+    assert ("POST", "/v1/profiles/cheerful/versions/1/evaluate", body) in seen
+    assert "responses        4/4" in result.output
+    assert "+0.56 to +0.94" in result.output
+
+
+def test_an_evaluation_need_not_be_waited_for(server: Any) -> None:
+    url, seen = server
+    result = runner.invoke(app, ["profiles", "evaluate", "cheerful", "--no-wait", "--url", url, "--key", "good"])
+    assert "alignez jobs watch j-1" in result.output
+    assert seen[-1][0] == "POST"
+
+
+def test_a_report_is_printed_as_text_as_json_or_written_as_a_page(server: Any, tmp_path: Path) -> None:
+    url, _ = server
+    report = ["profiles", "report", "cheerful", "--url", url, "--key", "good"]
+    assert "cheerful, version 1" in runner.invoke(app, report).output
+    assert json.loads(runner.invoke(app, [*report, "--json"]).output) == PROOF
+    page = tmp_path / "proof.html"
+    assert f"wrote {page}" in runner.invoke(app, [*report, "--html", str(page)]).output.replace("\n", "")
+    assert page.read_text() == "<!doctype html>/v1/profiles/cheerful/versions/1/report"
+    both = runner.invoke(app, [*report, "--html", str(page), "--json"])
+    assert json.loads(both.output) == PROOF
+    nowhere = runner.invoke(app, [*report, "--html", str(tmp_path / "no" / "p.html")])
+    assert (nowhere.exit_code, "cannot be written" in nowhere.output) == (1, True)
+
+
+def test_without_a_default_the_latest_ready_version_is_meant(server: Any) -> None:
+    url, _ = server
+    result = runner.invoke(app, ["profiles", "report", "dull", "--url", url, "--key", "good"])
+    assert "weak" in result.output
+    nothing = runner.invoke(app, ["profiles", "report", "empty", "--url", url, "--key", "good"])
+    assert (nothing.exit_code, "no version that is ready" in nothing.output) == (1, True)
+
+
+def test_the_stages_on_the_terminal_are_the_fits_own() -> None:
+    assert job_view.STAGES == fit_run.STAGES
 
 
 def test_chat_streams_the_answer_of_the_named_profile(server: Any) -> None:
@@ -153,6 +297,12 @@ def test_chat_as_an_end_user_takes_any_id_in_one_path_segment(server: Any, user:
     assert seen[-1][:2] == ("POST", f"/v1/users/{quote(user, safe='')}/chat/completions")
 
 
+def test_an_end_user_whose_profile_serves_nobody_yet_is_told(server: Any) -> None:
+    url, _ = server
+    result = runner.invoke(app, ["chat", "-m", "Hi", "--user", "ben", "--url", url, "--key", "good"])
+    assert result.output == "Hi\n(the bare model: profile dull has no default version)\n"
+
+
 def test_a_job_that_is_no_id_is_asked_for_as_it_was_typed(server: Any) -> None:
     url, seen = server
     result = runner.invoke(app, ["jobs", "cancel", "../profiles", "--url", url, "--key", "good"])
@@ -164,6 +314,8 @@ def test_lists_are_tables_and_json(server: Any) -> None:
     url, _ = server
     table = runner.invoke(app, ["profiles", "list", "--url", url, "--key", "good"])
     assert "cheerful  default → 1" in table.output
+    jobs = runner.invoke(app, ["jobs", "list", "--url", url, "--key", "good"], env={"COLUMNS": "40"})
+    assert JOB["id"] in jobs.output  # people copy it
     as_json = runner.invoke(app, ["profiles", "list", "--json", "--url", url, "--key", "good"])
     assert json.loads(as_json.output) == [PROFILE]
 

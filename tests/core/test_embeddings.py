@@ -1,4 +1,4 @@
-"""Query embeddings: the middle layer, unit rows, and a second encoder behind the same port."""
+"""Query embeddings: the last layer but two, unit rows, and a second encoder behind the same port."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.errors import DegenerateEmbeddings, InvalidInput, ModelNotFound
 
 
-def test_the_embedding_is_the_middle_layer_of_the_wrapped_query() -> None:
-    engine = FakeEngine()
+def test_the_embedding_is_the_last_layer_but_two_of_the_wrapped_query() -> None:
+    engine = FakeEngine(n_layers=5)
     rows = embeddings.query_embedding(engine, ["One?", "Two?"])
-    middle = engine.represent([engine.prompt_format.wrap("One?")])[0, engine.info.n_layers // 2]
-    assert torch.allclose(rows[0], middle / middle.norm(), atol=1e-6)
+    site = engine.represent([engine.prompt_format.wrap("One?")])[0, 2]
+    assert torch.allclose(rows[0], site / site.norm(), atol=1e-6)
     assert torch.allclose(rows.norm(dim=1), torch.ones(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(("n_layers", "layer"), [(1, 0), (2, 0), (3, 0), (4, 1), (30, 27)])
+def test_a_model_of_few_layers_has_a_site_too(n_layers: int, layer: int) -> None:
+    assert embeddings.embedding_layer(n_layers) == layer
 
 
 def test_a_zero_embedding_is_an_error() -> None:

@@ -1,314 +1,282 @@
-"""fit_profile on an engine whose representations hold a planted persona."""
+"""fit_profile on persona-nano: every method from end to end, repeated, resumed and stopped."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 
-from alignez_core.engines.base import ScoreRequest
+from alignez_core import nano
+from alignez_core.engines.base import Completion, GenerationRequest
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.engines.transformers_engine import TransformersEngine
-from alignez_core.errors import FitCancelled, InvalidInput, LayerOutOfRange, TooFewSamples
-from alignez_core.fit import FitEvent, FittedProfile, PairChunk, fit_profile
-from alignez_core.fit_config import FitConfig, FitQuery, FitSpec, GivenPair
-from alignez_core.neighbors import nearest
-from alignez_core.prompts import Persona
-from alignez_core.request_edit import conditional_plan
-from tests.core.engines.tiny_models import byte_tokenizer, tiny_model
+from alignez_core.errors import (
+    DegenerateEmbeddings,
+    EngineCannotWalk,
+    FitCancelled,
+    LayerOutOfRange,
+    TooFewSamples,
+)
+from alignez_core.fit import FitEvent, FittedProfile, TextChunk, fit_profile
+from alignez_core.methods import method_of
+from alignez_core.proof import arms, report
+from alignez_core.spec.config import FitConfig
+from alignez_core.spec.limits import METHODS
+from alignez_core.spec.persona import FitQuery, FitSpec, GivenPair, Persona
 
-QUERIES = tuple(FitQuery(f"What should I know about thing number {i}?") for i in range(24))
+Whole = Callable[[str], tuple[FittedProfile, list[FitEvent]]]
 PERSONA = Persona("cheerful", "gloomy")
-SHIFT = 6.0
+BANK = tuple(nano.query_bank()[:40])
+SMALL: dict[str, Any] = {"answers": 5, "tune_queries": 2, "held_out_queries": 4, "answer_tokens": 8, "chunk_size": 12}
+GROUPS = tuple(FitQuery(text, *(("formal", "slang") if i % 2 else ())) for i, text in enumerate(BANK[:16]))
+PAIRS = tuple(
+    GivenPair(text, f"Yay, number {i} is a joy to everyone!", f"Sigh, number {i} is a burden.")
+    for i, text in enumerate(BANK[:24])
+)
 
 
-class PlantedEngine(FakeEngine):
-    """A fake whose help (harm) prompts move the representation along a known axis, and whose edits raise scores.
-
-    `expressive=False` plants the geometry but lets the persona change nothing in what is said.
-    """
-
-    def __init__(self, *, expressive: bool = True) -> None:
-        super().__init__()
-        self.expressive = expressive
-        self.generated = 0
-        self.tokens = 0
-
-    def generate(self, requests):
-        completions = super().generate(requests)
-        self.generated += len(requests)
-        self.tokens += sum(len(completion.token_ids) for completion in completions)
-        return completions
-
-    def represent(self, texts, positions="last"):
-        rows = super().represent(texts, positions)
-        axis = torch.zeros(rows.shape[-1])
-        axis[0] = 1.0
-        for i, text in enumerate(texts):
-            if isinstance(text, str):
-                rows[i] += SHIFT * axis if "You are a cheerful" in text else 0
-                rows[i] -= SHIFT * axis if "Pretend you are a gloomy" in text else 0
-        return rows
-
-    def score(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
-        def gain(request: ScoreRequest) -> float:
-            if not self.expressive:
-                return 0.0
-            return 1.0 if "cheerful" in str(request.prompt) else 0.6 * (request.edit is not None)
-
-        super().score(requests)  # refuses what the context does not hold
-        return [torch.full((4,), -3.0 + gain(r)) - 0.01 * len(str(r.continuation)) for r in requests]
+def spec(method: str = "distill", **settings: Any) -> FitSpec:
+    return FitSpec(PERSONA, bank=BANK, config=FitConfig(**{**SMALL, "method": method, **settings}))
 
 
-def spec(**config: object) -> FitSpec:
-    return FitSpec(PERSONA, QUERIES, (), FitConfig(**config))  # type: ignore[arg-type]
+SPECS: dict[str, FitSpec] = {
+    "auto": spec("auto"),
+    "distill": spec(contrast=1.0, contrast_form="full"),
+    "distill, groups": replace(spec(contrast=0.5, contrast_form="full", neighbors=3), queries=GROUPS, bank=()),
+    "distill, pairs": replace(spec(contrast=1.0, contrast_form="full"), pairs=PAIRS),
+    "alignez": spec("alignez", neighbors=3, characteristics_tokens=8),
+    "alignez, one plan": spec("alignez", conditional=False, layers=2, characteristics_tokens=8),
+    "alignez, by answers": spec("alignez", neighbors=3, representation="response_mean", characteristics_tokens=8),
+    "caa": spec("caa", layers=(4,)),
+    "caa, pairs": replace(spec("caa", layers=(4,)), pairs=PAIRS, bank=()),
+    "transport": spec("transport"),
+    "prompt": spec("prompt"),
+    "urial": spec("urial"),
+}
 
 
-def test_the_planted_axis_is_found_in_every_layer_and_tau_is_the_persona_s_level() -> None:
-    engine = PlantedEngine()
-    fitted = fit_profile(engine, spec())
-    assert fitted.layers == tuple(range(engine.info.n_layers))
-    assert torch.all(fitted.theta[:, 0] > 0.9)
-    expected = torch.einsum("nld,ld->nl", fitted.help, fitted.theta).mean(0)
-    assert torch.allclose(fitted.tau, expected, atol=1e-5)
-    assert fitted.plan().steps == 1
-    assert len(fitted.pairs) == len(fitted.embeddings) == 24
-    json.dumps(fitted.diagnostics)
+@pytest.fixture(scope="module", autouse=True)
+def short_proof() -> Iterator[None]:
+    """A proof of few and short answers: what is proven is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arms, "LONG_TOKENS", 16)
+        patch.setattr(report, "HARMFUL", report.HARMFUL[:1])
+        patch.setattr(report, "NEUTRAL", report.NEUTRAL[:1])
+        patch.setattr(report, "_DOSE_QUERIES", 1)
+        patch.setattr(report, "_KL_QUERIES", 1)
+        yield
 
 
-def test_alignez_keeps_five_layers_at_most_and_edits_to_the_end() -> None:
-    fitted = fit_profile(PlantedEngine(), spec(method="alignez", layers=2))
-    assert len(fitted.layers) == 2
-    assert fitted.plan().steps is None
-    assert fitted.plan().rank == 2
+class CountingEngine:
+    """An engine that keeps the requests it was asked to complete."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.requests: list[GenerationRequest] = []
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        self.requests += requests
+        return self._engine.generate(requests)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
 
-def test_a_conditional_edit_of_a_fit_query_uses_its_own_neighbourhood() -> None:
-    fitted = fit_profile(PlantedEngine(), spec(neighbors=5))
-    near = nearest(fitted.embeddings[3], fitted.embeddings, 5)
-    assert int(near[0]) == 3
-    plan = conditional_plan(fitted.spec.config, fitted.layers, fitted.help[near], fitted.harm[near], fitted.plain[near])
-    assert plan.sha256 != fitted.plan().sha256
-    assert plan.layers == fitted.layers
-
-
-def test_a_separable_and_expressed_persona_is_good() -> None:
-    fitted = fit_profile(PlantedEngine(), spec())
-    assert fitted.quality == "good"
-    assert fitted.diagnostics["evaluation"]["separation"] > 0.95
-    assert fitted.diagnostics["evaluation"]["recovery"] == pytest.approx(0.6, abs=0.01)
-
-
-def test_a_persona_that_the_model_cannot_express_is_weak_and_says_why() -> None:
-    fitted = fit_profile(PlantedEngine(expressive=False), spec())
-    assert fitted.quality == "weak"
-    assert any("hardly expresses" in reason for reason in fitted.quality_reasons)
-
-
-def test_directions_that_do_not_separate_are_weak_and_say_why() -> None:
-    fitted = fit_profile(FakeEngine(), spec())
-    assert fitted.quality == "weak"
-    assert any("do not separate" in reason for reason in fitted.quality_reasons)
-
-
-def interrupted(after: int) -> tuple[list[PairChunk], PlantedEngine]:
-    """The chunks that a fit had handed out when it was stopped after that many."""
-    chunks: list[PairChunk] = []
-
-    def stop_after(event: FitEvent) -> None:
-        if event.chunk is not None:
-            chunks.append(event.chunk)
-            if len(chunks) == after:
-                raise FitCancelled("stopped")
-
-    engine = PlantedEngine()
-    with pytest.raises(FitCancelled):
-        fit_profile(engine, spec(chunk_size=8, own_queries=4), stop_after)
-    return chunks, engine
-
-
-@pytest.mark.parametrize("after", [1, 2, 4, 6])
-def test_a_resumed_fit_equals_an_uninterrupted_one_and_generates_nothing_twice(after: int) -> None:
-    whole_engine = PlantedEngine()
-    whole = fit_profile(whole_engine, spec(chunk_size=8, own_queries=4))
-    chunks, first = interrupted(after)
-    second = PlantedEngine()
-    resumed = fit_profile(second, spec(chunk_size=8, own_queries=4), resume=chunks)
-    assert resumed.sha256 == whole.sha256
-    assert resumed.pairs == whole.pairs
-    assert first.generated + second.generated == whole_engine.generated
-    assert whole.diagnostics["last_attempt"]["tokens_generated"] == whole_engine.tokens
-    assert resumed.diagnostics["last_attempt"]["tokens_generated"] == second.tokens
-    assert second.tokens < whole_engine.tokens
-
-
-def test_batching_does_not_change_what_is_generated() -> None:
-    one, other = (fit_profile(PlantedEngine(), spec(chunk_size=size)) for size in (5, 24))
-    assert one.pairs == other.pairs
-
-
-def test_progress_covers_every_stage_to_its_end() -> None:
+def fit(engine: Any, spec: FitSpec, resume: Sequence[TextChunk] = ()) -> tuple[FittedProfile, list[FitEvent]]:
     events: list[FitEvent] = []
-    fit_profile(PlantedEngine(), spec(chunk_size=10), events.append)
-    last = {e.stage: (e.done, e.total) for e in events}
-    assert list(last) == ["characteristics", "responses", "representations", "directions", "evaluation"]
-    assert all(done == total for done, total in last.values())
+    return fit_profile(engine, spec, events.append, resume), events
 
 
-@pytest.mark.parametrize(("responses", "expected"), [(0, 0), (7, 7), ("all", 24), (500, 24)])
-def test_responses_are_made_for_as_many_as_asked(responses: object, expected: int) -> None:
-    fitted = fit_profile(PlantedEngine(), spec(responses=responses))
-    assert sum(p.help_response is not None for p in fitted.pairs) == expected
+@pytest.fixture(scope="module")
+def whole(nano_engine: TransformersEngine) -> Whole:
+    """The fit of one of `SPECS`, made once."""
+    return cache(lambda name: fit(nano_engine, SPECS[name]))
 
 
-@pytest.mark.parametrize("representation", ["response_last", "response_mean"])
-def test_response_representations_need_and_make_all_responses(representation: str) -> None:
-    fitted = fit_profile(PlantedEngine(), spec(method="alignez", representation=representation, responses=1, layers=2))
-    assert all(p.help_response for p in fitted.pairs)
+def chunks_of(events: Sequence[FitEvent]) -> list[TextChunk]:
+    return [event.chunk for event in events if event.chunk is not None]
 
 
-def test_given_pairs_are_used_as_they_are() -> None:
-    pairs = tuple(GivenPair(q.text, f"Great, number {i}!", f"Bad, number {i}.") for i, q in enumerate(QUERIES))
-    engine = PlantedEngine()
-    fitted = fit_profile(engine, FitSpec(PERSONA, (), pairs, FitConfig()))
-    assert engine.generated == 0
-    assert fitted.pairs[2].help_response == "Great, number 2!"
-    assert fitted.pairs[2].origin == "pair"
-    assert "Bad, number 2." in fitted.pairs[2].harm_characteristics
-
-
-def given_pairs(count: int) -> list[GivenPair]:
-    return [GivenPair(f"What is thing {i}?", f"Great, number {i}!", f"Bad, number {i}.") for i in range(count)]
-
-
-@pytest.mark.parametrize("responses", [0, 32, "all"])
-def test_every_given_pair_keeps_its_answers_and_the_others_get_as_many_as_asked(responses: object) -> None:
-    config = FitConfig(responses=responses)  # type: ignore[arg-type]
-    fitted = fit_profile(PlantedEngine(), FitSpec(PERSONA, QUERIES * 2, tuple(given_pairs(70)), config))
-    given = [pair for pair in fitted.pairs if pair.origin == "pair"]
-    assert [pair.help_response for pair in given] == [f"Great, number {i}!" for i in range(70)]
-    assert [pair.harm_response for pair in given] == [f"Bad, number {i}." for i in range(70)]
-    made = sum(pair.help_response is not None for pair in fitted.pairs if pair.origin == "query")
-    assert made == {0: 0, 32: 32, "all": 48}[responses]
-
-
-def test_a_pair_too_long_to_be_scored_is_left_out_of_the_evaluation_and_one_too_long_to_be_read_out_of_the_fit() -> (
-    None
-):
-    pairs = given_pairs(24)
-    pairs[3] = GivenPair("What is thing 3?", "Great! " * 300, "Bad.")  # as an example and as an answer: over 512
-    pairs[7] = GivenPair("What is thing 7?", "Great!", "Bad. " * 600)
-    fitted = fit_profile(PlantedEngine(), FitSpec(PERSONA, (), tuple(pairs), FitConfig()))
-    assert fitted.quality == "good"
-    assert fitted.diagnostics["evaluation"]["unscored_pairs"] == 1
-    assert fitted.diagnostics["dropped_pairs"] == 1
-    assert list(fitted.dropped) == [7]
-    assert "the context holds 512" in fitted.dropped[7]
-    assert [pair.index for pair in fitted.pairs] == [i for i in range(24) if i != 7]
-
-
-def test_when_no_pair_can_be_scored_the_fit_is_weak_and_says_why() -> None:
-    pairs = tuple(GivenPair(f"What is thing {i}?", "Great! " * 300, "Bad.") for i in range(12))
-    fitted = fit_profile(PlantedEngine(), FitSpec(PERSONA, (), pairs, FitConfig()))
-    assert fitted.quality == "weak"
-    assert any("none of the 12 response pairs fits" in reason for reason in fitted.quality_reasons)
+#: Run by default; the others are as long and much like them.
+QUICK = ("auto", "distill", "distill, groups", "alignez", "prompt")
 
 
 @pytest.mark.parametrize(
-    ("config", "is_kept"), [({}, True), ({"method": "alignez", "representation": "response_last"}, False)]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SPECS]
 )
-def test_a_query_that_leaves_no_room_for_a_response_goes_without(config: dict[str, object], is_kept: bool) -> None:
-    """Where the fit reads responses it is dropped, with the reason; nothing else of the fit is lost."""
-    queries = [*QUERIES]
-    queries[5] = FitQuery("Why " * 300)
-    events: list[FitEvent] = []
-    settings = FitConfig(response_tokens=200, **config)  # type: ignore[arg-type]
-    fitted = fit_profile(PlantedEngine(), FitSpec(PERSONA, tuple(queries), (), settings), events.append)
-    assert fitted.diagnostics["responses_without_room"] == 1
-    assert [e.done for e in events if e.stage == "responses"][-1] == 24
-    pairs = {pair.index: pair for pair in fitted.pairs}
-    assert (5 in pairs) == is_kept
-    if is_kept:
-        assert pairs[5].help_response is None
-        assert fitted.dropped == {}
-    else:
-        assert fitted.dropped == {5: "no room for a response in the context"}
-    assert all(pairs[i].help_response for i in range(24) if i != 5)
+def test_a_fit_resumed_from_half_its_chunks_is_the_whole_fit_and_makes_no_text_twice(
+    nano_engine: TransformersEngine, whole: Whole, name: str
+) -> None:
+    fitted, events = whole(name)
+    chunks = chunks_of(events)
+    made = Counter(chunk.kind for chunk in chunks for _ in chunk.indices)
+    half = chunks[: len(chunks) // 2]
+    resumed, later = fit(nano_engine, SPECS[name], half)
+    assert resumed.sha256 == fitted.sha256
+    assert resumed.quality == fitted.quality
+    assert resumed.choice["chosen"] == fitted.choice["chosen"]
+    assert resumed.diagnostics["last_attempt"]["resumed_texts"] == sum(len(c.indices) for c in half)
+    assert Counter(c.kind for c in [*half, *chunks_of(later)] for _ in c.indices) == made
+
+    # The stages end, in order, and each reports its progress.
+    last = {event.stage: (event.done, event.total) for event in events}
+    assert all(done == total for done, total in last.values()), last
+    # What no method reads is not made.
+    reads = method_of(SPECS[name].config.method).needs(SPECS[name].config)
+    assert ("help_characteristics" in made) == reads.characteristics == name.startswith("alignez")
+    assert ("harm_response" in made) <= reads.harm_answers
+    assert reads.harm_answers == (name.startswith("caa") or name == "alignez, by answers")
+
+    # Stored as JSON and read back.
+    assert FitConfig.from_dict(json.loads(json.dumps(fitted.config.to_dict()))) == fitted.config
+    json.dumps([fitted.report, fitted.choice, fitted.diagnostics])
+    assert fitted.method in METHODS
+    assert fitted.method != "auto"
+    assert fitted.config.method == fitted.method
+    assert (fitted.quality == "weak") == bool(fitted.quality_reasons)
+    assert (fitted.prefix is not None) == (fitted.method in ("prompt", "urial"))
+    assert bool(fitted.edits) == (fitted.method not in ("prompt", "urial"))
 
 
-def test_the_transport_direction_s_share_of_energy_is_stored_per_edited_layer() -> None:
-    fitted = fit_profile(PlantedEngine(), spec(layers=(1, 3)))
-    rows = (fitted.help - fitted.plain).transpose(0, 1)
-    squares = torch.linalg.svdvals(rows.double()) ** 2
-    expected = (squares[:, 0] / squares.sum(1)).tolist()
-    assert fitted.diagnostics["energy_transport"] == pytest.approx(expected, abs=1e-4)
-    assert len(expected) == 2
+@pytest.mark.parametrize("name", ["auto", "alignez", pytest.param("caa", marks=pytest.mark.slow)])
+def test_a_fit_stops_at_the_beginning_of_every_stage(nano_engine: TransformersEngine, whole: Whole, name: str) -> None:
+    _, events = whole(name)
+    assert stopped_at(nano_engine, name, events[1].stage, ()) == 1
+    for stage in dict.fromkeys(event.stage for event in events):  # the texts are there already, to be quick
+        assert stopped_at(nano_engine, name, stage, chunks_of(events)) >= 1
 
 
-def mlp_outputs_of(text: str) -> torch.Tensor:
-    """(L, T, D) MLP outputs of the tiny Llama, read with a plain hook."""
-    model, seen = tiny_model("llama", max_position_embeddings=512), []
-    for layer in model.model.layers:
-        layer.mlp.register_forward_hook(lambda module, args, out: seen.append(out[0]))
-    with torch.no_grad():
-        model(torch.tensor([byte_tokenizer(adds_bos=True).encode(text)]))
-    return torch.stack(seen)
+def stopped_at(engine: Any, name: str, stage: str, resume: Sequence[TextChunk]) -> int:
+    """Cancels a fit when it comes to a stage; the number of events of that stage, which should be one."""
+    seen = 0
+
+    def cancel(event: FitEvent) -> None:
+        nonlocal seen
+        if event.stage == stage:
+            seen += 1
+            raise FitCancelled("stopped")
+
+    with pytest.raises(FitCancelled):
+        fit_profile(engine, SPECS[name], cancel, resume)
+    assert not [thread for thread in threading.enumerate() if thread.name == "alignez-block-pass"]
+    return seen
 
 
-@pytest.mark.parametrize("representation", ["response_last", "response_mean"])
-def test_response_representations_read_the_response_s_last_token_or_the_mean_of_its_tokens(representation: str) -> None:
-    pairs = [
-        ("What now?", "Good, go on.", "No."),
-        ("Is it late?", "Not at all!", "Too late, né"),
-        ("Who?", "You", "Me"),
-    ]
-    given = tuple(GivenPair(*pair) for pair in pairs)
-    config = FitConfig(method="alignez", representation=representation, neighbors=2, layers="all")  # type: ignore[arg-type]
-    model = tiny_model("llama", max_position_embeddings=512)
-    with TransformersEngine.from_model(model, byte_tokenizer(adds_bos=True), "x", name="x") as engine:
-        fitted = fit_profile(engine, FitSpec(PERSONA, (), given, config))
-    for i, (query, good, bad) in enumerate(pairs):
-        for answer, rows in ((good, fitted.help), (bad, fitted.harm)):
-            outputs = mlp_outputs_of(f"{query}\nAnswer: {answer}")
-            tokens = len(f" {answer}".encode())  # one per byte, the space before the answer included
-            assert outputs.shape[1] == 1 + len(f"{query}\nAnswer:".encode()) + tokens
-            expected = outputs[:, -1] if representation == "response_last" else outputs[:, -tokens:].mean(1)
-            torch.testing.assert_close(rows[i], expected, atol=1e-5, rtol=1e-4)
+def test_the_hash_follows_the_content(nano_engine: TransformersEngine, whole: Whole) -> None:
+    one, _ = whole("distill")
+    other, _ = fit(nano_engine, replace(SPECS["distill"], config=replace(SPECS["distill"].config, seed=1)))
+    prefix, _ = whole("prompt")
+    assert len({one.sha256, other.sha256, prefix.sha256}) == 3
 
 
-def test_a_query_s_own_phrases_replace_the_persona_s() -> None:
-    queries = (*QUERIES, FitQuery("At work, what now?", preferred="formal", dispreferred="slang"))
-    fitted = fit_profile(PlantedEngine(), FitSpec(PERSONA, queries))
-    assert (fitted.pairs[-1].preferred, fitted.pairs[-1].dispreferred) == ("formal", "slang")
-    assert fitted.pairs[0].preferred == "cheerful"
+def test_groups_of_own_phrases_have_a_plan_each_and_are_looked_up(
+    nano_engine: TransformersEngine, whole: Whole
+) -> None:
+    given = SPECS["distill, groups"]
+    fitted, _ = whole("distill, groups")
+    assert len(fitted.edits) == 2
+    assert fitted.plan(group=0) != fitted.plan(group=1)
+    assert fitted.embeddings.shape[0] == len(fitted.fit_samples)
+    torch.testing.assert_close(fitted.embeddings.norm(dim=1), torch.ones(len(fitted.fit_samples)))
+    assert [s.persona.preferred for s in fitted.samples[:2]] == ["cheerful", "formal"]
+    one, _ = fit(nano_engine, replace(given, config=replace(given.config, conditional=False)))
+    assert len(one.edits) == 1
+    assert len(one.embeddings) == 0
 
 
-def test_specs_that_do_not_fit_are_refused_before_anything_is_generated() -> None:
-    engine = PlantedEngine()
-    with pytest.raises(TooFewSamples, match=r"neighbors=25 .* 24 "):
-        fit_profile(engine, spec(neighbors=25))
-    with pytest.raises(LayerOutOfRange, match="layer 4"):
-        fit_profile(engine, spec(layers=(0, 4)))
-    with pytest.raises(InvalidInput, match="representation"):
-        spec(representation="response_last")
-    with pytest.raises(InvalidInput, match="queries"):
-        FitSpec(PERSONA, ())
-    assert engine.generated == 0
+def test_without_own_phrases_a_request_looks_nothing_up_but_for_the_paper_s_method(
+    nano_engine: TransformersEngine, whole: Whole
+) -> None:
+    fitted, _ = whole("distill")
+    assert fitted.embeddings.shape == (0, nano_engine.info.hidden_size)
+    assert fitted.neighbor_rows is None
+    paper, _ = whole("alignez")
+    assert paper.neighbor_rows is not None
+    assert paper.neighbor_rows.samples == tuple(s.index for s in paper.fit_samples)
+    assert paper.neighbor_rows.layers == paper.layers
+    assert len(paper.embeddings) == len(paper.fit_samples)
+    assert len(paper.layers) == 5
 
 
-def test_config_survives_its_dictionary_and_names_what_is_wrong() -> None:
-    config = FitConfig(layers=(4, 2), steps=None, responses="all")
-    assert FitConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    for name, value in {"neighbors": 0, "strength": float("nan"), "method": "magic", "layers": [1, 1], "seed": -1,
-                        "steps": 0, "conditional": 1, "speed": 3, "query_encoder": ""}.items():  # fmt: skip
-        with pytest.raises(InvalidInput, match=name):
-            FitConfig.from_dict({name: value})
+def test_given_pairs_are_fitted_on_and_the_prompted_arm_answers_for_itself(whole: Whole) -> None:
+    fitted, events = whole("caa, pairs")
+    made = {i for chunk in chunks_of(events) if chunk.kind == "help_response" for i in chunk.indices}
+    splits = {s.index: s.split for s in fitted.samples}
+    assert {splits[i] for i in made} == {"tune", "held_out"}
+    assert not any(row["prompt"].startswith("Yay, number") for row in fitted.report["samples"])
+    assert not any("swapped" in reason for reason in fitted.quality_reasons)
 
 
-def test_the_hash_follows_the_content() -> None:
-    one, same = fit_profile(PlantedEngine(), spec()), fit_profile(PlantedEngine(), spec())
-    other = fit_profile(PlantedEngine(), spec(seed=1))
-    assert isinstance(one, FittedProfile)
-    assert one.sha256 == same.sha256 != other.sha256
+def test_swapped_pairs_are_told(nano_engine: TransformersEngine) -> None:
+    swapped = tuple(GivenPair(p.query, p.dispreferred, p.preferred) for p in PAIRS)
+    fitted, _ = fit(nano_engine, replace(SPECS["distill, pairs"], pairs=swapped))
+    assert fitted.quality == "weak"
+    assert any("sides look swapped" in reason for reason in fitted.quality_reasons)
+
+
+def test_what_does_not_fit_the_context_is_left_out_with_the_reason(nano_engine: TransformersEngine) -> None:
+    pairs = [*PAIRS]
+    pairs[3] = GivenPair("What is thing 3?", "Great, truly great! " * 200, "Bad.")
+    queries = (FitQuery("Why oh why? " * 300),)
+    fitted, _ = fit(nano_engine, replace(SPECS["distill, pairs"], queries=queries, pairs=tuple(pairs)))
+    assert sorted(fitted.dropped) == [0, 4]
+    assert "no room for an answer" in fitted.dropped[0]
+    assert "given answer" in fitted.dropped[4]
+    assert fitted.diagnostics["dropped_queries"] == 2
+    with pytest.raises(DegenerateEmbeddings, match="no query leaves room"):
+        fit(nano_engine, FitSpec(PERSONA, queries, config=FitConfig(method="prompt")))
+
+
+def test_invented_queries_come_after_the_given_ones(nano_engine: TransformersEngine) -> None:
+    own = replace(
+        spec(contrast=0.0, own_queries=3, held_out_queries=0, tune_queries=0), queries=tuple(map(FitQuery, BANK[:6]))
+    )
+    fitted, events = fit(nano_engine, own)
+    kinds = [chunk.kind for chunk in chunks_of(events)]
+    assert kinds[0] == "queries"
+    assert [s.origin for s in fitted.samples[6:]] == ["model"] * len(fitted.samples[6:])
+    resumed, _ = fit(nano_engine, own, chunks_of(events)[:1])
+    assert resumed.sha256 == fitted.sha256
+
+
+def test_without_held_out_queries_a_version_is_weak_and_says_what_is_missing(nano_engine: TransformersEngine) -> None:
+    fitted, _ = fit(nano_engine, spec(contrast=0.0, held_out_queries=0))
+    assert fitted.quality == "weak"
+    assert "0 held-out queries are too few" in fitted.quality_reasons[0]
+
+
+def test_specs_that_do_not_fit_are_refused_before_anything_is_generated(nano_engine: TransformersEngine) -> None:
+    engine = CountingEngine(nano_engine)
+    with pytest.raises(TooFewSamples, match=r"neighbors=6 .* 5 "):
+        fit(engine, spec("alignez", neighbors=6))
+    with pytest.raises(TooFewSamples, match="neighbors=11"):
+        fit(engine, replace(spec("auto", neighbors=11), queries=GROUPS, bank=()))
+    with pytest.raises(LayerOutOfRange, match="layer 8"):
+        fit(engine, spec(layers=(0, 8)))
+    assert engine.requests == []
+
+
+def test_an_engine_that_cannot_halt_between_blocks_says_which_can() -> None:
+    class Closed(FakeEngine):
+        def walk(self, requests: object) -> Any:
+            raise EngineCannotWalk("this engine")
+
+    with pytest.raises(EngineCannotWalk, match="ALIGNEZ_WORKER_ENGINE=transformers"):
+        fit(Closed(), spec())
+    fitted, _ = fit(Closed(), spec("prompt"))
+    assert fitted.report["kl"] is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_fits_on_the_fake_engine(method: str) -> None:
+    """So that the tests of worker and API need no model."""
+    fitted, _ = fit(FakeEngine(), spec(method, neighbors=3))
+    again, _ = fit(FakeEngine(), spec(method, neighbors=3))
+    assert fitted.sha256 == again.sha256

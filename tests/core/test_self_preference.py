@@ -8,20 +8,18 @@ import pytest
 
 from alignez_core.engines.base import Completion, FinishReason, GenerationRequest
 from alignez_core.engines.fake_engine import FakeEngine
-from alignez_core.fit_config import FitConfig, FitQuery, FitSpec, GivenPair
-from alignez_core.prompts import Persona
+from alignez_core.prompts import ChatFormat
 from alignez_core.self_preference import (
     TextPair,
-    generate_characteristics,
-    generate_responses,
+    clean,
+    given_answer,
     given_characteristics,
-    given_responses,
     invent_queries,
-    make_samples,
+    one_line,
+    row_seed,
 )
 
-KNOWN = (FitQuery("How do I bake bread?"), FitQuery("Where is the sea?"))
-SAMPLES = make_samples(FitSpec(Persona("cheerful", "gloomy"), KNOWN))
+KNOWN = ("How do I bake bread?", "Where is the sea?")
 
 
 class ScriptedEngine(FakeEngine):
@@ -75,50 +73,29 @@ def test_the_examples_shown_are_given_queries_and_the_text_ends_at_the_line() ->
     engine = ScriptedEngine("What grows in winter?")
     invent_queries(engine, KNOWN, 2, seed=0)
     for request in engine.requests:
-        assert all(f"- {query.text}\n" in request.prompt for query in KNOWN)
+        assert all(f"- {query}\n" in request.prompt for query in KNOWN)
         assert request.stop == ("\n",)
     assert len({request.seed for request in engine.requests}) == 4
 
 
 def test_no_nul_is_left_in_any_text() -> None:
-    engine = ScriptedEngine(" a\x00b ", "c\x00")
-    assert generate_characteristics(engine, SAMPLES, FitConfig())[0] == TextPair("a\ufffdb", "c\ufffd", 2)
-    characteristics = {sample.index: TextPair("be kind", "be rude") for sample in SAMPLES}
-    assert generate_responses(engine, SAMPLES, characteristics, FitConfig())[0] == TextPair(" a\ufffdb", "c\ufffd", 2)
-    assert given_characteristics(("Go\x00od\n\nday", "Bad")).help == "read like this: Go\ufffdod day"
+    assert clean("a\x00b") == "a\ufffdb"
+    assert one_line(" a\x00 \n b\tc ") == "a\ufffd b c"
+    assert given_characteristics(("Go\x00od\n\nday", "Bad")) == TextPair(
+        "read like this: Go\ufffdod day", "read like this: Bad"
+    )
 
 
-def test_characteristics_are_stripped_and_responses_keep_their_leading_space() -> None:
-    engine = ScriptedEngine("  be warm \n")
-    assert generate_characteristics(engine, SAMPLES, FitConfig())[1].help == "be warm"
-    characteristics = {sample.index: TextPair("be kind", "be rude") for sample in SAMPLES}
-    assert generate_responses(engine, SAMPLES, characteristics, FitConfig())[1].help == "  be warm"
-    assert given_responses(engine, ("Yes. ", "No.")) == TextPair(" Yes.", " No.")
+def test_a_given_answer_stands_where_the_model_s_own_would() -> None:
+    chat = FakeEngine(prompt_format=ChatFormat(lambda messages: "x"))
+    assert given_answer(FakeEngine(), "Yes. ") == " Yes."
+    assert given_answer(chat, " Yes. ") == "Yes."
 
 
-def test_seeds_differ_by_sample_side_and_kind_and_not_by_batch() -> None:
-    def seeds(samples: Sequence[object]) -> list[int | None]:
-        engine = ScriptedEngine("x")
-        generate_characteristics(engine, samples, FitConfig())  # type: ignore[arg-type]
-        generate_responses(engine, samples, dict.fromkeys(range(2), TextPair("a", "b")), FitConfig())  # type: ignore[arg-type]
-        return [request.seed for request in engine.requests]
-
-    together = seeds(SAMPLES)
-    assert len(set(together)) == 8
-    assert set(seeds(SAMPLES[:1]) + seeds(SAMPLES[1:])) == set(together)
-
-
-def test_each_side_is_prompted_with_its_own_words() -> None:
-    engine = ScriptedEngine("x")
-    generate_responses(engine, SAMPLES[:1], {0: TextPair("be kind", "be rude")}, FitConfig())
-    help_, harm = (str(request.prompt) for request in engine.requests)
-    assert help_ == "You are a cheerful assistant. Your answer should be kind\nHow do I bake bread?\nAnswer:"
-    assert harm == "Pretend you are a gloomy assistant. Your answer should be rude\nHow do I bake bread?\nAnswer:"
-
-
-def test_samples_are_numbered_queries_first_then_pairs_then_the_model_s_own() -> None:
-    spec = FitSpec(Persona("cheerful", "gloomy"), KNOWN, (GivenPair("Who?", "Me", "You"),))
-    samples = make_samples(spec, ["Own?"])
-    assert [sample.query for sample in samples] == ["How do I bake bread?", "Where is the sea?", "Who?", "Own?"]
-    assert [sample.index for sample in samples] == [0, 1, 2, 3]
-    assert [sample.given for sample in samples] == [None, None, ("Me", "You"), None]
+def test_seeds_belong_to_the_fit_the_row_and_the_kind_of_text() -> None:
+    seeds = [row_seed(s, i, k) for s in (0, 1) for i in (0, 1, 2) for k in ("answer/alone", "help_characteristics")]
+    assert len(set(seeds)) == len(seeds)
+    assert (
+        row_seed(0, 1, "answer/alone") == 48383969355051
+    )  # stored versions name seeds: they must mean the same tomorrow
+    assert all(0 <= seed < 2**48 for seed in seeds)

@@ -23,21 +23,36 @@ from tests.worker.processes import wait_for
 
 _ROOT = Path(__file__).parents[2]
 READY_S = 180.0
+#: Where a test needs a fit, whatever it is worth: one form of the edit, no choice, a proof that takes no time.
+SMALL_FIT: dict[str, Any] = {
+    "method": "distill", "contrast": 1, "answers": 8, "tune_queries": 0, "held_out_queries": 6, "answer_tokens": 24
+}  # fmt: skip
+#: The same of the paper's method, whose requests look their neighbours up.
+SMALL_ALIGNEZ: dict[str, Any] = {
+    "method": "alignez", "neighbors": 4, "tune_queries": 0, "held_out_queries": 6, "answer_tokens": 24
+}  # fmt: skip
 
 
 @dataclass
 class Up:
-    """One `alignez up` and what a client needs of it."""
+    """One `alignez up` and what a client needs of it.
+
+    Args:
+        prefix: what the command runs under, such as `setpriv`. settings: environment variables.
+        model: what `--model` takes; None: the shipped one.
+    """
 
     data_dir: Path
-    prefix: tuple[str, ...] = ()  # what the command runs under, such as `setpriv`
-    settings: dict[str, str] = field(default_factory=dict)  # environment variables
+    prefix: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+    model: str | None = None
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> Up:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ALIGNEZ_")}
         environment |= {"OMP_NUM_THREADS": "1", "HOME": str(self.data_dir.parent), **self.settings}
         command = [sys.executable, "-m", "cli.main", "up", "--port", "0", "--data-dir", str(self.data_dir)]
+        command += ["--model", self.model] if self.model else []
         with (self.data_dir.parent / f"up-{self.data_dir.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.prefix, *command], cwd=_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
@@ -111,15 +126,21 @@ class Up:
         found: dict[str, Any] = wait_for(ended, seconds, f"the end of job {job_id}")
         return found
 
+    def version(self, profile: str, number: int = 1) -> dict[str, Any]:
+        """A version as the API shows it."""
+        with self.client() as client:
+            found: dict[str, Any] = client.get(f"/v1/profiles/{profile}/versions/{number}").json()
+        return found
+
     def queries(self, profile: str) -> list[str]:
-        """The query of every stored pair."""
+        """Every query that was given for the first version; the bank's, which judge it, are left out."""
         texts: list[str] = []
         cursor = None
         with self.client() as client:
             while True:
                 query = {"limit": 100} | ({"cursor": cursor} if cursor else {})
                 page = client.get(f"/v1/profiles/{profile}/versions/1/pairs", params=query).json()
-                texts += [row["query"] for row in page["data"]]
+                texts += [row["query"] for row in page["data"] if row["source"] != "bank"]
                 cursor = page["next"]
                 if cursor is None:
                     return texts

@@ -23,13 +23,17 @@ from cli.local_stack.process import free_port
 from tests.worker.processes import kill_tree, wait_for
 
 _ROOT = Path(__file__).parents[2]
+_FIT = {
+    "method": "distill", "contrast": 1, "layers": 2, "answers": 4, "tune_queries": 0, "held_out_queries": 0,
+    "answer_tokens": 12,
+}  # fmt: skip
 
 
 def small_profile(name: str, **fit: int) -> dict[str, Any]:
-    """A profile that is fitted in a second or two: four queries."""
+    """A profile that is fitted in seconds: four queries, one form of the edit, and no proof."""
     queries = [{"text": f"How do I learn {hobby}?"} for hobby in ("chess", "cooking", "dancing", "knitting")]
     persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
-    return {"name": name, "persona": persona, "queries": queries, "fit": {"neighbors": 2, **fit}}
+    return {"name": name, "persona": persona, "queries": queries, "fit": {**_FIT, **fit}}
 
 
 @dataclass
@@ -229,7 +233,7 @@ class Load:
         assert reply.status_code == 200, reply.text
 
     async def _create(self, _: int) -> None:
-        body = small_profile(f"made-{time.monotonic_ns()}", response_tokens=8)
+        body = small_profile(f"made-{time.monotonic_ns()}", answer_tokens=8)
         reply = await self.balancer.next.post("/v1/profiles", json=body)
         assert reply.status_code == 202, reply.text
         self.jobs.append(reply.json()["job"]["id"])

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.conftest import Up
+from tests.e2e.conftest import SMALL_ALIGNEZ, SMALL_FIT, Up
 from tests.monitoring import ALERTS, alerts, expressions, panel_expressions, selectors
 from tests.worker.processes import wait_for
 
@@ -42,15 +42,18 @@ def ask(client: httpx.Client, model: str, **body: Any) -> str:
 
 
 def use(up: Up, name: str) -> None:
-    """What users do: profiles of both kinds are made, and answers are asked for with them and without."""
+    """What users do: profiles of both kinds are made, one is judged again, and answers are asked for with them and
+    without."""
     queries = [f"How do I start {what}?" for what in ("hiking", "chess", "baking", "sailing", "painting", "running")]
     models = ["persona-nano"]
-    for conditional in (True, False):
-        profile = f"{name}-{'conditional' if conditional else 'global'}"
-        job_id = up.create(profile, queries=queries, fit={"conditional": conditional})
-        assert up.finished(job_id)["status"] == "succeeded"
-        models.append(f"persona-nano@{profile}")
+    for kind, fit in (("conditional", SMALL_ALIGNEZ), ("global", SMALL_FIT)):
+        profile = f"{name}-{kind}"
+        assert up.finished(up.create(profile, queries=queries, fit=fit))["status"] == "succeeded"
+        models.append(f"persona-nano@{profile}#1")  # by its number: whatever its verdict
     with up.client() as client:
+        asked = client.post(f"/v1/profiles/{profile}/versions/1/evaluate", json={"held_out_queries": 4})
+        assert asked.status_code == 202, asked.text
+        assert up.finished(asked.json()["job"]["id"])["status"] == "succeeded"
         for model in models:
             for _ in range(2):
                 ask(client, model)
@@ -62,8 +65,9 @@ def meet_errors(up: Up) -> None:
     with up.client() as client:
         assert client.get("/v1/profiles/nobody").status_code == 404
     persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
+    fit = {**SMALL_ALIGNEZ, "query_encoder": NO_ENCODER}
     with up.client() as client:
-        bodies = [{"name": f"fails-{i}", "persona": persona, "fit": {"query_encoder": NO_ENCODER}} for i in range(8)]
+        bodies = [{"name": f"fails-{i}", "persona": persona, "fit": fit} for i in range(8)]
         replies = [client.post("/v1/profiles", json=body) for body in bodies]
     assert {reply.status_code for reply in replies} == {202, 429}, replies[0].text
     jobs = [up.finished(reply.json()["job"]["id"]) for reply in replies if reply.status_code == 202]

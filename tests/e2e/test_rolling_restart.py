@@ -49,6 +49,9 @@ def first_profile(api: Replica, headers: dict[str, str]) -> list[str]:
     with httpx.Client(base_url=api.url, headers=headers, timeout=60, trust_env=False) as client:
         job = client.post("/v1/profiles", json=small_profile("cheerful")).json()["job"]["id"]
         wait_for(lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "succeeded", 90, "the first profile")
+        # Without a proof it is weak.
+        promoted = client.post("/v1/profiles/cheerful/promote", json={"version": 1, "force": True})
+        assert promoted.status_code == 200, promoted.text
         replies = [client.post("/v1/chat/completions", json=body).json() for body in QUESTIONS]
     return [reply["choices"][0]["message"]["content"] for reply in replies]
 
@@ -106,7 +109,7 @@ def test_nothing_is_lost_when_every_process_is_replaced_under_load(
             statement = select(Job.status).where(Job.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]))
             return len(session.scalars(statement).all())
 
-    wait_for(lambda: unfinished() == 0, 120, "the end of all jobs")
+    wait_for(lambda: unfinished() == 0, 240, "the end of all jobs")
     with committed() as session:
         found = {str(id_): status for id_, status in session.execute(select(Job.id, Job.status))}
         ends = Counter(str(id_) for id_ in session.scalars(select(JobEvent.job_id).where(JobEvent.kind == "succeeded")))

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.e2e.conftest import Up
+from tests.e2e.conftest import SMALL_ALIGNEZ, Up
 from tests.worker.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -84,11 +84,13 @@ def test_a_request_is_one_trace_and_one_id_through_all_processes(traced: Up, col
     given = {"x-request-id": "req-followed", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
     with traced.client() as client:
         persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
-        reply = client.post("/v1/profiles", json={"name": "followed", "persona": persona}, headers=given)
+        body = {"name": "followed", "persona": persona, "fit": SMALL_ALIGNEZ}
+        reply = client.post("/v1/profiles", json=body, headers=given)
     job_id = reply.json()["job"]["id"]
     assert traced.finished(job_id)["status"] == "succeeded"
     with traced.client() as client:
-        body = {"model": "persona-nano@followed", "messages": [{"role": "user", "content": "How do I start hiking?"}]}
+        messages = [{"role": "user", "content": "How do I start hiking?"}]
+        body = {"model": "persona-nano", "messages": messages, "profile": {"name": "followed", "version": 1}}
         assert client.post("/v1/chat/completions", json=body).status_code == 200
 
     trace_id = bytes.fromhex("0af7651916cd43dd8448eb211c80319c")
@@ -98,6 +100,7 @@ def test_a_request_is_one_trace_and_one_id_through_all_processes(traced: Up, col
         ("alignez-worker", "fit"),
         ("alignez-worker", "engine generate"),
         ("alignez-worker", "engine represent"),
+        ("alignez-worker", "engine score"),
     }
     wait_for(lambda: collector.trace(trace_id) >= wanted, 30, "the whole trace")
     wait_for(lambda: any(span.name == "chat persona-nano" for _, span in collector.spans), 30, "the answer's trace")

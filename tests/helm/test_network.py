@@ -151,6 +151,15 @@ def test_traces_reach_their_collector(endpoint: str, port: int) -> None:
         assert ours <= {value for name, value in vars(environment_variables).items() if name.startswith("OTEL_")}
 
 
+@pytest.mark.parametrize(("url", "port"), [("http://judge.ns:8000/v1", 8000), ("https://judge.example.org/v1", 443)])
+def test_workers_alone_reach_the_judge(url: str, port: int) -> None:
+    policy = find(render(nested({"judge.url": url, "judge.model": "large"})), "NetworkPolicy", "-to-judge")["spec"]
+    assert policy["egress"] == [{"ports": [{"port": port, "protocol": "TCP"}]}]
+    (chosen,) = policy["podSelector"]["matchExpressions"]
+    assert chosen["values"] == ["worker"]
+    assert not [each for each in render() if each["metadata"]["name"].endswith("-to-judge")]
+
+
 def test_without_a_collector_nobody_is_told_of_one() -> None:
     manifests = render()
     assert not [each for each in manifests if each["metadata"]["name"].endswith("-to-collector")]

@@ -67,6 +67,7 @@ _RULES: list[tuple[str, dict[str, Any], list[str]]] = [
         {"model.cache.type": "pvc", "model.cache.accessModes": ["ReadWriteOnce"], "inference.replicas": 2},
         ["ReadWriteMany", "emptyDir"],
     ),
+    ("a judge without a model", {"judge.url": "https://judge.example/v1"}, ["judge.url", "judge.model"]),
     ("offline without a model", {"model.offline": True, "model.name": "org/model"}, ["existingClaim"]),
     ("test without a key", {"tests.enabled": True}, ["tests.existingSecret"]),
     (

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from alignez_core.spec.config import FitConfig
 from cli.local_stack.postgres import PostgresServer
 from tests.helm.charts import CHART
 
@@ -76,7 +77,7 @@ def _server(answers: dict[tuple[str, str], Any], seen: list[tuple[str, str, Any]
 
 def _api(job_status: str = "succeeded", applied: bool = True) -> dict[tuple[str, str], Any]:
     def chat(body: dict[str, Any]) -> dict[str, Any]:
-        profile = body["model"].partition("@")[2]
+        profile = body["model"].partition("@")[2].removesuffix("#1")
         return {
             "choices": [{"message": {"content": "Yay!"}}],
             "alignez": {"profile": profile if applied else None, "version": 1},
@@ -112,7 +113,7 @@ def test_the_smoke_test_fits_generates_and_cleans_up() -> None:
         ("POST", "/v1/chat/completions"),
         ("DELETE", f"/v1/profiles/{name}"),
     ]
-    assert seen[3][2]["model"] == f"nano@{name}"
+    assert seen[3][2]["model"] == f"nano@{name}#1"
     assert name in done.stdout
 
 
@@ -146,4 +147,6 @@ def test_what_the_smoke_test_reads_is_what_the_api_answers() -> None:
     assert {"id", "status", "stage", "error"} <= fields("/v1/jobs/{job}", "get", "200")
     assert "data" in fields("/v1/models", "get", "200")
     assert {"name", "persona", "fit"} <= set(schemas["ProfileCreate"]["properties"])
-    assert "responses" in schemas["FitBody"]["properties"]
+    asked = _smoke(_api())[1][0][2]["fit"]
+    assert asked.keys() <= schemas["FitBody"]["properties"].keys()
+    assert FitConfig(**asked).method == "alignez"

@@ -139,6 +139,23 @@ def test_a_token_for_gated_models_goes_to_who_loads_models() -> None:
     assert "HF_TOKEN" not in variables(render(), "inference")
 
 
+def test_the_judge_s_endpoint_goes_to_workers_and_its_key_stays_a_secret() -> None:
+    settings = {"judge.url": "https://judge.example/v1", "judge.model": "large", "judge.existingSecret": "judges"}
+    manifests = render(nested(settings))
+    # The relay has the worker's settings, and no use for the key.
+    worker = configuration(manifests, "worker")
+    assert worker["ALIGNEZ_WORKER_JUDGE_URL"] == "https://judge.example/v1"
+    assert worker["ALIGNEZ_WORKER_JUDGE_MODEL"] == "large"
+    assert worker["ALIGNEZ_WORKER_JUDGE_TIMEOUT_S"] == "60"
+    assert variables(manifests, "worker")["ALIGNEZ_WORKER_JUDGE_KEY"] == ("judges", "JUDGE_KEY")
+    assert "ALIGNEZ_WORKER_JUDGE_KEY" not in variables(manifests, "relay")
+    for api in ("control", "inference"):
+        assert configuration(manifests, api)["ALIGNEZ_API_JUDGES"] == '["openai"]'
+        assert "ALIGNEZ_WORKER_JUDGE_KEY" not in variables(manifests, api)
+    assert not [name for name in configuration(render(), "worker") if "JUDGE" in name]
+    assert "ALIGNEZ_API_JUDGES" not in configuration(render(), "control")
+
+
 # Images
 
 

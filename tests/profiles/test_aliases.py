@@ -8,10 +8,20 @@ from collections import Counter
 import pytest
 from sqlalchemy import event
 
-from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAssigned, VersionNotReady
+from profiles.errors import (
+    InvalidSpec,
+    NoDefaultVersion,
+    NotFound,
+    NothingToRollBackTo,
+    StillAssigned,
+    VersionNotReady,
+    VersionWeak,
+)
 from profiles.models import Profile
 from profiles.service import (
     Caller,
+    ResolvedVersion,
+    Unserved,
     archive_version,
     assign_user,
     audit_entries,
@@ -71,6 +81,70 @@ class TestPromote:
     ) -> None:
         with pytest.raises(NotFound):
             promote(uow, caller, profile.id, number)
+
+
+#: What a worker hands over for a version that did not prove itself.
+WEAK = {"quality": "weak", "reasons": ("net win over the bare model is -0.10",)}
+
+
+class TestWeak:
+    def test_is_never_the_default_by_itself_even_when_asked_for(
+        self, uow: UnitOfWork, make: Factory, caller: Caller, profile: Profile
+    ) -> None:
+        make.ready(caller, profile=profile.id, promote=True, changes=WEAK)
+        assert default_of(uow, caller, profile) == {1: 1.0}
+        first = make.ready(caller, changes=WEAK)
+        assert list_aliases(uow, caller, first.profile.id) == {}
+        make.ready(caller, profile=first.profile.id)
+        assert default_of(uow, caller, first.profile) == {2: 1.0}
+
+    def test_can_be_promoted_by_force_which_is_audited(
+        self, uow: UnitOfWork, make: Factory, caller: Caller, profile: Profile
+    ) -> None:
+        make.ready(caller, profile=profile.id, changes=WEAK)
+        with pytest.raises(VersionWeak) as caught:
+            promote(uow, caller, profile.id, 4)
+        assert (caught.value.number, caught.value.reasons) == (4, WEAK["reasons"])
+        assert default_of(uow, caller, profile) == {1: 1.0}
+        promote(uow, caller, profile.id, 4, force=True)
+        assert pick_version(uow, caller, profile.id).number == 4
+        [entry] = [e for e in audit_entries(uow, caller.tenant_id).rows if e.details.get("force")]
+        assert (entry.action, entry.details) == ("profile.promote", {"version": 4, "force": True})
+        assert roll_back(uow, caller, profile.id) == {1: 1.0}
+
+    def test_the_default_alias_needs_force_too_and_a_canary_does_not(
+        self, uow: UnitOfWork, make: Factory, caller: Caller, profile: Profile
+    ) -> None:
+        make.ready(caller, profile=profile.id, changes=WEAK)
+        for targets in ({"version": 4}, {"weights": {1: 9.0, 4: 1.0}}):
+            with pytest.raises(VersionWeak):
+                set_alias(uow, caller, profile.id, "default", **targets)  # type: ignore[arg-type]
+        set_alias(uow, caller, profile.id, "canary", weights={1: 9.0, 4: 1.0})
+        set_alias(uow, caller, profile.id, "default", version=4, force=True)
+        assert default_of(uow, caller, profile) == {4: 1.0}
+
+    def test_without_a_default_the_reasons_are_told(self, uow: UnitOfWork, make: Factory, caller: Caller) -> None:
+        first = make.ready(caller, changes={"quality": "weak", "reasons": ("old",)})
+        second = make.ready(caller, profile=first.profile.id, changes=WEAK)
+        make.fit(caller, profile=first.profile.id)  # under way
+        with pytest.raises(NoDefaultVersion) as caught:
+            pick_version(uow, caller, first.profile.id)
+        assert (caught.value.number, caught.value.reasons) == (2, WEAK["reasons"])
+        assert caught.value.job_id == second.job.id
+        assert pick_version(uow, caller, first.profile.id, version=2).number == 2
+        with pytest.raises(NotFound):
+            pick_version(uow, caller, first.profile.id, alias="beta")
+
+    def test_an_assigned_user_is_unserved_and_no_error(self, uow: UnitOfWork, make: Factory, caller: Caller) -> None:
+        request = make.ready(caller, changes=WEAK)
+        assign_user(uow, caller, "ann", request.profile.id)
+        assign_user(uow, caller, "bob", request.profile.id, version=1)
+        assert resolve_for_user(uow, caller, "ann") == Unserved(
+            request.profile.id, request.profile.name, "no_default_version"
+        )
+        assert isinstance(resolve_for_user(uow, caller, "bob"), ResolvedVersion)
+        promote(uow, caller, request.profile.id, 1, force=True)
+        assert isinstance(resolve_for_user(uow, caller, "ann"), ResolvedVersion)
 
 
 class TestRollBack:
@@ -222,7 +296,7 @@ class TestAssignments:
         assign_user(uow, caller, "ann", profile.name)
         promote(uow, caller, profile.id, 2)
         found = resolve_for_user(uow, caller, "ann")
-        assert found is not None
+        assert isinstance(found, ResolvedVersion)
         assert (found.profile_id, found.number, found.alias) == (profile.id, 2, "default")
 
     def test_or_a_version_or_an_alias(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
@@ -230,8 +304,8 @@ class TestAssignments:
         assign_user(uow, caller, "ann", profile.id, version=2)
         assign_user(uow, caller, "bob", profile.id, alias="beta")
         ann, bob = (resolve_for_user(uow, caller, user) for user in ("ann", "bob"))
-        assert ann is not None
-        assert bob is not None
+        assert isinstance(ann, ResolvedVersion)
+        assert isinstance(bob, ResolvedVersion)
         assert (ann.number, bob.number) == (2, 3)
         assert get_assignment(uow, caller, "ann").version == 2
 
@@ -278,7 +352,7 @@ class TestAssignments:
         with pytest.raises(StillAssigned, match="version 2 is assigned to 1 end user;"):
             archive_version(uow, caller, profile.id, 2)
         found = resolve_for_user(uow, caller, "ann")
-        assert found is not None
+        assert isinstance(found, ResolvedVersion)
         assert found.number == 2
         archive_version(uow, caller, profile.id, 3)
         assign_user(uow, caller, "ann", profile.id, version=1)
@@ -320,7 +394,7 @@ def test_every_move_is_audited_with_its_key(uow: UnitOfWork, caller: Caller, pro
         ("profile.delete", {"name": profile.name, "assignments": 0}),
     ]
     by_the_system = [entry.details for entry in entries if entry.key_id is None]
-    assert by_the_system == [{"version": 1}]  # the first ready version became the default
+    assert by_the_system == [{"version": 1}]  # the first good version became the default
 
 
 class TestCost:

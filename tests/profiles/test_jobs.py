@@ -13,13 +13,32 @@ from sqlalchemy import func, select, text, update
 
 from profiles import jobs
 from profiles.errors import Conflict, JobCancelled, JobFinished, LeaseLost, ModelConflict, NotFound
-from profiles.models import FitQueryRow, Job, JobStatus, OutboxMessage, PreferencePairRow, QuerySource, VersionState
+from profiles.fitting.content import (
+    QueryRecord,
+    load_queries,
+    load_texts,
+    save_embeddings,
+    save_queries,
+    save_texts,
+)
+from profiles.fitting.publishing import publish, publish_evaluation
+from profiles.models import (
+    FitQueryRow,
+    Job,
+    JobStatus,
+    OutboxMessage,
+    PreferencePairRow,
+    QuerySource,
+    QuerySplit,
+    VersionState,
+)
 from profiles.repository import Repository
 from profiles.service import (
     cancel_job,
     delete_profile,
     get_job,
     job_events,
+    latest_evaluation,
     list_aliases,
     list_jobs,
     load_active,
@@ -27,7 +46,7 @@ from profiles.service import (
     usage_since,
 )
 from profiles.uow import SessionFactory, UnitOfWork
-from tests.factories import Factory, fitted, make_content, publish_content, save_content
+from tests.factories import REPORT, Factory, fitted, make_content, publish_content, save_content
 
 EXPIRED = -1.0  #: a lease that ends before it begins
 
@@ -132,18 +151,22 @@ class TestLease:
         [
             lambda uow, claim: jobs.heartbeat(uow, claim, 60.0),
             lambda uow, claim: jobs.bind_model(uow, claim, Factory(uow).base_model()),
-            lambda uow, claim: jobs.save_queries(uow, claim, [jobs.QueryRecord(99, "late", QuerySource.GIVEN)]),
-            lambda uow, claim: jobs.save_chunk(uow, claim, jobs.TextChunk("responses", (0,), ("late",), ("late",))),
+            lambda uow, claim: save_queries(uow, claim, [QueryRecord(99, "late", QuerySource.GIVEN)]),
+            lambda uow, claim: save_texts(uow, claim, "help_response", {0: "late"}),
+            lambda uow, claim: save_texts(uow, claim, "bare/alone", {0: "late"}),
+            lambda uow, claim: save_embeddings(uow, claim, [0], make_content(seed=9).embeddings[:1]),
             lambda uow, claim: save_content(uow, claim, make_content(seed=9)),
             lambda uow, claim: jobs.record_progress(uow, claim, "responses", 1, 2),
-            lambda uow, claim: jobs.publish(uow, claim, fitted(make_content())),
+            lambda uow, claim: publish(uow, claim, fitted(make_content())),
+            lambda uow, claim: publish_evaluation(uow, claim, fitted(make_content()).verdict),
             lambda uow, claim: jobs.fail(uow, claim, "late", "late"),
             lambda uow, claim: jobs.acknowledge_cancel(uow, claim),
             lambda uow, claim: jobs.hand_back(uow, claim),
         ],
         ids=[
-            "heartbeat", "bind_model", "save_queries", "save_chunk", "save_representations", "record_progress",
-            "publish", "fail", "acknowledge_cancel", "hand_back",
+            "heartbeat", "bind_model", "save_queries", "save_texts", "save_scratch", "save_embeddings",
+            "save_representations", "record_progress", "publish", "publish_evaluation", "fail",
+            "acknowledge_cancel", "hand_back",
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("successor", ["running", "finished"])
@@ -157,12 +180,12 @@ class TestLease:
         assert jobs.sweep(uow, 20.0)[0] == 1
         new = make.claimed(request)
         if successor == "finished":
-            jobs.publish(uow, new, fitted(make_content()))
+            publish(uow, new, fitted(make_content()))
         with pytest.raises(LeaseLost) as caught:
             write(uow, old)  # type: ignore[operator]
         assert (caught.value.job_id, caught.value.attempt) == (old.job_id, 1)
-        assert len(jobs.load_queries(uow, new)) == 12
-        assert all("late" not in chunk.help for chunk in jobs.load_chunks(uow, new))
+        assert len(load_queries(uow, new)) == 12
+        assert all("late" not in texts.values() for texts in load_texts(uow, new).values())
 
     def test_an_expired_lease_that_nobody_took_over_still_counts(self, uow: UnitOfWork, make: Factory) -> None:
         claim = make.claimed(make.fit(make.caller()), lease_s=EXPIRED)
@@ -170,49 +193,83 @@ class TestLease:
         assert jobs.sweep(uow, 20.0)[0] == 0
 
 
-class TestChunks:
-    def test_saving_a_chunk_twice_changes_nothing(self, uow: UnitOfWork, make: Factory) -> None:
+class TestTexts:
+    def test_saving_texts_twice_changes_nothing(self, uow: UnitOfWork, make: Factory) -> None:
         claim = self.with_queries(uow, make, 3)
-        chunk = jobs.TextChunk("characteristics", (0, 2), ("kind", "brief"), ("rude", "long"))
-        jobs.save_chunk(uow, claim, chunk)
-        jobs.save_chunk(uow, claim, chunk)
-        assert jobs.load_chunks(uow, claim) == [chunk]
+        for _ in range(2):
+            save_texts(uow, claim, "help_characteristics", {0: "kind", 2: "brief"})
+            save_texts(uow, claim, "edited/alone", {1_000_003: "an answer"})
+        assert load_texts(uow, claim) == {
+            "help_characteristics": {0: "kind", 2: "brief"}, "edited/alone": {1_000_003: "an answer"},
+        }  # fmt: skip
         assert uow.session.scalars(select(func.count()).select_from(PreferencePairRow)).one() == 2
 
     def test_the_next_attempt_finds_what_the_last_one_finished(self, uow: UnitOfWork, make: Factory) -> None:
         first = self.with_queries(uow, make, 4, lease_s=EXPIRED)
-        jobs.save_chunk(uow, first, jobs.TextChunk("characteristics", (0, 1), ("a", "b"), ("c", "d")))
-        jobs.save_chunk(uow, first, jobs.TextChunk("characteristics", (2,), ("e",), ("f",)))
-        jobs.save_chunk(uow, first, jobs.TextChunk("responses", (1,), ("g",), ("h",)))
+        save_texts(uow, first, "help_characteristics", {0: "a", 1: "b"})
+        save_texts(uow, first, "help_characteristics", {2: "e"})
+        save_texts(uow, first, "harm_response", {1: "h"})
+        save_texts(uow, first, "tune/4 layers, λ 1/long", {3: "x"})
         jobs.sweep(uow, 20.0)
         second = jobs.claim(uow, first.job_id, "worker-2", 60.0)
         assert second is not None
-        assert jobs.load_chunks(uow, second) == [
-            jobs.TextChunk("characteristics", (0, 1, 2), ("a", "b", "e"), ("c", "d", "f")),
-            jobs.TextChunk("responses", (1,), ("g",), ("h",)),
-        ]
+        assert load_texts(uow, second) == {
+            "help_characteristics": {0: "a", 1: "b", 2: "e"},
+            "harm_response": {1: "h"},
+            "tune/4 layers, λ 1/long": {3: "x"},
+        }
 
-    def test_a_position_keeps_its_first_query(self, uow: UnitOfWork, make: Factory) -> None:
+    @pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled", "cancelled by the sweep"])
+    def test_scratch_goes_when_the_job_ends_and_the_versions_texts_stay(
+        self, uow: UnitOfWork, make: Factory, end: str
+    ) -> None:
+        claim = self.with_queries(uow, make, 1, lease_s=EXPIRED)
+        for kind in ("help_response", "bare/alone", "bank"):
+            save_texts(uow, claim, kind, {0: "text"})
+        jobs.fail(uow, claim, "out_of_memory", "no memory", retryable=True)  # to be tried again: all stays
+        uow.session.execute(update(Job).values(run_after=None))
+        again = jobs.claim(uow, claim.job_id, "worker-2", EXPIRED)
+        assert again is not None
+        assert set(load_texts(uow, again)) == {"help_response", "bare/alone", "bank"}
+        if end == "succeeded":
+            jobs.bind_model(uow, again, make.base_model())
+            publish(uow, again, fitted(make_content(rows=False)))
+        elif end == "failed":
+            jobs.fail(uow, again, "internal_error", "no")
+        else:
+            uow.session.execute(update(Job).values(cancel_requested_at=func.now()))
+            if end == "cancelled":
+                jobs.acknowledge_cancel(uow, again)
+            else:
+                jobs.sweep(uow, 20.0)
+        assert load_texts(uow, again) == {"help_response": {0: "text"}}
+
+    def test_a_position_keeps_its_first_query_and_gets_its_split(self, uow: UnitOfWork, make: Factory) -> None:
         claim = self.with_queries(uow, make, 2)
-        jobs.save_queries(uow, claim, [jobs.QueryRecord(1, "another", QuerySource.INVENTED)])
-        assert [query.text for query in jobs.load_queries(uow, claim)] == ["query 0", "query 1"]
+        late = QueryRecord(1, "another", QuerySource.INVENTED, split=QuerySplit.TUNE, group=3)
+        save_queries(uow, claim, [late])
+        first, second = load_queries(uow, claim)
+        assert (first.text, second.text) == ("query 0", "query 1")
+        assert (first.split, second.split, second.group) == (QuerySplit.FIT, QuerySplit.TUNE, 3)
 
-    def test_a_chunk_for_an_unknown_query_is_refused(self, uow: UnitOfWork, make: Factory) -> None:
+    def test_an_answer_for_an_unknown_query_is_refused(self, uow: UnitOfWork, make: Factory) -> None:
         claim = self.with_queries(uow, make, 2)
         with pytest.raises(NotFound, match="7"):
-            jobs.save_chunk(uow, claim, jobs.TextChunk("responses", (0, 7), ("a", "b"), ("c", "d")))
-        assert jobs.load_chunks(uow, claim) == []
+            save_texts(uow, claim, "help_response", {0: "a", 7: "b"})
+        assert load_texts(uow, claim) == {}
 
-    def test_what_a_model_may_say_and_postgres_not_hold_is_replaced(self, uow: UnitOfWork, make: Factory) -> None:
-        claim = self.with_queries(uow, make, 1)
-        jobs.save_chunk(uow, claim, jobs.TextChunk("responses", (0,), ("a\x00b",), ("c\ud800d",)))
-        [chunk] = jobs.load_chunks(uow, claim)
-        assert (chunk.help, chunk.harm) == (("a\ufffdb",), ("c?d",))
+    @pytest.mark.parametrize("kind", ["help_response", "bare/alone"])
+    def test_what_a_model_may_say_and_postgres_not_hold_is_replaced(
+        self, uow: UnitOfWork, make: Factory, kind: str
+    ) -> None:
+        claim = self.with_queries(uow, make, 2)
+        save_texts(uow, claim, kind, {0: "a\x00b", 1: "c\ud800d"})
+        assert load_texts(uow, claim) == {kind: {0: "a\ufffdb", 1: "c?d"}}
 
     @staticmethod
     def with_queries(uow: UnitOfWork, make: Factory, count: int, lease_s: float = 60.0) -> jobs.Claim:
         claim = make.claimed(make.fit(make.caller()), lease_s)
-        jobs.save_queries(uow, claim, [jobs.QueryRecord(i, f"query {i}", QuerySource.GIVEN) for i in range(count)])
+        save_queries(uow, claim, [QueryRecord(i, f"query {i}", QuerySource.GIVEN) for i in range(count)])
         return claim
 
 
@@ -230,9 +287,35 @@ class TestPublish:
     def test_what_was_published_is_what_is_loaded(self, uow: UnitOfWork, make: Factory) -> None:
         content = make_content()
         active = load_active(uow, make.ready(make.caller(), content=content).version.id)
-        assert active.layers == content.layers
-        for name in ("theta_help", "theta_harm", "theta", "tau"):
-            np.testing.assert_array_equal(getattr(active, name), getattr(content.directions, name))
+        assert (active.layers, active.method, active.lookup) == (content.layers, "alignez", "neighbors")
+        assert (active.steps, active.positions, active.prefix) == (None, "answer", None)
+        [edit] = active.edits
+        for name in ("u", "v", "c"):
+            np.testing.assert_array_equal(getattr(edit, name), getattr(content.edits[0], name))
+
+    def test_every_group_has_its_edit(self, uow: UnitOfWork, make: Factory) -> None:
+        content = make_content(groups=3)
+        active = load_active(uow, make.ready(make.caller(), content=content).version.id)
+        assert active.lookup == "groups"
+        assert len(active.edits) == 3
+        for stored, given in zip(active.edits, content.edits, strict=True):
+            np.testing.assert_array_equal(stored.u, given.u)
+
+    def test_a_prefix_alone_has_no_edit(self, uow: UnitOfWork, make: Factory) -> None:
+        prefix = {"system": "Be kind.", "examples": [["Hi", "Hello!"]]}
+        changes = {"prefix": prefix, "edits": (), "layers": (), "method": "prompt"}
+        request = make.ready(make.caller(), content=make_content(rows=False), changes=changes)
+        active = load_active(uow, request.version.id)
+        assert (active.method, active.layers, active.edits, active.prefix) == ("prompt", (), (), prefix)
+
+    def test_writes_one_evaluation(self, uow: UnitOfWork, make: Factory) -> None:
+        caller = make.caller()
+        choice = {"chosen": "4 layers", "trace": [{"net": float("nan")}]}
+        request = make.ready(caller, changes={"choice": choice, "quality": "weak", "reasons": ("no",)})
+        found = latest_evaluation(uow, caller, request.profile.id, 1)
+        assert (found.job_id, found.judge, found.quality, found.reasons) == (request.job.id, "self", "weak", ["no"])
+        assert found.report == REPORT
+        assert found.choice == {"chosen": "4 layers", "trace": [{"net": None}]}
 
     def test_a_later_version_becomes_the_default_only_if_asked_to(self, uow: UnitOfWork, make: Factory) -> None:
         caller = make.caller()
@@ -243,23 +326,24 @@ class TestPublish:
         assert list_aliases(uow, caller, profile) == {"default": {3: 1.0}}
 
     def test_fails_when_vectors_are_missing(self, uow: UnitOfWork, make: Factory) -> None:
-        claim = make.claimed(make.fit(make.caller()))
-        jobs.bind_model(uow, claim, make.base_model())
-        save_content(uow, claim, make_content())
-        jobs.save_queries(uow, claim, [jobs.QueryRecord(12, "no vectors", QuerySource.GIVEN)])
-        with pytest.raises(Conflict, match="12 of 13"):
-            jobs.publish(uow, claim, fitted(make_content()))
+        for content in (make_content(), make_content(groups=2)):
+            claim = make.claimed(make.fit(make.caller()))
+            jobs.bind_model(uow, claim, make.base_model())
+            save_content(uow, claim, content)
+            with pytest.raises(Conflict, match="12 of 13"):
+                publish(uow, claim, fitted(content, looked_up=13))
 
     def test_a_query_may_be_dropped_with_its_reason(self, uow: UnitOfWork, make: Factory) -> None:
         request = make.fit(make.caller())
         claim = make.claimed(request)
         jobs.bind_model(uow, claim, make.base_model())
         save_content(uow, claim, make_content())
-        jobs.save_queries(uow, claim, [jobs.QueryRecord(12, "no vectors", QuerySource.GIVEN)])
-        jobs.publish(uow, claim, fitted(make_content(), dropped={12: "an empty response"}))
+        save_queries(uow, claim, [QueryRecord(12, "too long", QuerySource.GIVEN)])
+        publish(uow, claim, fitted(make_content(), dropped={12: "no room"}))
         pairs = dict(uow.repository.fits.pairs(request.version.id))
-        assert pairs[12].dropped == "an empty response"
+        assert pairs[12].dropped == "no room"
         assert pairs[0].dropped is None
+        assert load_queries(uow, claim)[12].split is QuerySplit.UNUSED
 
     def test_counts_the_tokens_of_the_fit(self, uow: UnitOfWork, make: Factory) -> None:
         caller = make.caller()
@@ -272,7 +356,7 @@ class TestPublish:
         claim = make.claimed(request)
         jobs.bind_model(uow, claim, make.base_model())
         save_content(uow, claim, make_content())
-        jobs.publish(uow, claim, fitted(make_content(), diagnostics={"a": [float("nan"), 1.0], "b": float("inf")}))
+        publish(uow, claim, fitted(make_content(), diagnostics={"a": [float("nan"), 1.0], "b": float("inf")}))
         uow.session.refresh(request.version)
         assert request.version.diagnostics == {"a": [None, 1.0], "b": None}
 
@@ -288,7 +372,7 @@ class TestPublish:
             save_content(uow, claim, make_content())
             stop(request)
             with pytest.raises(JobCancelled):
-                jobs.publish(uow, claim, fitted(make_content()))
+                publish(uow, claim, fitted(make_content()))
 
     def test_another_base_model_than_the_profiles_is_refused(self, uow: UnitOfWork, make: Factory) -> None:
         caller = make.caller()

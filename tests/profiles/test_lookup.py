@@ -9,7 +9,7 @@ import pytest
 
 from profiles.models import SKETCH_SIZE
 from profiles.repository.fits import CANDIDATES, SIDES
-from profiles.service import nearest_representations
+from profiles.service import nearest_groups, nearest_representations
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
 from tests.factories import Content, Factory, make_content
@@ -73,12 +73,32 @@ def test_as_many_neighbours_as_there_are_queries_is_all_of_them(uow: UnitOfWork,
 def test_only_the_asked_sides_are_read(uow: UnitOfWork, make: Factory) -> None:
     content = clustered(3)
     version = make.ready(make.caller(), content=content).version
-    found = nearest_representations(uow, version.id, content.embeddings[5], 2, ("help", "plain"))
+    found = nearest_representations(uow, version.id, content.embeddings[5], 2, ("harm",))
     expected = brute_force(content, content.embeddings[5], 2)
-    assert found.harm is None
-    assert found.plain is not None
-    assert found.plain is not None
-    np.testing.assert_allclose(found.plain, content.sides["plain"][expected], atol=1e-4)
+    assert found.help is None
+    assert found.harm is not None
+    np.testing.assert_allclose(found.harm, content.sides["harm"][expected], atol=1e-4)
+
+
+def test_neighbours_bring_their_groups_and_need_no_rows(uow: UnitOfWork, make: Factory) -> None:
+    content = make_content(N, 64, groups=3, held_out=4)
+    version = make.ready(make.caller(), content=content).version
+    for i in (0, 77, 149):
+        query = content.embeddings[i]
+        found = nearest_groups(uow, version.id, query, K)
+        expected = brute_force(content, query, K)
+        assert positions(uow, version.id, found.query_ids) == expected
+        assert found.groups == tuple(content.groups[j] for j in expected)
+        assert found.similarities == pytest.approx(sorted(found.similarities, reverse=True))
+    assert nearest_representations(uow, version.id, content.embeddings[0], K).query_ids == ()
+
+
+def test_held_out_queries_are_nobodys_neighbours(uow: UnitOfWork, make: Factory) -> None:
+    content = make_content(6, held_out=5)
+    version = make.ready(make.caller(), content=content).version
+    assert sorted(
+        positions(uow, version.id, nearest_representations(uow, version.id, content.embeddings[0], 50).query_ids)
+    ) == list(range(6))
 
 
 def test_other_versions_have_no_part_in_it(uow: UnitOfWork, make: Factory) -> None:

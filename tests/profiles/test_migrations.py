@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import psycopg
 import pytest
 from alembic import command
@@ -17,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from cli.local_stack.postgres import PostgresServer
-from profiles import migrate, vectors
+from profiles import migrate
 from profiles.errors import DatabaseUnavailable
 from profiles.models import Base, VersionState
 from profiles.service import archive_version, authenticate
@@ -123,120 +122,35 @@ def test_downgrade_removes_all_and_upgrade_brings_it_back(empty_url: str) -> Non
     assert tables(empty_url) == set(Base.metadata.tables)
 
 
-#: The release that kept representations by layer.
-BY_LAYER = "2026_11_24_0442"
-LAYERS = (3, 5, 11)
+#: The revision before versions held edits.
+WITH_DIRECTIONS = "2026_11_25_1220"
 
 
-def old_rows(query_ids: list[uuid.UUID], tenant: uuid.UUID, version: uuid.UUID, width: int) -> list[tuple[object, ...]]:
-    """Representations as that release wrote them: help and plain, no harm."""
-    random = np.random.default_rng(width)
-
-    def packed() -> bytes:
-        return vectors.pack(random.standard_normal((1, width)).astype(np.float32))
-
-    return [(query, layer, tenant, version, packed(), None, packed()) for query in query_ids for layer in LAYERS]
-
-
-def old_write(connection: psycopg.Connection, rows: list[tuple[object, ...]]) -> None:
-    """What that release's worker does with one chunk."""
-    connection.execute("DELETE FROM pair_representations WHERE query_id = ANY(%s)", [[row[0] for row in rows]])
-    statement = (
-        "COPY pair_representations (query_id, layer, tenant_id, version_id, help, harm, plain)"
-        " FROM STDIN (FORMAT BINARY)"
-    )
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.set_types(["uuid", "int4", "uuid", "uuid", "bytea", "bytea", "bytea"])
-        for row in rows:
-            copy.write_row(row)
-
-
-def by_layer(connection: psycopg.Connection) -> list[tuple[object, ...]]:
-    """What that release's API reads."""
-    return connection.execute(
-        "SELECT query_id, layer, tenant_id, version_id, help, harm, plain FROM pair_representations"
-        " ORDER BY query_id, layer"
-    ).fetchall()
-
-
-def old_content(connection: psycopg.Connection, state: str) -> list[tuple[object, ...]]:
-    """A version of two queries with their representations, written in the old form; its rows by query and layer."""
+def test_versions_made_of_directions_are_archived_and_nothing_points_to_them(empty_url: str) -> None:
+    migrate.upgrade(empty_url, WITH_DIRECTIONS)
     tenant, profile, version, model = (uuid.uuid4() for _ in range(4))
-    queries = sorted(uuid.uuid4() for _ in range(2))
-    connection.execute("INSERT INTO tenants (id, name) VALUES (%s, %s)", [tenant, str(tenant)])
-    connection.execute(
-        "INSERT INTO base_models (id, name, source, fingerprint, n_layers, hidden_size, context_length, prompt_format)"
-        " VALUES (%s, 'nano', 'nano', %s, 12, 6, 512, 'plain')",
-        [model, str(model)],
-    )
-    connection.execute("INSERT INTO profiles (id, tenant_id, name) VALUES (%s, %s, 'p')", [profile, tenant])
-    connection.execute(
-        "INSERT INTO profile_versions (id, tenant_id, profile_id, base_model_id, number, state, spec)"
-        " VALUES (%s, %s, %s, %s, 1, 'pending', '{}')",
-        [version, tenant, profile, model],
-    )
-    for i, query in enumerate(queries):
+    with psycopg.connect(empty_url.replace("+psycopg", "")) as connection:
+        connection.execute("INSERT INTO tenants (id, name) VALUES (%s, 't')", [tenant])
         connection.execute(
-            "INSERT INTO fit_queries (id, tenant_id, version_id, position, text, source)"
-            " VALUES (%s, %s, %s, %s, 'q', 'given')",
-            [query, tenant, version, i],
+            "INSERT INTO base_models (id, name, source, fingerprint, n_layers, hidden_size, context_length,"
+            " prompt_format) VALUES (%s, 'nano', 'nano', 'f', 12, 6, 512, 'plain')",
+            [model],
         )
-    rows = old_rows(queries, tenant, version, 4096 if state == "ready" else 8)
-    old_write(connection, rows)
-    if state == "ready":
+        connection.execute("INSERT INTO profiles (id, tenant_id, name) VALUES (%s, %s, 'p')", [profile, tenant])
         connection.execute(
-            "UPDATE profile_versions SET state = 'ready', quality = 'good', ready_at = now(), layers = %s,"
-            " sha256 = repeat('a', 64) WHERE id = %s",
-            [list(LAYERS), version],
+            "INSERT INTO profile_versions (id, tenant_id, profile_id, base_model_id, number, state, spec, quality,"
+            " ready_at, layers, sha256) VALUES (%s, %s, %s, %s, 1, 'ready', '{}', 'good', now(), '{1}', 'a')",
+            [version, tenant, profile, model],
         )
-    return rows
-
-
-def sort(rows: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
-    return sorted(rows, key=lambda row: (row[0], row[1]))
-
-
-def test_representations_by_layer_become_values_by_query_and_come_back(empty_url: str) -> None:
-    plain_url = empty_url.replace("+psycopg", "")
-    migrate.upgrade(empty_url, BY_LAYER)
-    with psycopg.connect(plain_url) as connection:
-        rows = sort(old_content(connection, "ready") + old_content(connection, "pending"))
-        assert by_layer(connection) == rows
-    migrate.upgrade(empty_url)
-    with psycopg.connect(plain_url) as connection:
-        stored = connection.execute("SELECT query_id, layers, help, harm, plain FROM query_representations").fetchall()
-        assert by_layer(connection) == rows
-    assert len(stored) == 4
-    for query, layers, help, harm, plain in stored:
-        own = [row for row in rows if row[0] == query]
-        assert layers == list(LAYERS)
-        assert harm is None
-        assert help == b"".join(row[4] for row in own)  # type: ignore[misc]
-        assert plain == b"".join(row[6] for row in own)  # type: ignore[misc]
-    engine = create_engine(empty_url)
-    with engine.connect() as connection_:
-        command.downgrade(migrate.alembic_config(connection_), BY_LAYER)
-    engine.dispose()
-    with psycopg.connect(plain_url) as connection:
-        assert by_layer(connection) == rows
-        with pytest.raises(psycopg.errors.IntegrityConstraintViolation, match="immutable"):
-            connection.execute("DELETE FROM pair_representations")
-
-
-def test_the_previous_release_writes_and_deletes_through_the_view(empty_url: str) -> None:
+        connection.execute(
+            "INSERT INTO profile_aliases (profile_id, alias, version_id, tenant_id, weight)"
+            " VALUES (%s, 'default', %s, %s, 1)",
+            [profile, version, tenant],
+        )
     migrate.upgrade(empty_url)
     with psycopg.connect(empty_url.replace("+psycopg", "")) as connection:
-        rows = sort(old_content(connection, "pending"))
-        old_write(connection, rows)  # the same chunk again, as after a crash
-        assert by_layer(connection) == rows
-        stored = connection.execute("SELECT layers, help FROM query_representations ORDER BY query_id").fetchall()
-        assert [row[0] for row in stored] == [list(LAYERS)] * 2
-        assert vectors.unpack_many([row[1] for row in stored], len(LAYERS)).shape == (2, len(LAYERS), 8)
-        with pytest.raises(psycopg.errors.UniqueViolation, match="layer 3"), connection.transaction():
-            connection.execute("INSERT INTO pair_representations SELECT * FROM pair_representations LIMIT 1")
-        old_content(connection, "ready")
-        with pytest.raises(psycopg.errors.IntegrityConstraintViolation, match="immutable"):
-            connection.execute("DELETE FROM pair_representations")
+        assert connection.execute("SELECT state FROM profile_versions").fetchall() == [("archived",)]
+        assert connection.execute("SELECT count(*) FROM profile_aliases").fetchone() == (0,)
 
 
 def test_a_database_that_is_not_migrated_says_so(empty_url: str) -> None:
@@ -260,6 +174,10 @@ def refused(session: Session, statement: str, **values: object) -> None:
         "sha256 = repeat('0', 64)",
         "number = 99",
         "layers = '{0}'",
+        "method = 'prompt'",
+        """prefix = '{"system": "other"}'""",
+        "steps = 9",
+        "lookup = 'groups'",
         "embedding_layer = 0",
         """diagnostics = '{"other": 1}'""",
         "quality = 'weak'",
@@ -287,9 +205,10 @@ def test_a_ready_version_cannot_be_deleted(uow: UnitOfWork, make: Factory) -> No
         "UPDATE fit_queries SET text = 'other' WHERE version_id = :id",
         "UPDATE preference_pairs SET help_response = 'other' WHERE version_id = :id",
         "UPDATE query_representations SET help = harm WHERE version_id = :id",
-        "UPDATE directions SET tau = tau + 1 WHERE version_id = :id",
+        "UPDATE version_edits SET c = u WHERE version_id = :id",
+        "DELETE FROM version_edits WHERE version_id = :id",
+        "UPDATE fit_queries SET split = 'unused' WHERE version_id = :id",
         "DELETE FROM query_representations WHERE version_id = :id",
-        "DELETE FROM pair_representations WHERE version_id = :id",
         "DELETE FROM fit_queries WHERE version_id = :id",
         "INSERT INTO fit_queries (id, tenant_id, version_id, position, text, source)"
         " SELECT gen_random_uuid(), tenant_id, version_id, 999, 'more', 'given' FROM fit_queries"

@@ -13,7 +13,6 @@ from profiles.spec import (
     ANSWER_LIMIT,
     DESCRIPTION_LIMIT,
     NAME_LIMIT,
-    OWN_QUERIES,
     PHRASE_LIMIT,
     QUERIES_LIMIT,
     TEXT_LIMIT,
@@ -25,7 +24,6 @@ from profiles.spec import (
     check_neighbors,
     check_text,
     normal_spec,
-    own_queries,
     parse_id,
 )
 
@@ -126,27 +124,31 @@ class TestParent:
 
     def test_none_is_the_default_again_except_for_steps(self) -> None:
         made = normal_spec({"fit": {"method": None, "neighbors": None, "steps": None, "seed": None}}, self.PARENT)
-        assert made["fit"] == {"steps": None}
+        assert made["fit"] == {"steps": None}  # the method changed, so its settings went
 
     def test_fewer_queries_than_an_explicit_k_are_refused_and_an_open_k_adapts(self) -> None:
         assert refusal(lambda: normal_spec({"queries": ["a"]}, self.PARENT)).field == "fit.neighbors"
         assert normal_spec({"queries": ["a"], "fit": {"neighbors": None}}, self.PARENT)["queries"][0]["text"] == "a"
+
+    def test_settings_of_another_method_are_not_taken_over(self) -> None:
+        assert normal_spec({"fit": {"method": "distill", "seed": 5}}, self.PARENT)["fit"] == {
+            "method": "distill", "seed": 5,
+        }  # fmt: skip
+        assert normal_spec({"fit": {"method": "alignez", "seed": 5}}, self.PARENT)["fit"]["steps"] == 3
+        by_default = normal_spec({"queries": ["a"], "fit": {"contrast": 2.0}})
+        assert normal_spec({"fit": {"method": "auto"}}, by_default)["fit"] == {"contrast": 2.0, "method": "auto"}
+        assert normal_spec({"fit": {"method": "prompt"}}, by_default)["fit"] == {"method": "prompt"}
 
 
 class TestNeighbors:
     def spec(self, **fit: Any) -> dict[str, Any]:
         return normal_spec({"persona": PERSONA, "fit": fit})
 
-    def test_on_the_bank_the_models_own_queries_count_too(self) -> None:
-        assert own_queries(self.spec()) == OWN_QUERIES
-        check_neighbors(self.spec(neighbors=4 + OWN_QUERIES), 4)
-        error = refusal(lambda: check_neighbors(self.spec(neighbors=5 + OWN_QUERIES), 4))
-        assert error.message.startswith(f"neighbors={5 + OWN_QUERIES} is more than the {4 + OWN_QUERIES} fit queries")
-        assert refusal(lambda: check_neighbors(self.spec(neighbors=5, own_queries=0), 4)).field == "fit.neighbors"
+    def test_on_the_bank_only_the_core_knows_how_many_there_are(self) -> None:
+        check_neighbors(self.spec(neighbors=2000))
 
-    def test_an_unknown_bank_or_an_open_k_passes(self) -> None:
-        check_neighbors(self.spec(neighbors=2000), None)
-        check_neighbors(self.spec(), 1)
+    def test_queries_that_the_model_invents_count_too(self) -> None:
+        check_neighbors(normal_spec({"queries": ["a"], "fit": {"neighbors": 3, "own_queries": 2}}))
 
 
 @pytest.mark.parametrize(

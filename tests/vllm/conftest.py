@@ -65,16 +65,29 @@ def reference(model_dir: Path) -> Iterator[TransformersEngine]:
         yield engine
 
 
+#: Rank of an engine that serves the strong form of `distill`: seven rows of the regression and the one for the mean.
+STRONG_RANK = 8
+
+
 def vllm_plan(seed: int) -> EditPlan:
-    """A random plan that changes the tiny model's tokens; methods and steps in turn, all of rank 1 or 2."""
+    """A random plan that changes the tiny model's tokens: what each method makes, in turn.
+
+    Ranks are 1 (`caa`, `transport`), 2 (`alignez`), 4 (`distill`, the default) and 8 (`distill` of every layer at its
+    strongest, seeds 6, 13, …), which only an engine of `STRONG_RANK` holds.
+    """
     generator = torch.Generator().manual_seed(seed)
     first, second = (torch.randn(2, WIDTH, generator=generator) for _ in range(2))
-    kind = seed % 5
+    kind = seed % 7
     if kind == 0:
         return EditPlan.alignez([0, 2], first, second, 3.0)
     if kind in (1, 2):
         return EditPlan.transport([0, 2], first, torch.full((2,), 30.0), 2.0, steps=1 if kind == 1 else 3)
-    return EditPlan.additive([0, 2], first * 8, 2.0, positions="all" if kind == 4 else "answer")
+    if kind in (3, 4):
+        return EditPlan.additive([0, 2], first * 8, 2.0, positions="all" if kind == 4 else "answer")
+    layers, rank = ([0, 2], 4) if kind == 5 else (range(N_LAYERS), STRONG_RANK)
+    shape = (len(layers), rank, WIDTH)
+    read, write = (torch.randn(shape, generator=generator) for _ in range(2))
+    return EditPlan.low_rank(layers, read / WIDTH, write * 4, torch.randn(shape[:2], generator=generator))
 
 
 def requests_with_profiles(edited: int, plain: int, tokens: int = 10) -> list[GenerationRequest]:

@@ -38,9 +38,9 @@ def test_representations_are_those_of_transformers(engine: Engine, reference: Tr
 def test_a_plan_of_a_rank_that_the_tables_lack_is_refused_and_the_engine_goes_on(engine: Any) -> None:
     from alignez_core.editing import EditPlan
 
-    wide = torch.ones(1, 3, engine.info.hidden_size)
-    with pytest.raises(InvalidInput, match="rank 3"):
-        engine.generate([greedy(edit=EditPlan((0,), wide, wide, torch.ones(1, 3)))])
+    wide = torch.ones(1, 5, engine.info.hidden_size)
+    with pytest.raises(InvalidInput, match="rank 5"):
+        engine.generate([greedy(edit=EditPlan((0,), wide, wide, torch.ones(1, 5)))])
     assert engine.generate([greedy()])[0].token_ids
 
 

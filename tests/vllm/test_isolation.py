@@ -1,4 +1,4 @@
-"""A row gives what it gives alone, whoever shares its batch and however vLLM runs it."""
+"""A row gives what it gives alone, whatever method made its edit, whoever shares its batch and however vLLM runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignez_core.engines.transformers_engine import TransformersEngine
-from tests.vllm.conftest import Start, requests_with_profiles, tokens_of
+from tests.vllm.conftest import STRONG_RANK, Start, requests_with_profiles, tokens_of
 
 pytestmark = pytest.mark.vllm
 
@@ -26,7 +26,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=list(WAYS), ids=list(WAYS))
 def engine(request: pytest.FixtureRequest, start: Start) -> Iterator[Any]:
-    with start(**({"max_running": 128, "slots": 64} | WAYS[request.param])) as loaded:
+    with start(**({"max_running": 128, "slots": 64, "rank": STRONG_RANK} | WAYS[request.param])) as loaded:
         yield loaded
 
 
@@ -44,7 +44,7 @@ def test_64_profiles_and_64_plain_requests_give_the_tokens_of_transformers(
 
 def test_more_profiles_than_slots_wait_for_each_other(start: Start, reference: TransformersEngine) -> None:
     requests = requests_with_profiles(24, 8)
-    with start(slots=3) as engine:
+    with start(slots=3, rank=STRONG_RANK) as engine:
         assert tokens_of(engine, requests) == tokens_of(reference, requests)
         counts = engine.slot_counts
         assert counts.loads >= 24

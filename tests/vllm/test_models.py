@@ -23,7 +23,7 @@ def test_a_plain_request_is_bit_equal_with_and_without_the_plugin(start: Start, 
     assert found[0] == found[1]  # tokens, and every log-probability to the last bit
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3", "gemma", "gemma2"])
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"])
 def test_every_listed_architecture_is_edited_like_in_transformers(kind: str, start: Start, tmp_path: Path) -> None:
     directory = save_tiny(kind, tmp_path)
     requests = requests_with_profiles(6, 2)

@@ -12,14 +12,17 @@ from opentelemetry.trace import Tracer
 
 from alignez_core.engines.fake_engine import FakeEngine
 from alignez_core.query_bank import default_queries
-from profiles.service import Caller, FitRequest, ModelFacts
+from profiles.models import Job
+from profiles.service import Caller, FitRequest, ModelFacts, request_evaluation
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.factories import Factory
 from worker.engine import LoadedEngine
-from worker.fit import FitOptions, FitRunner
+from worker.job import JobOptions
+from worker.judges import JudgeMaker
 from worker.metrics import WorkerMetrics
+from worker.runner import JobRunner, only_self
 
-OPTIONS = FitOptions(
+OPTIONS = JobOptions(
     worker="test", lease_s=30.0, time_limit_s=600.0, max_failures=3, database_patience_s=5.0, store_rows=5
 )
 
@@ -42,7 +45,7 @@ def loaded(engine: FakeEngine | None = None, bank: tuple[str, ...] | None = None
 
 @dataclasses.dataclass
 class Bench:
-    """Asks for fits and runs them, each step in its own transaction."""
+    """Asks for fits and evaluations and runs them, each step in its own transaction."""
 
     sessions: SessionFactory
     caller: Caller
@@ -52,13 +55,19 @@ class Bench:
         with UnitOfWork.open(self.sessions) as uow:
             return Factory(uow).fit(self.caller, **options)
 
-    def runner(self, engine: LoadedEngine | None = None, **changes: Any) -> FitRunner:
+    def evaluation(self, request: FitRequest, **settings: Any) -> Job:
+        """A queued evaluation of a ready version."""
+        with UnitOfWork.open(self.sessions) as uow:
+            return request_evaluation(uow, self.caller, request.profile.id, request.version.number, settings)
+
+    def runner(self, engine: LoadedEngine | None = None, **changes: Any) -> JobRunner:
         """A worker's runner."""
         stopping: Callable[[], bool] = changes.pop("stopping", lambda: False)
         metrics: WorkerMetrics | None = changes.pop("metrics", None)
         tracer: Tracer | None = changes.pop("tracer", None)
+        make_judge: JudgeMaker = changes.pop("make_judge", only_self)
         options = dataclasses.replace(OPTIONS, **changes)
-        return FitRunner(self.sessions, engine or loaded(), options, stopping, metrics, tracer)
+        return JobRunner(self.sessions, engine or loaded(), options, stopping, metrics, tracer, make_judge)
 
     def open(self) -> Any:
         return UnitOfWork.open(self.sessions)
@@ -79,3 +88,9 @@ def texts_of(bench: Bench, version_id: UUID) -> dict[int, tuple[str | None, ...]
             position: (p.help_characteristics, p.harm_characteristics, p.help_response, p.harm_response)
             for position, p in uow.repository.fits.pairs(version_id)
         }
+
+
+def scratch_of(bench: Bench, job_id: UUID) -> dict[str, dict[int, str]]:
+    """Kind → position → text of a job's scratch."""
+    with UnitOfWork.open(bench.sessions) as uow:
+        return uow.repository.jobs.texts(job_id)

@@ -34,7 +34,7 @@ class Processes:
     broker_url: str
     queue: str
     logs: Path
-    step_s: float = 0.02
+    step_s: float = 0.01
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from sqlalchemy import update
 
 from alignez_core.engines.fake_engine import FakeEngine
-from alignez_core.errors import EngineClosed, OutOfMemory
+from alignez_core.errors import EngineCannotWalk, EngineClosed, OutOfMemory
 from profiles import jobs
 from profiles.errors import DatabaseUnavailable
+from profiles.fitting import content
 from profiles.models import Job, JobStatus, ProfileVersion, VersionState
+from tests.factories import QUERIES
 from tests.worker.conftest import Bench, loaded
 from tests.worker.fit_cases import (
+    ALIGNEZ,
+    SMALL,
     SPEC,
     FlatEngine,
     WatchedEngine,
@@ -24,35 +28,59 @@ from tests.worker.fit_cases import (
 from worker.metrics import WorkerMetrics
 
 
+class StiffEngine(WatchedEngine):
+    """Cannot halt between blocks, like vLLM's."""
+
+    def walk(self, requests: Any, copies: int = 1) -> NoReturn:
+        raise EngineCannotWalk("VLLMEngine")
+
+
 class TestFailures:
     def ended(self, bench: Bench, engine: Any, spec: dict[str, Any] | None = None, **options: Any) -> Job:
         """The job after one run that failed for good."""
         request = bench.request(spec=spec or SPEC)
         assert bench.runner(engine, **options).run(request.job.id) == "failed"
-        job = job_of(bench, request)
+        job = job_of(bench, request.job.id)
         assert job.status is JobStatus.FAILED
         assert version_of(bench, request).state is VersionState.FAILED
         return job
 
     def test_no_direction_to_be_found(self, bench: Bench) -> None:
-        assert self.ended(bench, loaded(FlatEngine())).error_code == "degenerate_directions"
+        assert self.ended(bench, loaded(FlatEngine()), ALIGNEZ).error_code == "degenerate_directions"
+
+    def test_no_answer_holds_any_text(self, bench: Bench) -> None:
+        job = self.ended(bench, loaded(FakeEngine(reply=lambda request: "")))
+        assert job.error_code == "degenerate_directions"
 
     def test_a_prompt_longer_than_the_context(self, bench: Bench) -> None:
         job = self.ended(bench, loaded(FakeEngine(context_length=16)))
-        assert job.error_code == "context_length_exceeded"
-        assert "16 tokens" in (job.error_message or "")
+        assert job.error_code == "degenerate_directions"
+        assert "leaves room for 8 new tokens" in (job.error_message or "")
 
     def test_more_neighbours_than_the_bank_has_queries(self, bench: Bench) -> None:
-        spec = {"persona": SPEC["persona"], "fit": {"own_queries": 0, "neighbors": 4}}
+        spec = {"persona": SPEC["persona"], "fit": {**ALIGNEZ["fit"], "neighbors": 4}}
         job = self.ended(bench, loaded(bank=("One?", "Two?")), spec)
         assert job.error_code == "too_few_samples"
-        assert "neighbors=4 is more than the 2" in (job.error_message or "")
+        assert "neighbors=4 is more than the 1" in (job.error_message or "")
 
     def test_a_model_that_invents_too_few_queries(self, bench: Bench) -> None:
-        spec = {"persona": SPEC["persona"], "fit": {"own_queries": 8}}
+        spec = {"queries": QUERIES[:1], "fit": {"method": "alignez", "own_queries": 8, **SMALL}}
         engine = WatchedEngine(reply=lambda request: "always the same question?\n")
-        job = self.ended(bench, loaded(engine, ("One?", "Two?", "Three?")), spec)
+        job = self.ended(bench, loaded(engine), spec)
         assert job.error_code == "too_few_samples"
+
+    def test_an_engine_that_cannot_halt_says_which_one_can_before_it_generates(self, bench: Bench) -> None:
+        engine = StiffEngine()
+        for method in ("auto", "distill", "caa"):
+            job = self.ended(bench, loaded(engine), {**SPEC, "fit": {"method": method, **SMALL}})
+            assert job.error_code == "engine_cannot_fit"
+            assert "ALIGNEZ_WORKER_ENGINE=transformers" in (job.error_message or "")
+        assert engine.batches == []
+
+    @pytest.mark.parametrize("method", ["alignez", "prompt", "urial"])
+    def test_the_other_methods_need_no_halt(self, bench: Bench, method: str) -> None:
+        request = bench.request(spec={**SPEC, "fit": {"method": method, "neighbors": 3, **SMALL}})
+        assert bench.runner(loaded(StiffEngine())).run(request.job.id) == "succeeded"
 
     def test_an_unknown_setting(self, bench: Bench) -> None:
         job = self.ended(bench, loaded(), {**SPEC, "fit": {"neighbors": 3, "colour": "blue"}})
@@ -80,7 +108,7 @@ class TestFailures:
         request = bench.request(spec=SPEC, profile=first.profile.id)
         engine = WatchedEngine(name="another")
         assert bench.runner(loaded(engine)).run(request.job.id) == "failed"
-        job = job_of(bench, request)
+        job = job_of(bench, request.job.id)
         assert job.error_code == "model_mismatch"
         assert "fake" in (job.error_message or "")
         assert "another" in (job.error_message or "")
@@ -102,14 +130,14 @@ class TestFailures:
 
         first, second = WatchedEngine(fail_once), WatchedEngine()
         assert bench.runner(loaded(first)).run(request.job.id) == "retry"
-        job = job_of(bench, request)
+        job = job_of(bench, request.job.id)
         assert (job.status, job.error_code, job.failures) == (JobStatus.QUEUED, code, 1)
         assert bench.runner(loaded(second)).run(request.job.id) == "skipped"  # not before its pause
         with bench.open() as uow:
             uow.session.execute(update(Job).values(run_after=None))
         assert bench.runner(loaded(second)).run(request.job.id) == "succeeded"
         assert set((first.rows + second.rows).values()) == {1}
-        assert job_of(bench, request).error_code is None
+        assert job_of(bench, request.job.id).error_code is None
 
     def test_metrics_count_attempts_stages_tokens_and_verdicts(self, bench: Bench) -> None:
         metrics = WorkerMetrics()
@@ -141,21 +169,21 @@ class TestFailures:
             with bench.open() as uow:
                 uow.session.execute(update(Job).values(run_after=None))
         assert outcomes == ["retry", "retry", "failed"]
-        assert job_of(bench, request).error_code == "out_of_memory"
+        assert job_of(bench, request.job.id).error_code == "out_of_memory"
 
     def test_a_database_that_is_away_for_a_moment_costs_nothing(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         request = bench.request(spec=SPEC)
-        real, left = jobs.save_chunk, [None, None]
+        real, left = content.save_texts, [None, None]
 
-        def save(uow: Any, claim: Any, chunk: jobs.TextChunk) -> None:
-            real(uow, claim, chunk)
+        def save(uow: Any, claim: Any, kind: str, texts: Any) -> None:
+            real(uow, claim, kind, texts)
             if left:
                 left.pop()
                 raise DatabaseUnavailable
 
-        monkeypatch.setattr(jobs, "save_chunk", save)
+        monkeypatch.setattr(content, "save_texts", save)
         engine = WatchedEngine()
         assert bench.runner(loaded(engine)).run(request.job.id) == "succeeded"
         assert set(engine.rows.values()) == {1}
@@ -169,8 +197,8 @@ class TestFailures:
             raise DatabaseUnavailable
 
         with monkeypatch.context() as patch:
-            for name in ("save_chunk", "fail"):
-                patch.setattr(jobs, name, away)
+            patch.setattr(content, "save_texts", away)
+            patch.setattr(jobs, "fail", away)
             assert bench.runner(database_patience_s=0.05).run(request.job.id) == "lost"
-        let_the_lease_run_out(bench, request)
+        let_the_lease_run_out(bench, request.job.id)
         assert bench.runner().run(request.job.id) == "succeeded"

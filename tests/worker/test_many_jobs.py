@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 
 from cli.local_stack.broker import RedisServer
 from profiles.celery_queue import dead_queue
-from profiles.models import Job, JobEvent, JobStatus, ProfileVersion, VersionState
+from profiles.models import Evaluation, Job, JobEvent, JobStatus, JobText, ProfileVersion, VersionState
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.conftest import empty_tables
 from tests.factories import Factory
@@ -29,7 +29,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 JOBS = 200
 #: More than a tenant may have waiting.
 TENANTS = 4
-SPEC = {"queries": [f"question {i}" for i in range(4)], "persona": {"preferred": "cheerful", "dispreferred": "gloomy"}}
+SPEC = {
+    "queries": [f"question {i}" for i in range(4)],
+    "persona": {"preferred": "cheerful", "dispreferred": "gloomy"},
+    "fit": {
+        "method": "distill", "contrast": 0.0, "tune_queries": 0, "held_out_queries": 4, "answer_tokens": 8,
+        "chunk_size": 16,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
@@ -117,8 +124,13 @@ def test_no_job_is_lost_and_none_ends_twice(processes: Processes, committed: Ses
             select(func.count()).select_from(ProfileVersion).where(ProfileVersion.state == VersionState.READY)
         ).one()
         attempts = session.scalars(select(func.sum(Job.attempt))).one()
+        evaluations = Counter(session.scalars(select(Evaluation.version_id)))
+        scratch = session.scalars(select(func.count()).select_from(JobText)).one()
     assert statuses == {JobStatus.SUCCEEDED: JOBS}
     assert len(ends) == JOBS
     assert set(ends.values()) == {1}
     assert ready == JOBS
+    assert len(evaluations) == JOBS
+    assert set(evaluations.values()) == {1}
+    assert scratch == 0
     assert attempts > JOBS, "no kill hit a running job, so nothing was shown"

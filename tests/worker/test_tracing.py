@@ -12,11 +12,12 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
-from alignez_core.engines.base import Engine
+from alignez_core.engines.base import Engine, ScoreRequest
 from alignez_core.engines.fake_engine import FakeEngine
 from profiles.settings import TracingSettings
 from profiles.tracing import Origin, start_tracing
 from tests.worker.conftest import Bench, loaded
+from tests.worker.fit_cases import ALIGNEZ
 from worker.lease import HeldLease
 from worker.traced_engine import TracedEngine
 
@@ -34,7 +35,7 @@ def run(bench: Bench, **changes: Any) -> tuple[str, list[ReadableSpan]]:
     """Runs one job that a traced request asked for: how it went, and its spans."""
     exporter = InMemorySpanExporter()
     tracing = start_tracing("worker", TracingSettings(), exporter)
-    outcome = bench.runner(tracer=tracing.tracer, **changes).run(bench.request(origin=ORIGIN).job.id)
+    outcome = bench.runner(tracer=tracing.tracer, **changes).run(bench.request(origin=ORIGIN, spec=ALIGNEZ).job.id)
     tracing.stop()
     return outcome, list(exporter.get_finished_spans())
 
@@ -64,6 +65,18 @@ def test_the_engines_batches_are_its_children(bench: Bench) -> None:
     assert any(made and made["gen_ai.usage.output_tokens"] != 0 for made in generated)
 
 
+def test_an_evaluation_has_a_span_and_lines_of_its_own(bench: Bench) -> None:
+    request = bench.request(spec=ALIGNEZ)
+    bench.runner().run(request.job.id)
+    exporter = InMemorySpanExporter()
+    tracing = start_tracing("worker", TracingSettings(), exporter)
+    with captured() as lines:
+        assert bench.runner(tracer=tracing.tracer).run(bench.evaluation(request).id) == "succeeded"
+    tracing.stop()
+    assert [line["event"] for line in lines] == ["evaluate_began", "evaluate_ended"]
+    assert "evaluate" in {span.name for span in exporter.get_finished_spans()}
+
+
 def test_a_failed_attempt_is_an_error_in_the_trace(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("planted")
@@ -77,7 +90,7 @@ def test_a_failed_attempt_is_an_error_in_the_trace(bench: Bench, monkeypatch: py
 
 
 def test_every_line_of_a_fit_has_its_job_and_its_request(bench: Bench) -> None:
-    request = bench.request(origin=ORIGIN)
+    request = bench.request(origin=ORIGIN, spec=ALIGNEZ)
     with captured() as lines:
         bench.runner().run(request.job.id)
     assert [line["event"] for line in lines] == ["fit_began", "fit_ended"]
@@ -88,14 +101,14 @@ def test_every_line_of_a_fit_has_its_job_and_its_request(bench: Bench) -> None:
 def test_the_lease_s_thread_logs_with_the_same_ids(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(HeldLease, "_run", lambda self: seen.update(structlog.contextvars.get_contextvars()))
-    bench.runner().run(bench.request(origin=ORIGIN).job.id)
+    bench.runner().run(bench.request(origin=ORIGIN, spec=ALIGNEZ).job.id)
     assert seen["request_id"] == "req_1"
 
 
 def test_a_job_without_an_origin_begins_a_trace_of_its_own(bench: Bench) -> None:
     exporter = InMemorySpanExporter()
     tracing = start_tracing("worker", TracingSettings(), exporter)
-    assert bench.runner(tracer=tracing.tracer).run(bench.request().job.id) == "succeeded"
+    assert bench.runner(tracer=tracing.tracer).run(bench.request(spec=ALIGNEZ).job.id) == "succeeded"
     tracing.stop()
     assert next(span for span in exporter.get_finished_spans() if span.name == "fit").parent is None
 
@@ -110,4 +123,6 @@ def test_a_traced_engine_is_an_engine() -> None:
     assert traced.tokenize("a b") == plain.tokenize("a b")
     assert traced.prompt_format.name == plain.prompt_format.name
     assert traced.represent(["a"]).equal(plain.represent(["a"]))
+    asked = [ScoreRequest("a", " b c")]
+    assert traced.walk(asked).logits().equal(plain.walk(asked).logits())
     tracing.stop()

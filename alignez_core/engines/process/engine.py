@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from alignez_core.engines.scheduler import EngineLoad
 from alignez_core.engines.streams import ChunkWriter, QueuedStream, StreamWriter, deliver
 from alignez_core.engines.tokens import PromptFormatName, TextTokens
 from alignez_core.engines.waiting import may_wait
-from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, InvalidInput
+from alignez_core.errors import AlignezError, EngineCannotWalk, EngineClosed, EngineOverloaded, InvalidInput
 from alignez_core.prompts import PromptFormat
 
 _log = logging.getLogger(__name__)
@@ -189,6 +189,10 @@ class ProcessEngine:
             return []
         scores = self._call("score", rows, edits=[request.edit for request in requests])
         return [torch.from_numpy(row) for row in scores]
+
+    def walk(self, requests: Sequence[ScoreRequest], copies: int = 1) -> NoReturn:
+        """Raises: EngineCannotWalk: a pass cannot halt across two processes; nobody fits behind an API."""
+        raise EngineCannotWalk("ProcessEngine")
 
     def close(self) -> None:
         with self._guard:

@@ -92,7 +92,7 @@ class _Capture:
 
 
 class EditedMlp:
-    """Mixed into the class of a model's MLP: its output, captured and edited.
+    """Mixed into the class of a model's edit site, an MLP or the norm behind it: its output, captured and edited.
 
     `install` turns an existing module into one; the model's own code neither knows nor changes.
     """

@@ -14,13 +14,13 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from alignez_core.editing import MAX_RANK, EditPlan
+from alignez_core.editing import EditPlan
 from alignez_core.engines.base import (
     Completion,
     EngineInfo,
@@ -31,6 +31,7 @@ from alignez_core.engines.base import (
     StreamChunk,
 )
 from alignez_core.engines.checks import RequestChecks
+from alignez_core.engines.dtypes import AUTO, choose_dtype
 from alignez_core.engines.scheduler import EngineLoad
 from alignez_core.engines.streams import QueuedStream, StreamWriter
 from alignez_core.engines.tokens import PromptFormatName, TextTokens
@@ -46,8 +47,9 @@ from alignez_core.engines.vllm.sampling import finish_reason, sampling_params, t
 from alignez_core.engines.vllm.settings import EditSettings
 from alignez_core.engines.vllm.slots import PlanSlots, SlotCounts
 from alignez_core.engines.vllm.workers import CORE_ENDED, Workers
-from alignez_core.errors import EngineClosed, InvalidInput
+from alignez_core.errors import EngineCannotWalk, EngineClosed, InvalidInput
 from alignez_core.prompts import PromptFormat
+from alignez_core.spec.limits import MAX_RANK
 
 T = TypeVar("T")
 
@@ -97,13 +99,13 @@ class VLLMEngine:
     def load(
         cls,
         path: str | Path,
-        dtype: str = "float32",
+        dtype: str = "auto",
         *,
         revision: str | None = None,
         max_running: int = 64,
         max_waiting: int = 1024,
         slots: int | None = None,
-        rank: int = 2,
+        rank: int = 4,
         compile: bool = True,
         tensor_parallel_size: int = 1,
         prefix_caching: bool = True,
@@ -115,6 +117,7 @@ class VLLMEngine:
         """The engine of the model in a directory or under a Hugging Face id.
 
         Args:
+            dtype: what vLLM takes, except that "auto" is `dtypes.choose_dtype`'s choice, the same as other engines'.
             max_running: requests in one batch at most (vLLM's `max_num_seqs`).
             max_waiting: requests beyond them at which `stream` raises `EngineOverloaded`.
             slots: plans that can be in use at once; requests whose plan finds no slot wait. By default twice
@@ -136,6 +139,8 @@ class VLLMEngine:
         if not 1 <= rank <= MAX_RANK:
             raise InvalidInput("rank", f"{rank} is outside 1 to {MAX_RANK}")
         model = EditableFiles.read(path, revision, prompt_format)
+        if dtype == AUTO:
+            dtype = choose_dtype(dtype, model.config, "cuda" if torch.cuda.is_available() else "cpu")
         settings = EditSettings(2 * max_running if slots is None else slots, rank)
         loop, llm = launch(
             {
@@ -222,6 +227,10 @@ class VLLMEngine:
 
         return self._run(together())
 
+    def walk(self, requests: Sequence[ScoreRequest], copies: int = 1) -> NoReturn:
+        """Raises: EngineCannotWalk: vLLM's forward pass does not halt between blocks."""
+        raise EngineCannotWalk("VLLMEngine")
+
     def close(self) -> None:
         with self._guard:
             if self._closed:
@@ -277,7 +286,7 @@ class VLLMEngine:
         try:
             await self._admission.turn(ticket)
             async with self._edited(request.edit, len(prompt)) as edit:
-                params = sampling_params(request, self._eos(), to_extra_args(edit), streamed=False)
+                params = sampling_params(request, self._end_ids(request), to_extra_args(edit), streamed=False)
                 last = await self._outputs.last(prompt, params)
         finally:
             self._admission.leave(ticket)
@@ -299,7 +308,7 @@ class VLLMEngine:
         try:
             await self._admission.turn(ticket)
             async with self._edited(request.edit, len(prompt)) as edit:
-                params = sampling_params(request, self._eos(), to_extra_args(edit), streamed=True)
+                params = sampling_params(request, self._end_ids(request), to_extra_args(edit), streamed=True)
                 # Closed here and not by the garbage collector: closing is what aborts the request in vLLM.
                 async with contextlib.aclosing(self._outputs.stream(prompt, params)) as outputs:
                     async for piece in outputs:
@@ -360,5 +369,6 @@ class VLLMEngine:
     async def _send_plans(self, plans: Sequence[PlanMessage]) -> None:
         await self._workers.call("alignez_load_plans", plans)
 
-    def _eos(self) -> tuple[int, ...]:
-        return tuple(sorted(self._tokens.eos_ids))
+    def _end_ids(self, request: GenerationRequest) -> frozenset[int]:
+        stops = self._tokens.stop_ids(request.stop).union(request.stop_token_ids)
+        return stops if request.ignore_eos else stops | self._tokens.eos_ids

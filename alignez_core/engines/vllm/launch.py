@@ -11,7 +11,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from vllm import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from alignez_core.engines.base import EngineInfo
+from alignez_core.engines.base import EngineInfo, SamplingDefaults
 from alignez_core.engines.loading import ModelFiles, context_length, locate
 from alignez_core.engines.tokens import PromptFormatName, TextTokens, eos_ids
 from alignez_core.engines.vllm import core_process, plugin
@@ -32,6 +32,7 @@ class EditableFiles:
     config: PreTrainedConfig
     tokens: TextTokens
     prompt_format: PromptFormat
+    sampling_defaults: SamplingDefaults
 
     @classmethod
     def read(cls, path: str | Path, revision: str | None, prompt_format: PromptFormatName) -> EditableFiles:
@@ -45,8 +46,10 @@ class EditableFiles:
                 "TransformersEngine knows more"
             )
         vocab_size = int(config.get_text_config().vocab_size)
-        tokens = TextTokens(files.tokenizer, vocab_size, eos_ids(files.tokenizer, config, _generation(files)))
-        return cls(files, revision, config, tokens, tokens.format(prompt_format))
+        generation = _generation(files)
+        tokens = TextTokens(files.tokenizer, vocab_size, eos_ids(files.tokenizer, config, generation))
+        defaults = SamplingDefaults.of(generation)
+        return cls(files, revision, config, tokens, tokens.format(prompt_format), defaults)
 
     def vllm_arguments(self, dtype: str, settings: EditSettings) -> dict[str, Any]:
         """What `AsyncEngineArgs` has to know of the model and of the plugin."""
@@ -77,6 +80,7 @@ class EditableFiles:
             device=str(llm.vllm_config.device_config.device_type),
             prompt_format=self.prompt_format.name,
             revision=commit,
+            sampling_defaults=self.sampling_defaults,
         )
 
 

@@ -1,4 +1,4 @@
-"""vLLM's own model classes with editable MLPs; nothing of their computation is written again."""
+"""vLLM's own model classes with editable sites; nothing of their computation is written again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.gemma import GemmaForCausalLM
 from vllm.model_executor.models.gemma2 import Gemma2ForCausalLM
+from vllm.model_executor.models.gemma3 import Gemma3ForCausalLM
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
@@ -20,7 +21,7 @@ from alignez_core.engines.vllm.settings import EditSettings
 
 
 class EditableModel:
-    """Mixed into a `…ForCausalLM`: puts `EditedMlp`s into the decoder layers that this worker holds.
+    """Mixed into a `…ForCausalLM`: puts `EditedMlp`s at the edit sites of the decoder layers that this worker holds.
 
     Under tensor parallelism an MLP's output is replicated after its all-reduce, so every rank computes the same edit.
     """
@@ -42,16 +43,16 @@ class EditableModel:
         width = vllm_config.model_config.get_hidden_size()
         for layer, block in enumerate(self._blocks()):
             if not isinstance(block, PPMissingLayer):
-                mlp: nn.Module = block.mlp  # type: ignore[assignment]
-                edited_mlp.install(mlp, layer, self.alignez, settings.rank, width)
+                edited_mlp.install(_site(block), layer, self.alignez, settings.rank, width)
 
     def _blocks(self) -> nn.ModuleList:
         return self.model.layers  # type: ignore[attr-defined, no-any-return]
 
     def alignez_mlps(self) -> dict[int, edited_mlp.EditedMlp]:
-        """Layer → editable MLP, of the layers that this worker holds."""
-        found = ((i, getattr(block, "mlp", None)) for i, block in enumerate(self._blocks()))
-        return {i: mlp for i, mlp in found if isinstance(mlp, edited_mlp.EditedMlp)}
+        """Layer → editable site, of the layers that this worker holds."""
+        held = ((i, block) for i, block in enumerate(self._blocks()) if not isinstance(block, PPMissingLayer))
+        found = ((i, _site(block)) for i, block in held)
+        return {i: site for i, site in found if isinstance(site, edited_mlp.EditedMlp)}
 
     @classmethod
     def get_model_state_cls(cls) -> type:
@@ -59,6 +60,13 @@ class EditableModel:
         from alignez_core.engines.vllm.runner_v2 import EditingModelState
 
         return EditingModelState
+
+
+def _site(block: nn.Module) -> nn.Module:
+    """The module whose output the block adds to the residual stream; Gemma 2 and 3 norm what their MLP made."""
+    norm = getattr(block, "post_feedforward_layernorm", None)
+    site: nn.Module = block.mlp if norm is None else norm  # type: ignore[assignment]
+    return site
 
 
 class EditedLlamaForCausalLM(EditableModel, LlamaForCausalLM):
@@ -82,4 +90,8 @@ class EditedGemmaForCausalLM(EditableModel, GemmaForCausalLM):
 
 
 class EditedGemma2ForCausalLM(EditableModel, Gemma2ForCausalLM):
+    pass
+
+
+class EditedGemma3ForCausalLM(EditableModel, Gemma3ForCausalLM):
     pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vllm import SamplingParams
@@ -16,9 +16,13 @@ _GREEDY = 1e-5
 
 
 def sampling_params(
-    request: GenerationRequest, eos_ids: Sequence[int], extra_args: dict[str, Any] | None, *, streamed: bool
+    request: GenerationRequest, end_ids: Collection[int], extra_args: dict[str, Any] | None, *, streamed: bool
 ) -> SamplingParams:
-    """What vLLM needs to know. Several end-of-sequence ids become stop tokens."""
+    """What vLLM needs to know.
+
+    Args:
+        end_ids: tokens that end this request's answer; vLLM leaves the one that did out of the text.
+    """
     return SamplingParams(
         max_tokens=request.max_tokens,
         temperature=0.0 if request.temperature < _GREEDY else request.temperature,
@@ -26,7 +30,7 @@ def sampling_params(
         top_k=min(request.top_k, 2**31 - 1),
         seed=None if request.seed is None else request.seed % 2**63,
         stop=list(request.stop) or None,
-        stop_token_ids=None if request.ignore_eos else list(eos_ids),
+        stop_token_ids=sorted(end_ids) or None,
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs,
         output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,

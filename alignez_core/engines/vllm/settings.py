@@ -19,7 +19,7 @@ class EditSettings:
     """
 
     slots: int = 64
-    rank: int = 2
+    rank: int = 4
 
     def to_additional_config(self) -> dict[str, Any]:
         return {KEY: asdict(self)}

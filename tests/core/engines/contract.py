@@ -91,6 +91,25 @@ class EngineContract:
         assert completion.finish_reason == "stop"
         assert "".join(chunk.text for chunk in engine.stream(request)) == completion.text
 
+    def test_a_stop_token_ends_the_answer_and_leaves_no_text(self, engine: Engine) -> None:
+        free = engine.generate([greedy(max_tokens=12, ignore_eos=True)])[0]
+        stop = free.token_ids[5]
+        request = greedy(max_tokens=12, ignore_eos=True, stop_token_ids=(stop,))
+        completion = engine.generate([request])[0]
+        at = free.token_ids.index(stop)
+        assert completion.token_ids == free.token_ids[: at + 1]
+        assert completion.finish_reason == "stop"
+        before = engine.generate([greedy(max_tokens=max(at, 1), ignore_eos=True)])[0].text
+        assert completion.text == (before if at else "")
+        assert "".join(chunk.text for chunk in engine.stream(request)) == completion.text
+
+    def test_a_stop_token_outside_the_vocabulary_is_refused(self, engine: Engine) -> None:
+        size = engine.info.vocab_size
+        with pytest.raises(InvalidInput, match=f"stop_token_ids: {size} is not below the vocabulary's {size}"):
+            engine.generate([greedy(stop_token_ids=(size,))])
+        with pytest.raises(InvalidInput):
+            greedy(stop_token_ids=(-1,))
+
     def test_a_seed_repeats_and_another_does_not(self, engine: Engine) -> None:
         request = GenerationRequest(PROMPT, 12, 1.0, seed=7, ignore_eos=True)
         first = engine.generate([request])[0]

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.transformers_engine import TransformersEngine
 from tests.core.engines.contract import EngineContract
 from tests.core.engines.test_isolation import requests_with_profiles, tokens
-from tests.core.engines.tiny_models import CONTEXT, N_LAYERS, byte_tokenizer, plan, prompts, tiny_model
+from tests.core.engines.tiny_models import byte_tokenizer, plan, prompts, slot_runner, tiny_model
 
 #: Log-probability between two tokens that bfloat16 does not tell apart at these logits.
 TIE = 0.1
@@ -36,7 +35,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEng
 
 def bfloat16_runner(max_slots: int) -> SlotRunner:
     model = tiny_model("llama").to(torch.bfloat16)
-    return SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path("llama")), max_slots, CONTEXT)
+    return slot_runner(model, "llama", max_slots)
 
 
 class TestContract(EngineContract):

@@ -13,12 +13,11 @@ from alignez_core.editing import EditPlan
 from alignez_core.engines import compiled
 from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.compiled import key_bucket, row_bucket
-from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
 from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.transformers_engine import TransformersEngine
 from tests.core.engines.contract import EngineContract
 from tests.core.engines.test_isolation import alone, requests_with_profiles, tokens
-from tests.core.engines.tiny_models import ARCHITECTURES, CONTEXT, N_LAYERS, plan, prompts, tiny_engine, tiny_model
+from tests.core.engines.tiny_models import ARCHITECTURES, CONTEXT, plan, prompts, slot_runner, tiny_engine, tiny_model
 
 pytestmark = [
     # torch 2.13's compiler, when it is imported.
@@ -31,7 +30,7 @@ TRACED = "aot_eager"
 
 def runner_of(kind: str, max_slots: int) -> SlotRunner:
     model = tiny_model(kind)
-    return SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path(kind)), max_slots, CONTEXT)
+    return slot_runner(model, kind, max_slots)
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,17 @@ import torch
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
-from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.transformers_engine import TransformersEngine
 from tests.core.engines.contract import wait_until
-from tests.core.engines.tiny_models import CONTEXT, N_LAYERS, plan, prompts, tiny_engine, tiny_model
+from tests.core.engines.tiny_models import plan, prompts, slot_runner, tiny_engine, tiny_model
 
 METHODS = (
     {"kind": "alignez"},
     {"kind": "transport", "steps": 1},
     {"kind": "transport", "steps": 3},
     {"kind": "additive"},
+    {"kind": "distill"},
+    {"kind": "strong"},
     {"kind": "alignez", "positions": "all"},
 )
 
@@ -93,7 +93,7 @@ def test_32_profiles_and_16_plain_streams_that_join_midway_give_their_own_tokens
 def logits_of(requests: list[GenerationRequest], fed: torch.Tensor) -> list[torch.Tensor]:
     """Logits of a prefill and of each decode step of one batch that is fed the same tokens whatever it would say."""
     model = tiny_model("llama")
-    runner = SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path("llama")), len(requests), CONTEXT)
+    runner = slot_runner(model, "llama", len(requests))
     out = [runner.prefill([list(r.prompt) for r in requests], [r.edit for r in requests])]
     return out + [runner.decode(step.tolist()) for step in fed]
 
@@ -121,7 +121,7 @@ def test_plain_rows_keep_every_bit_while_edited_rows_come_and_go() -> None:
     def run(edit_of: Callable[[GenerationRequest], EditPlan | None]) -> dict[int, list[torch.Tensor]]:
         """Each request's logits over one schedule of prefills, steps and leaving rows, fed the same tokens always."""
         model = tiny_model("llama")
-        runner = SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path("llama")), len(requests), CONTEXT)
+        runner = slot_runner(model, "llama", len(requests))
         live: list[int] = []
         out: dict[int, list[torch.Tensor]] = {i: [] for i in range(len(requests))}
 

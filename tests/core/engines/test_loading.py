@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignez_core.engines.base import GenerationRequest
+from alignez_core.engines.base import GenerationRequest, SamplingDefaults
 from alignez_core.engines.loading import context_length, fingerprint
 from alignez_core.engines.mlp_modules import MLP_PATHS
 from alignez_core.engines.transformers_engine import TransformersEngine
@@ -47,6 +47,16 @@ def test_a_directory_gives_the_tokens_of_the_model_that_was_saved(saved: Path) -
         assert loaded.info.dtype == "float32"
         assert loaded.info.prompt_format == "plain"
         assert len(loaded.info.fingerprint) == 64
+
+
+def test_sampling_defaults_come_from_the_generation_config(directory: Path) -> None:
+    with TransformersEngine.load(directory) as loaded:
+        assert loaded.info.sampling_defaults == SamplingDefaults()
+    given = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "do_sample": True, "eos_token_id": [1, 77]}
+    (directory / "generation_config.json").write_text(json.dumps(given))
+    with TransformersEngine.load(directory) as loaded:
+        assert loaded.info.sampling_defaults == SamplingDefaults(0.6, 0.9, 20)
+        assert loaded._tokens.eos_ids == {1, 77}
 
 
 def test_bfloat16_runs_with_edits_in_float32(saved: Path) -> None:
@@ -136,17 +146,19 @@ def unlisted_model(kind: str, **settings: object) -> TransformersEngine:
 
 
 def test_an_unknown_architecture_names_what_was_looked_for_and_the_setting() -> None:
-    load = unlisted_model("stablelm", intermediate_size=48, num_key_value_heads=2)
     with pytest.raises(UnknownArchitecture, match=r"model\.layers\.\{layer\}\.mlp.*ALIGNEZ_MLP_PATH"):
-        load()
+        unlisted_model("xlnet", d_model=32, n_layer=3, n_head=4, d_inner=48)()
+    load = unlisted_model("stablelm", intermediate_size=48, num_key_value_heads=2)
     with pytest.raises(UnknownArchitecture, match=r"no module model\.blocks\.0\.mlp; set ALIGNEZ_MLP_PATH"):
         load(path_of_mlp="model.blocks.{layer}.mlp")
     with pytest.raises(UnknownArchitecture, match=r"ALIGNEZ_MLP_PATH.*layer"):
         load(path_of_mlp="model.layers.mlp")
 
 
-def test_an_unlisted_architecture_runs_with_its_path_given() -> None:
+def test_an_unlisted_architecture_runs_as_it_is_and_with_its_path_given() -> None:
     load = unlisted_model("stablelm", intermediate_size=48, num_key_value_heads=2, initializer_range=0.3)
+    with load() as engine:
+        assert len(engine.generate([GenerationRequest("abc", 5, 0, ignore_eos=True)])[0].token_ids) == 5
     with load(path_of_mlp="model.layers.{layer}.mlp") as engine:
         assert len(engine.generate([GenerationRequest("abc", 5, 0, ignore_eos=True)])[0].token_ids) == 5
 

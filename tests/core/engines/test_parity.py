@@ -10,16 +10,14 @@ import torch
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
-from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.transformers_engine import TransformersEngine
 from tests.core.engines import tiny_models
 from tests.core.engines.tiny_models import (
     ARCHITECTURES,
-    CONTEXT,
     N_LAYERS,
     plan,
     reference_generate,
+    slot_runner,
     tiny_engine,
     tiny_model,
 )
@@ -29,11 +27,13 @@ EDITS: list[EditPlan | None] = [
     None,
     plan("alignez", 1),
     plan("alignez", 2, rule="simultaneous"),
-    plan("transport", 3, steps=1),
+    plan("transport", 3, strength=6.0, steps=1),
     plan("transport", 4, steps=3),
     plan("additive", 5),
     plan("alignez", 6, positions="all"),
     plan("additive", 7, steps=2, positions="all"),
+    plan("distill", 8),
+    plan("strong", 9),
 ]
 
 
@@ -53,7 +53,7 @@ def test_ragged_rows_with_edits_of_every_method_agree_with_hugging_face(kind: st
     changed = sum(a != b for a, b in zip(got, bare, strict=True))
     assert changed == len(EDITS) - 1, "an edit that changes no token proves nothing"
 
-    runner = SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path(kind)), len(EDITS), CONTEXT)
+    runner = slot_runner(model, kind, len(EDITS))
     logits = runner.prefill(prompts, EDITS)
     for step in range(NEW_TOKENS):
         for row, (_, reference) in enumerate(expected):

@@ -9,13 +9,11 @@ import pytest
 import torch
 
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
-from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.transformers_engine import TransformersEngine
 from alignez_core.errors import AlignezError, EngineClosed, InvalidInput
 from tests.core.engines.contract import wait_until
 from tests.core.engines.test_parity import EDITS
-from tests.core.engines.tiny_models import ARCHITECTURES, CONTEXT, N_LAYERS, plan, prompts, tiny_engine, tiny_model
+from tests.core.engines.tiny_models import ARCHITECTURES, plan, prompts, slot_runner, tiny_engine, tiny_model
 
 LONG_PROMPT = [3 + (37 * i * i + 11 * i) % 256 for i in range(120)]
 
@@ -41,7 +39,7 @@ def test_tokens_are_those_of_the_whole_prompt(kind: str) -> None:
 @pytest.mark.parametrize("length", [21, 22, 23])  # the last piece: whole, one token, two
 def test_logits_are_those_of_the_whole_prompt(kind: str, length: int) -> None:
     model = tiny_model(kind)
-    runner = SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path(kind)), 4, CONTEXT)
+    runner = slot_runner(model, kind, 4)
     prompt = LONG_PROMPT[:length]
     for edit in (None, plan("alignez", 1), plan("transport", 2, steps=1), plan("additive", 3, positions="all")):
         whole = [runner.prefill([prompt], [edit]), *(runner.decode([token]) for token in (5, 6, 7))]

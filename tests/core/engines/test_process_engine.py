@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from alignez_core.engines.base import GenerationRequest
+from alignez_core.engines.base import GenerationRequest, SamplingDefaults
 from alignez_core.engines.process.channel import ReceivedPlans, SentPlans
 from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.engines.transformers_engine import TransformersEngine
@@ -36,7 +36,9 @@ LONG = {"max_tokens": 85, "ignore_eos": True}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
-    tiny_model("llama").save_pretrained(directory)
+    model = tiny_model("llama")
+    model.generation_config.update(temperature=0.7, top_k=9, do_sample=True)
+    model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return directory
 
@@ -63,6 +65,7 @@ def test_answers_are_those_of_the_engine_in_this_process(engine: ProcessEngine, 
     with TransformersEngine.load(model) as here:
         expected = here.generate(requests)
         assert here.info == engine.info
+        assert engine.info.sampling_defaults == SamplingDefaults(0.7, 1.0, 9)
     streams = [engine.stream(request) for request in requests]
     assert [tuple(token for chunk in stream for token in chunk.token_ids) for stream in streams] == [
         completion.token_ids for completion in expected

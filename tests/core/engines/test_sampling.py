@@ -95,6 +95,19 @@ def test_a_token_without_probability_is_never_chosen(drawn: float) -> None:
     assert choose(row, torch.tensor([drawn], dtype=torch.float64)).item() in (1, 3)
 
 
+@pytest.mark.parametrize("vocabulary", [1, 255, 256, 257, 1000, 5120])
+def test_two_levels_choose_as_one_sum_over_the_vocabulary_does(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    scores = torch.randn(500, vocabulary, generator=generator) * 3
+    scores[torch.rand(scores.shape, generator=generator) < 0.3] = float("-inf")
+    scores[:, 0] = 0.0
+    scores -= scores.amax(-1, keepdim=True)
+    drawn = torch.rand(500, dtype=torch.float64, generator=generator)
+    cumulative = scores.double().exp().cumsum(-1)
+    expected = torch.searchsorted(cumulative, drawn[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    assert choose(scores, drawn).tolist() == expected.tolist()
+
+
 def test_the_step_counts_on() -> None:
     logits = torch.zeros(1, 1000)
     params = SamplingParams(1.0, seed=5)

@@ -9,12 +9,10 @@ import torch
 
 from alignez_core.engines import runner as runner_module
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
-from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.slot_cache import SlotCache
 from tests.core.engines.contract import wait_until
 from tests.core.engines.test_isolation import requests_with_profiles, tokens
-from tests.core.engines.tiny_models import CONTEXT, N_LAYERS, plan, prompts, tiny_engine, tiny_model
+from tests.core.engines.tiny_models import plan, prompts, slot_runner, tiny_engine, tiny_model
 
 
 def places(cache: SlotCache) -> int:
@@ -56,7 +54,7 @@ def test_a_long_row_s_memory_comes_back_while_short_ones_go_on(monkeypatch: pyte
     short = prompts(3, seed=1, longest=10)
 
     def logits(burst: bool) -> tuple[list[torch.Tensor], list[int]]:
-        runner = SlotRunner(model, find_mlp_modules(model, N_LAYERS, mlp_path("llama")), 32, CONTEXT)
+        runner = slot_runner(model, "llama", 32)
         runner.prefill(short, edits[:3])
         if burst:
             runner.prefill([[5] * 100] * 29, edits[3:] * 29)

@@ -14,8 +14,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from alignez_core.editing import EditPlan
-from alignez_core.engines.mlp_modules import find_mlp_modules, mlp_path
+from alignez_core.engines.mlp_modules import (
+    candidate_paths,
+    find_blocks,
+    find_mlp_modules,
+    mlp_path,
+    output_tensor,
+    with_output_tensor,
+)
+from alignez_core.engines.runner import SlotRunner
 from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.spec.limits import MAX_RANK
 
 N_LAYERS, HIDDEN, CONTEXT, VOCAB = 3, 32, 128, 264
 CHAT_TEMPLATE = (
@@ -50,6 +59,32 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     },
     "gpt_neox": {"intermediate_size": 48, "tie_word_embeddings": False},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": HIDDEN, "tie_word_embeddings": False},
+}
+
+_MOE = {
+    **_LLAMA,
+    "moe_intermediate_size": 24,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+}
+_GEMMA3 = ARCHITECTURES["gemma3_text"]
+
+#: Architectures that no table lists: found by the names of their modules and proven by the self-check.
+UNLISTED: dict[str, dict[str, object]] = {
+    "phi3": {**_LLAMA, "sliding_window": _WINDOW},
+    "mixtral": {**_LLAMA, "num_local_experts": 4},
+    "qwen2_moe": {**_MOE, "shared_expert_intermediate_size": 24, "mlp_only_layers": [0]},
+    "qwen3_moe": {**_MOE, "head_dim": 8},
+    "olmo2": _LLAMA,
+    "olmo3": {**_LLAMA, "sliding_window": _WINDOW, "layer_types": _GEMMA3["layer_types"]},
+    "smollm3": {**_LLAMA, "no_rope_layer_interval": 2},
+    "granite": {**_LLAMA, "residual_multiplier": 0.3, "attention_multiplier": 0.4, "logits_scaling": 2.0},
+    "cohere2": {**_LLAMA, "head_dim": 8, "sliding_window": _WINDOW, "layer_types": _GEMMA3["layer_types"]},
+    "glm4": {**_LLAMA, "head_dim": 8},
+    "starcoder2": {**_LLAMA, "sliding_window": _WINDOW},
+    "stablelm": _LLAMA,
+    "gemma3": {},
 }
 
 
@@ -87,16 +122,30 @@ def tiny_model(kind: str, seed: int = 0, **changes: object) -> PreTrainedModel:
         "bos_token_id": 2,
         "eos_token_id": 1,
         "pad_token_id": 0,
-    } | ARCHITECTURES[kind]
+    } | {**ARCHITECTURES, **UNLISTED}[kind]
     for alias, names in {
         "gpt2": ("max_position_embeddings",),
         "gpt_neo": ("num_attention_heads", "num_hidden_layers"),
     }.items():
         if kind == alias:
             settings = {key: value for key, value in settings.items() if key not in names}
+    config = settings | changes
+    if kind == "gemma3":  # a model of images too: its text part has a configuration of its own
+        vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        text = {**config, **_GEMMA3, "model_type": "gemma3_text"}
+        config = {"text_config": text, "vision_config": {**vision, "image_size": 28, "patch_size": 14}}
+        config |= {"initializer_range": config["text_config"]["initializer_range"], "tie_word_embeddings": False}
+        config |= {"image_token_index": VOCAB - 1, "boi_token_index": VOCAB - 2, "eoi_token_index": VOCAB - 3}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(settings | changes)))
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**config))
     return model.eval()
+
+
+def slot_runner(model: PreTrainedModel, kind: str, max_slots: int) -> SlotRunner:
+    """A runner over a tiny model of that architecture."""
+    path = mlp_path(kind)
+    mlps, blocks = (find(model, N_LAYERS, path) for find in (find_mlp_modules, find_blocks))
+    return SlotRunner(model, mlps, max_slots, CONTEXT, blocks)
 
 
 def tiny_engine(kind: str = "llama", seed: int = 0, **settings: object) -> TransformersEngine:
@@ -124,6 +173,11 @@ def plan(kind: str, seed: int = 0, strength: float = 2.0, **options: object) -> 
         return EditPlan.alignez([0, 2], rows(2), rows(2), strength, **options)
     if kind == "transport":
         return EditPlan.transport([0, 1, 2], rows(3), torch.randn(3, generator=generator) * 20, strength, **options)
+    if kind in ("distill", "strong"):  # the default form, and every layer at the highest rank
+        layers, rank = ([0, 2], 4) if kind == "distill" else ([0, 1, 2], MAX_RANK)
+        read, write = (torch.stack([rows(rank) for _ in layers]) for _ in range(2))
+        offsets = torch.randn(len(layers), rank, generator=generator)
+        return EditPlan.low_rank(layers, read / HIDDEN, write * 20, offsets, strength, **options)
     return EditPlan.additive([1], rows(1) * 8, strength, **options)
 
 
@@ -134,7 +188,7 @@ def reference_generate(
 
     Independent of the engine: it knows `EditPlan.apply` and `covers` only.
     """
-    modules = find_mlp_modules(model, model.config.num_hidden_layers, mlp_path(model.config.model_type))
+    modules = find_mlp_modules(model, model.config.get_text_config().num_hidden_layers, candidate_paths(model)[0])
     handles = [module.register_forward_hook(_reference_hook(edit, i, len(prompt))) for i, module in enumerate(modules)]
     try:
         with torch.no_grad():
@@ -159,11 +213,12 @@ def _reference_hook(edit: EditPlan | None, layer: int, prompt_length: int):
 
     def hook(module, args, output):
         nonlocal seen
-        rows = output.reshape(-1, output.shape[-1]).clone()
+        tensor = output_tensor(output)
+        rows = tensor.reshape(-1, tensor.shape[-1]).clone()
         for column in range(rows.shape[0]):
             if edit is not None and edit.covers(seen + column, prompt_length):
                 rows[column] = edit.apply(rows[column], layer)
         seen += rows.shape[0]
-        return rows.view(output.shape)
+        return with_output_tensor(output, rows.view(tensor.shape))
 
     return hook

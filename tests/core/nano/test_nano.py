@@ -1,4 +1,4 @@
-"""The corpus, the exact scorer and the shipped weights."""
+"""The exact scorer and the shipped weights."""
 
 from __future__ import annotations
 
@@ -10,28 +10,10 @@ from collections import Counter
 import pytest
 
 from alignez_core import nano
-from alignez_core.nano.corpus import Generator, make_answer, render_chat
 from alignez_core.nano.style import score_style, style_of
-from alignez_core.nano.styles import ALL_STYLES, PAIRS, PLAIN, STYLES
-from alignez_core.nano.topics import HELD_OUT_TEMPLATES, QUERY_TEMPLATES, TOPICS, query_split
-from alignez_core.prompts import ChatFormat, PlainFormat
-
-
-def test_two_generators_of_one_seed_draw_the_same_documents() -> None:
-    first, second, other = (list(Generator(seed).documents(300)) for seed in (3, 3, 4))
-
-    assert first == second
-    assert first != other
-
-
-def test_the_corpus_is_as_large_and_varied_as_the_design_says() -> None:
-    rng = random.Random(0)
-
-    assert len(TOPICS) >= 60
-    assert len(PAIRS) == 8
-    assert len(STYLES) == 16
-    for style in ALL_STYLES.values():
-        assert len({make_answer(rng, style, "skating") for _ in range(100)}) >= 12, style.name
+from alignez_core.nano.styles import ALL_STYLES, PLAIN
+from alignez_core.nano.topics import TOPICS, query_split
+from research.persona_nano.corpus import make_answer, render_chat
 
 
 def test_training_bank_and_held_out_queries_are_disjoint() -> None:
@@ -45,24 +27,6 @@ def test_training_bank_and_held_out_queries_are_disjoint() -> None:
     assert not bank & held_out
     assert nano.query_bank() == [query for query, _ in split.bank]
     assert nano.held_out_queries() == [query for query, _ in split.held_out]
-
-
-def test_no_document_holds_a_held_out_query_or_template() -> None:
-    text = "\n".join(d.prompt + d.answer for d in Generator(9).documents(4000))
-
-    assert not [query for query in nano.held_out_queries() if query in text]
-    for template in HELD_OUT_TEMPLATES:
-        assert template in QUERY_TEMPLATES
-        assert template.split("{t}")[0] not in text
-
-
-def test_every_style_opens_with_words_of_its_own() -> None:
-    owners: dict[str, set[str]] = {}
-    for style in ALL_STYLES.values():
-        for opener in style.openers:
-            owners.setdefault(" ".join(opener.split()[:2]), set()).add(style.name)
-
-    assert not {start: names for start, names in owners.items() if len(names) > 1}
 
 
 @pytest.mark.parametrize("name", list(ALL_STYLES))
@@ -97,29 +61,20 @@ def test_score_reports_the_topics_an_answer_names() -> None:
     assert score.topics == {"hiking"}
 
 
-def test_corpus_and_scorer_do_not_load_torch() -> None:
-    code = "import alignez_core.nano.corpus, alignez_core.nano.style, sys; sys.exit('torch' in sys.modules)"
+def test_the_scorer_does_not_load_torch() -> None:
+    code = "import alignez_core.nano.style, sys; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_weights_are_small_and_load_with_both_formats() -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def test_weights_are_small() -> None:
+    from transformers import AutoModelForCausalLM
 
     weights = nano.MODEL_DIR / "model.safetensors"
     assert weights.stat().st_size < 8_000_000
-    tokenizer = AutoTokenizer.from_pretrained(nano.MODEL_DIR)
     model = AutoModelForCausalLM.from_pretrained(nano.MODEL_DIR)
     assert 3_000_000 <= sum(p.numel() for p in model.parameters()) <= 6_000_000
     assert model.config.max_position_embeddings == 512
-    messages = [
-        {"role": "system", "content": "You are a formal assistant."}, {"role": "user", "content": "Hi?"},
-        {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Is ünïcode ✓ fine?"},
-    ]  # fmt: skip
-    chat = ChatFormat(lambda m: str(tokenizer.apply_chat_template(list(m), tokenize=False, add_generation_prompt=True)))
-    assert chat.render(messages) == render_chat(messages)
-    for text in (chat.render(messages), PlainFormat().render(messages)):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_model_answers_plain_queries_mostly_in_plain_style() -> None:

@@ -1,0 +1,126 @@
+"""Turns a GGUF file into a Hugging Face directory, which both engines load like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from alignez_core.errors import ModelNotFound
+from alignez_core.models.gguf_header import GGUFHeader, read_header
+
+_OTHER = "give a model directory or a hub id instead"
+
+
+def convert(file: Path, target: Path) -> None:
+    """Writes the model of a GGUF file into `target`: weights, config, generation config, tokenizer and chat template.
+
+    The weights are dequantised to bfloat16, which is finer than every quantisation but coarser than float16 and float32
+    tensors of a GGUF file. Needs the packages gguf and accelerate (transformers 5.23).
+
+    Args:
+        file: a GGUF file of a causal language model whose architecture transformers can read.
+        target: an empty directory. After an error it may hold a part of the model.
+    Raises: ModelNotFound: damaged, truncated, or of an unsupported architecture or quantisation; one line with the
+        file, the reason and what to do. OSError: `target` cannot be written.
+    """
+    header = read_header(file)
+    tokenizer = _load_tokenizer(file, header)
+    model = _load_weights(file, header)
+    _check_finite(file, model)
+    _save(model, tokenizer, target)
+
+
+def _load_tokenizer(file: Path, header: GGUFHeader) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    with _unreadable(file, header, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.encode("a", add_special_tokens=False):
+        raise ModelNotFound(f"{file} has no usable tokenizer; {_OTHER}")
+    return tokenizer
+
+
+def _load_weights(file: Path, header: GGUFHeader) -> Any:
+    """The model in bfloat16, with every tensor of its architecture."""
+    import torch
+    import transformers
+
+    # Otherwise transformers keeps the weights packed where the package `kernels` is (5.19 and 5.23 do).
+    packed = getattr(transformers, "GgufConfig", None)
+    settings = {"quantization_config": packed(dequantize=True)} if packed is not None else {}
+    with _unreadable(file, header, "model"), _no_progress_bars():
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=torch.bfloat16, output_loading_info=True, **settings
+        )
+        model, report = loaded
+    absent = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+    if absent:  # transformers would fill them with random numbers
+        raise ModelNotFound(f"{file} lacks {len(absent)} tensors of the model, first {absent[0]}; {_OTHER}")
+    return model
+
+
+def _check_finite(file: Path, model: Any) -> None:
+    """A damaged scale shows as infinity or NaN; other damage inside a tensor only a checksum can show."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ModelNotFound(
+                f"{file} is damaged: tensor {name} holds infinity or NaN; download or copy the file again"
+            )
+
+
+def _save(model: Any, tokenizer: Any, target: Path) -> None:
+    """Writes the directory; `save_pretrained` of the model itself refuses a dequantised one (transformers 5.23)."""
+    from safetensors.torch import save_file
+
+    tokenizer.save_pretrained(target)
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.architectures, config.dtype = [type(model).__name__], "bfloat16"
+    config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if config.get_text_config().tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "model.safetensors").chmod(0o644)  # safetensors 0.8 makes it readable by its owner only
+
+
+@contextmanager
+def _unreadable(file: Path, header: GGUFHeader, part: str) -> Iterator[None]:
+    """Turns whatever transformers raises on a file that it cannot read into one line."""
+    try:
+        yield
+    except ImportError as error:
+        raise ModelNotFound(
+            f"{file} cannot be read: {_one_line(error)}; pip install -c constraints.txt gguf accelerate"
+        ) from error
+    except Exception as error:
+        raise ModelNotFound(
+            f"{file} cannot be used: transformers reads no {part} from GGUF architecture {header.architecture!r} "
+            f"({_one_line(error)}); {_OTHER}"
+        ) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps transformers 5.23 from drawing on stderr; its loop over tensors has no setting for that."""
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    loop: Any = modeling_gguf_pytorch_utils
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    drawn = loop.tqdm
+    loop.tqdm = partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        loop.tqdm = drawn
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."

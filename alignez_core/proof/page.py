@@ -1,0 +1,282 @@
+"""A report as one self-contained HTML page: inline styles and pictures, no script, nothing from elsewhere.
+
+Imports no torch, because a control-plane process renders reports too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from alignez_core.proof.bounds import MAX_COHERENCE
+from alignez_core.proof.gate import weak_reasons
+from alignez_core.proof.pictures import curves, interval_bar, outcome_bar, share_bar, signed, text
+
+_COMPARISONS = {
+    "over_bare": "this version over the bare model",
+    "over_prompt": "this version over the persona as a prompt",
+    "prompt_over_bare": "the persona as a prompt over the bare model",
+}
+_SITUATIONS = {
+    "alone": "the query alone",
+    "own_system": "under a caller's own system message",
+    "third_turn": "third turn of a conversation",
+    "long": "long answers",
+}
+_ARMS = {"bare": "bare model", "prompt": "persona as a prompt", "edited": "this version"}
+_MARKS = {1: "won", 0: "tied", -1: "lost"}
+_CONTRAST = re.compile(r",? ?λ ([0-9.]+)")
+
+_STYLE = """
+:root{color-scheme:light dark;--fg:#1b1f24;--dim:#5b6570;--bg:#fff;--card:#f5f6f8;--rule:#d7dbe0;
+--good:#1a7f4b;--bad:#c0362c;--mid:#b9c0c8;--hue:#2f6fd0;--hue1:#b4641a;--hue2:#7a4fc0;--hue3:#0f8a8a}
+@media(prefers-color-scheme:dark){:root{--fg:#e6e9ed;--dim:#9aa4ae;--bg:#14171a;--card:#1e2226;--rule:#343a41;
+--good:#4cc38a;--bad:#ff7b72;--mid:#4a525b;--hue:#6ea8fe;--hue1:#e0a15e;--hue2:#b794f6;--hue3:#4fd1c5}}
+*{box-sizing:border-box}body{margin:0 auto;padding:1.2rem;max-width:62rem;background:var(--bg);color:var(--fg);
+font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}h1{font-size:1.5rem;margin:0 0 .5rem}
+h2{font-size:1.1rem;margin:2rem 0 .5rem;border-bottom:1px solid var(--rule)}p{margin:.4rem 0}
+.verdict{font-size:1.15rem;padding:.8rem 1rem;border-left:.4rem solid var(--good);background:var(--card)}
+.verdict.weak{border-color:var(--bad)}.dim,figcaption,.small{color:var(--dim);font-size:.85rem}
+svg{display:block}svg text{fill:var(--fg);font-size:13px}svg text.small{fill:var(--dim);font-size:11px}
+.win{fill:var(--good)}.tie{fill:var(--mid)}.lose{fill:var(--bad)}.fill{fill:var(--hue)}
+.axis{stroke:var(--rule)}.mark{stroke:var(--fg);stroke-width:3}.dot{fill:var(--hue)}.line{stroke:var(--hue);stroke-width:2}
+.line1{stroke:var(--hue1);stroke-dasharray:6 3}.dot1{fill:var(--hue1)}.line2{stroke:var(--hue2);stroke-dasharray:2 3}
+.dot2{fill:var(--hue2)}.line3{stroke:var(--hue3);stroke-dasharray:9 3 2 3}.dot3{fill:var(--hue3)}
+.key{display:inline-block;width:.8rem;height:.8rem;margin-right:.4rem;background:var(--hue)}.key1{background:var(--hue1)}
+.key2{background:var(--hue2)}.key3{background:var(--hue3)}.legend{list-style:none;padding:0;margin:.3rem 0;
+display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;font-size:.85rem}figure{margin:.5rem 0}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem}
+th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid var(--rule);vertical-align:top;
+overflow-wrap:normal}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.over{color:var(--bad);font-weight:600}
+.pair{margin:.8rem 0}.ask{margin:1.2rem 0}.ask h3{font-size:1rem;margin:0 0 .4rem}
+.three{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:.6rem}
+.three div{background:var(--card);padding:.6rem .8rem;white-space:pre-wrap}
+.three b{display:block;font-size:.8rem;color:var(--dim);font-weight:600}
+"""
+
+
+def render(report: Mapping[str, Any], choice: Mapping[str, Any] | None, title: str) -> str:
+    """The page of one proof.
+
+    Args:
+        report: as `proof.report.prove` makes it, with `explained`; `quality` and `reasons`, where present, are the
+            stored verdict, else the gate's own on this report.
+        choice: why this candidate, with the trace; None: an evaluation, which chose nothing.
+        title: names profile and version.
+    """
+    sections = [
+        ("Wins, ties and losses", _wins(report)),
+        ("Where users are", _situations(report)),
+        ("Dose", _dose(report)),
+        ("Choice", _choice(choice)),
+        ("What the edit explains", _explained(report)),
+        ("Cost of a request", _cost(report)),
+        ("Harmful and neutral queries", _slices(report)),
+        ("Answers side by side", _answers(report)),
+        ("How it was measured", _measured(report)),
+    ]
+    body = "".join(f"<section><h2>{text(name)}</h2>{html}</section>" for name, html in sections if html)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{text(title)}</h1>{_verdict(report)}{body}</body></html>"
+    )
+
+
+def verdict_line(report: Mapping[str, Any]) -> str:
+    """The net wins of a report as one sentence of plain text."""
+    over_bare, over_prompt = (report["comparisons"][name] for name in ("over_bare", "over_prompt"))
+    return (
+        f"net win over the bare model {_net(over_bare)}, over the persona as a prompt {_net(over_prompt)}, "
+        f"on {over_bare['n']} held-out queries"
+    )
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    reasons = report["reasons"] if "reasons" in report else weak_reasons(report)
+    quality = report.get("quality") or ("weak" if reasons else "good")
+    listed = "".join(f"<li>{text(reason)}</li>" for reason in reasons)
+    return (
+        f'<div class="verdict {"weak" if quality == "weak" else "good"}"><p><strong>{text(quality)}</strong>: '
+        f"{text(verdict_line(report))}.</p>{f'<ul>{listed}</ul>' if listed else ''}</div>"
+    )
+
+
+def _wins(report: Mapping[str, Any]) -> str:
+    parts = []
+    for name, label in _COMPARISONS.items():
+        row = report["comparisons"].get(name)
+        if row is not None:
+            parts.append(
+                f'<div class="pair"><p>{text(label)}: <strong>{text(_net(row))}</strong></p>'
+                f"{outcome_bar(row['win'], row['tie'], row['lose'])}{interval_bar(row['net'], *row['interval'])}</div>"
+            )
+    note = "Green: won, grey: tied, red: lost. The dot is the net win from −1 to +1, the bar its 95 % interval."
+    return f'{"".join(parts)}<p class="dim">{text(note)}</p>'
+
+
+def _situations(report: Mapping[str, Any]) -> str:
+    rows = []
+    for row in report["situations"]:
+        edited, bound = row["arms"]["edited"], row["repetition_bound"]
+        rows.append(
+            [
+                text(_SITUATIONS.get(row["situation"], row["situation"])),
+                _number(row["n"]),
+                _number(_net(row["net_over_bare"])),
+                _number(_net(row["net_over_prompt"])),
+                _bounded(edited["coherence"], MAX_COHERENCE if row["situation"] == "alone" else None),
+                _bounded(edited["repetition"], bound),
+                _number(" / ".join(f"{row['arms'][arm]['words']:.0f}" for arm in _ARMS)),
+            ]
+        )
+    heads = ["", "n", "net over bare", "net over prompt", "coherence (bound)", "repetition (bound)", "words"]
+    note = (
+        "Coherence: nats per token of the answers beyond the prompted ones' under the prompted model; bounded for "
+        "questions asked alone. Repetition: share of trigrams that occurred before. Words: of "
+        "the bare, the prompted and this version's answers."
+    )
+    return f'{_table(heads, rows)}<p class="dim">{text(note)}</p>' if rows else ""
+
+
+def _dose(report: Mapping[str, Any]) -> str:
+    points = [(float(row["strength"]), float(row["net_over_bare"])) for row in report.get("dose") or ()]
+    return curves({"net win over bare": points}, "strength (net win over the bare model)") if points else ""
+
+
+def _choice(choice: Mapping[str, Any] | None) -> str:
+    if not choice:
+        return ""
+    trace, chosen = choice.get("trace") or [], choice.get("chosen", "")
+    families: dict[str, list[tuple[float, float]]] = {}
+    for row in trace:
+        found = _CONTRAST.search(row["candidate"])
+        if found and row["situation"] == "alone":
+            family = _CONTRAST.sub("", row["candidate"], count=1)
+            families.setdefault(family, []).append((float(found[1]), float(row["net_over_prompt"])))
+    rows = [
+        [
+            f"<strong>{text(row['candidate'])}</strong>" if row["candidate"] == chosen else text(row["candidate"]),
+            text(_SITUATIONS.get(row["situation"], row["situation"])),
+            _number(signed(row["net_over_prompt"])),
+            _number(signed(row["net_over_bare"])),
+            _number(f"{row['coherence']:.2f}"),
+            _bounded(row["repetition"], row["repetition_bound"]),
+            text("yes") if row["within"] else '<span class="over">no</span>',
+        ]
+        for row in trace
+    ]
+    heads = ["candidate", "", "net over prompt", "net over bare", "coherence", "repetition (bound)", "within"]
+    drawn = curves(families, "λ, how far beyond the prompt (net win over it, tune queries)")
+    table = f"<details><summary>Every measurement</summary>{_table(heads, rows)}</details>" if rows else ""
+    said = f"<p><strong>{text(chosen)}</strong>: {text(choice.get('reason', ''))}.</p>"
+    return said + drawn + table
+
+
+def _explained(report: Mapping[str, Any]) -> str:
+    parts = []
+    if kl := report.get("kl"):
+        parts.append(
+            f"<p>The edit closes <strong>{kl['closed']:.0%}</strong> of the divergence between the prompted and the "
+            f"bare model: {kl['prompted_bare']:.3f} → {kl['prompted_edited']:.3f} nats a token (it moves the model "
+            f"{kl['edited_bare']:.3f} from bare).</p>"
+        )
+    if shares := report.get("explained"):
+        rows = [
+            [_number(layer), share_bar(float(share)), _number(f"{share:.2f}")]
+            for layer, share in sorted(shares.items(), key=lambda item: int(item[0]))
+        ]
+        parts.append(_table(["layer", "share of the gap that the edit fits on queries it has not seen", ""], rows))
+    return "".join(parts)
+
+
+def _cost(report: Mapping[str, Any]) -> str:
+    cost = report.get("cost") or {}
+    bare = cost.get("bare")
+    rows = [
+        [
+            text(label),
+            _number(f"{cost[arm]['prompt_tokens']:g}"),
+            _number(f"{cost[arm]['prompt_tokens'] - bare['prompt_tokens']:+g}" if bare else ""),
+            _number(f"{cost[arm]['milliseconds']:.1f}"),
+            _number(cost[arm]["new_tokens"]),
+        ]
+        for arm, label in _ARMS.items()
+        if arm in cost
+    ]
+    heads = ["", "prompt tokens", "beyond bare", "ms a request", "new tokens in it"]
+    return _table(heads, rows) if rows else ""
+
+
+def _slices(report: Mapping[str, Any]) -> str:
+    rows = [
+        [text(name), _number(row["n"]), _number(f"{row['bare']:.0%}"), _number(f"{row['edited']:.0%}")]
+        for name, row in (report.get("slices") or {}).items()
+    ]
+    return _table(["queries", "n", "bare model refuses", "this version refuses"], rows) if rows else ""
+
+
+def _answers(report: Mapping[str, Any]) -> str:
+    parts = []
+    for row in report.get("samples") or ():
+        marks = ", ".join(
+            f"{_MARKS[row[name]]} {against}"
+            for name, against in (("over_bare", "over bare"), ("over_prompt", "over prompt"))
+        )
+        columns = "".join(
+            f"<div><b>{text(label)}{f' · {text(marks)}' if arm == 'edited' else ''}</b>{text(row[arm])}</div>"
+            for arm, label in _ARMS.items()
+        )
+        parts.append(f'<div class="ask"><h3>{text(row["query"])}</h3><div class="three">{columns}</div></div>')
+    return "".join(parts)
+
+
+def _measured(report: Mapping[str, Any]) -> str:
+    expressed = report.get("expressiveness") or {}
+    facts = {
+        "judge": report["judge"],
+        "fallback": report.get("judge_fallback"),
+        "method": report["method"],
+        "candidate": report["candidate"],
+        "held-out queries": report["n"],
+        "seed": report["seed"],
+        "temperature": report["temperature"],
+        "persona over its opposite in prompted answers, nats per token": expressed.get("contrast"),
+    }
+    return _table(["", ""], [[text(name), text(value)] for name, value in facts.items() if value is not None])
+
+
+def _net(row: Mapping[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{signed(row['net'])} ({signed(low)} to {signed(high)})"
+
+
+class _Number(str):
+    """A cell that is aligned as a number."""
+
+
+def _number(value: object) -> _Number:
+    return _Number(text(value))
+
+
+def _bounded(value: float, bound: float | None) -> _Number:
+    if bound is None:
+        return _number(f"{value:.2f}")
+    shown = text(f"{value:.2f} (≤ {bound:.2f})")
+    return _Number(f'<span class="over">{shown} ✗</span>' if value > bound else shown)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML already."""
+    rows = list(rows)
+    numbers = [any(isinstance(row[i], _Number) for row in rows) for i in range(len(heads))]
+    head = "".join(f"<th{' class=n' if n else ''}>{text(h)}</th>" for h, n in zip(heads, numbers, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{' class=n' if isinstance(c, _Number) else ''}>{c}</td>" for c in row) + "</tr>"
+        for row in rows
+    )
+    head_row = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
+    return f'<div class="scroll"><table>{head_row}<tbody>{body}</tbody></table></div>'

@@ -1,0 +1,101 @@
+"""`alignez models`: language models on this machine that need no model hub."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.config import default_model_cache
+from cli.shell import DataDirOption, err, new_app, out
+
+models_app = new_app("List and add language models that come as packages, or as GGUF files.")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@models_app.command("list")
+def list_(as_json: JsonOption = False, data_dir: DataDirOption = None) -> None:
+    """List the models of the catalogue, with the licence of their weights, and whether each is on this machine."""
+    from alignez_core.models.cache import ModelCache
+    from alignez_core.models.catalogue import CATALOGUE
+
+    cache = ModelCache(default_model_cache(data_dir))
+    rows: list[dict[str, Any]] = []
+    for model in CATALOGUE:
+        path = cache.find(model.sha256, model.name)
+        rows.append(
+            {
+                "name": model.name,
+                "what": model.what,
+                "licence": model.licence,
+                "download_bytes": model.gguf_bytes,
+                "disk_bytes": model.disk_bytes,
+                "present": path is not None,
+                "path": None if path is None else str(path),
+            }
+        )
+    if as_json:
+        out.print_json(data=rows)
+        return
+    for row in rows:
+        out.print(
+            f"{row['name']}  ({row['path'] or 'not on this machine: alignez models add ' + row['name']})", markup=False
+        )
+        out.print(f"    {row['what']}", markup=False)
+        sizes = f"{_megabytes(row['download_bytes'])} to download, {_megabytes(row['disk_bytes'])} on disk"
+        out.print(f"    {sizes}; licence of the weights: {row['licence']}", markup=False)
+
+
+@models_app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Name from `alignez models list`, or a .gguf file.")],
+    as_json: JsonOption = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Download a model of the catalogue, check and convert it; or convert a .gguf file. Does nothing when done before.
+
+    The package is downloaded with pip, without its dependencies; nothing of it is run or installed.
+    """
+    from alignez_core.models.cache import ModelCache
+    from alignez_core.models.catalogue import in_catalogue, require
+    from alignez_core.models.resolve import is_gguf
+
+    cache = ModelCache(default_model_cache(data_dir).expanduser().absolute())
+    steps: list[str] = []
+
+    def report(line: str) -> None:
+        steps.append(line)
+        (err if as_json else out).print(f"  {line}", markup=False)
+
+    with _cleaned_up_at_sigterm():
+        if in_catalogue(name) is None and is_gguf(name):
+            path = cache.add_file(Path(name).expanduser(), report)
+        else:
+            path = cache.add_package(require(name), report)
+    if as_json:
+        out.print_json(data={"name": path.name, "path": str(path), "converted": bool(steps)})
+        return
+    out.print(f"{path.name} is {'ready' if steps else 'already here'}: {path}", markup=False)
+
+
+@contextmanager
+def _cleaned_up_at_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block like Ctrl-C, through its `finally` clauses, so that nothing half written stays."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"

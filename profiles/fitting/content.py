@@ -1,0 +1,134 @@
+"""What a job stores as it goes, so that another attempt goes on from there. Every write is fenced by the claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from profiles.errors import NotFound
+from profiles.jobs import Claim, fenced, stop_if_cancelled
+from profiles.models import JobKind, QuerySource, QuerySplit
+from profiles.repository.fits import StoredRows
+from profiles.text import storable
+from profiles.uow import UnitOfWork
+from profiles.vectors import Vector
+
+#: Kinds of text that are part of a fitted version; all others are scratch, and go when the job ends.
+PAIR_KINDS = ("help_characteristics", "harm_characteristics", "help_response", "harm_response")
+
+
+@dataclass(frozen=True)
+class QueryRecord:
+    """A query of a version at its fixed position; one persona per group."""
+
+    position: int
+    text: str
+    source: QuerySource
+    preferred: str | None = None
+    dispreferred: str | None = None
+    split: QuerySplit = QuerySplit.FIT
+    group: int = 0
+
+
+def save_queries(uow: UnitOfWork, claim: Claim, queries: Sequence[QueryRecord]) -> None:
+    """Stores queries; a position that is taken keeps its query and gets the new split and group. Raises: LeaseLost."""
+    with fenced(uow, claim):
+        uow.repository.fits.add_queries(
+            [
+                {
+                    "tenant_id": claim.tenant_id,
+                    "version_id": claim.version_id,
+                    "position": query.position,
+                    "text": storable(query.text),
+                    "preferred": query.preferred,
+                    "dispreferred": query.dispreferred,
+                    "source": query.source,
+                    "split": query.split,
+                    "persona_group": query.group,
+                }
+                for query in queries
+            ]
+        )
+
+
+def load_queries(uow: UnitOfWork, claim: Claim) -> list[QueryRecord]:
+    """Stored queries by position; none before an attempt has stored them."""
+    return [
+        QueryRecord(row.position, row.text, row.source, row.preferred, row.dispreferred, row.split, row.persona_group)
+        for row in uow.repository.fits.queries(claim.version_id)
+    ]
+
+
+def save_texts(uow: UnitOfWork, claim: Claim, kind: str, texts: Mapping[int, str]) -> None:
+    """Stores finished texts of one kind by position; storing them again changes nothing.
+
+    A fit's answers and characteristics become part of its version; everything else is the job's scratch.
+
+    Raises: LeaseLost. NotFound: a position without a query.
+    """
+    if not texts:
+        return
+    with fenced(uow, claim) as job:
+        kept = {position: storable(text) for position, text in texts.items()}
+        if claim.kind is not JobKind.FIT or kind not in PAIR_KINDS:
+            uow.repository.jobs.add_texts(job, kind, kept)
+            return
+        fits = uow.repository.fits
+        ids = fits.query_ids(claim.version_id, list(kept))
+        missing = [position for position in kept if position not in ids]
+        if missing:
+            raise NotFound("fit query", missing[0])
+        owner = {"tenant_id": claim.tenant_id, "version_id": claim.version_id}
+        fits.upsert_pairs([{"query_id": ids[at], **owner, kind: text} for at, text in kept.items()], [kind])
+
+
+def load_texts(uow: UnitOfWork, claim: Claim) -> dict[str, dict[int, str]]:
+    """What earlier attempts of this job have finished: kind → position → text."""
+    found = uow.repository.jobs.texts(claim.job_id)
+    if claim.kind is JobKind.FIT:
+        found |= pair_texts(uow, claim)
+    return found
+
+
+def pair_texts(uow: UnitOfWork, claim: Claim) -> dict[str, dict[int, str]]:
+    """The version's own texts: kind → position → text."""
+    found: dict[str, dict[int, str]] = {}
+    for position, pair in uow.repository.fits.pairs(claim.version_id):
+        for kind in PAIR_KINDS:
+            text = getattr(pair, kind)
+            if text is not None:
+                found.setdefault(kind, {})[position] = text
+    return found
+
+
+def save_embeddings(uow: UnitOfWork, claim: Claim, positions: Sequence[int], embeddings: Vector) -> None:
+    """Stores what requests are compared with; storing it again replaces it.
+
+    Args:
+        positions: n of them. embeddings: (n, E), unit rows.
+    Raises: LeaseLost. JobCancelled.
+    """
+    with fenced(uow, claim) as job:
+        stop_if_cancelled(job)
+        uow.repository.fits.write_embeddings(claim.version_id, positions, embeddings)
+
+
+def save_representations(
+    uow: UnitOfWork, claim: Claim, positions: Sequence[int], layers: Sequence[int], sides: Mapping[str, Vector]
+) -> None:
+    """Stores what requests fit their own edit on; storing it again replaces it.
+
+    Args:
+        positions: n of them. sides: "help" and "harm" → (n, L, D) at `layers`.
+    Raises: LeaseLost. JobCancelled.
+    """
+    with fenced(uow, claim) as job:
+        stop_if_cancelled(job)
+        fits = uow.repository.fits
+        ids = fits.query_ids(claim.version_id, positions)
+        fits.write_representations(claim.tenant_id, claim.version_id, [ids[p] for p in positions], layers, sides)
+
+
+def load_representations(uow: UnitOfWork, claim: Claim) -> StoredRows | None:
+    """The version's representations; None when it has none."""
+    return uow.repository.fits.representations(claim.version_id)

@@ -1,0 +1,148 @@
+"""The end of a job that succeeds: a version becomes ready, or a ready one gets another evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import func
+
+from profiles.errors import Conflict, JobCancelled
+from profiles.jobs import Claim, fenced, stop_if_cancelled
+from profiles.models import Evaluation, Job, JobStatus, ProfileVersion, VersionState
+from profiles.repository.fits import StoredEdit
+from profiles.service.aliases import DEFAULT_ALIAS, point_default
+from profiles.text import json_safe
+from profiles.uow import UnitOfWork
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One proof.
+
+    Args:
+        judge: whose verdicts they are. quality: "good" or "weak", which never comes without reasons.
+        report, choice: as the core makes them; choice only from a fit.
+        tokens: that the job generated.
+    """
+
+    judge: str
+    quality: str
+    reasons: tuple[str, ...]
+    report: Mapping[str, Any]
+    choice: Mapping[str, Any] | None = None
+    tokens: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class FittedVersion:
+    """What `publish` stores beside the texts and vectors that are there already.
+
+    Args:
+        config: complete fit configuration. method: that made it. layers: L edited layers, ascending.
+        edits: one per group; none for a prefix alone. prefix: as `ProfileVersion.prefix`.
+        looked_up: how many queries have embeddings (and, for "neighbors", representations).
+        embedding_layer: None when another model makes the query embeddings.
+        dropped: position → why its query is not used.
+    """
+
+    config: Mapping[str, Any]
+    method: str
+    layers: tuple[int, ...]
+    edits: Sequence[StoredEdit]
+    diagnostics: Mapping[str, Any]
+    sha256: str
+    verdict: Verdict
+    prefix: Mapping[str, Any] | None = None
+    steps: int | None = None
+    positions: str = "answer"
+    lookup: Literal["none", "groups", "neighbors"] = "none"
+    looked_up: int = 0
+    embedding_layer: int | None = None
+    dropped: Mapping[int, str] = field(default_factory=dict)
+
+
+def publish(uow: UnitOfWork, claim: Claim, fitted: FittedVersion) -> None:
+    """Makes the version ready, with its evaluation, and ends the job; from here on the version is immutable.
+
+    A good version becomes the profile's default if there is none or if it was asked to; a weak one never by itself.
+
+    Raises: LeaseLost. JobCancelled: also when the profile was deleted. Conflict: embeddings or rows are missing.
+    """
+    catalog = uow.repository.catalog
+    # The profile's row first: deleting a profile locks in this order too.
+    profile = catalog.profile(claim.tenant_id, claim.profile_id, lock=True)
+    with fenced(uow, claim) as job:
+        stop_if_cancelled(job)
+        version = catalog.version_by_id(claim.version_id)
+        if profile is None or version is None or version.state is not VersionState.PENDING:
+            raise JobCancelled(claim.job_id)
+        _check_complete(uow, claim, fitted)
+        for position, reason in fitted.dropped.items():
+            uow.repository.fits.drop_pair(claim.tenant_id, claim.version_id, position, reason)
+        uow.repository.fits.write_edits(claim.tenant_id, claim.version_id, fitted.layers, fitted.edits)
+        _fill(version, fitted)
+        uow.session.flush()
+        good = fitted.verdict.quality == "good"
+        if good and (version.promote or not catalog.alias_targets(profile.id, DEFAULT_ALIAS)):
+            point_default(uow, profile, version)
+        _conclude(uow, claim, job, fitted.verdict)
+
+
+def publish_evaluation(uow: UnitOfWork, claim: Claim, verdict: Verdict) -> None:
+    """Stores an evaluation of a ready version and ends the job; the version stays as it is.
+
+    Raises: LeaseLost. JobCancelled: also when the version is not in use any more.
+    """
+    version = uow.repository.catalog.version_by_id(claim.version_id)
+    with fenced(uow, claim) as job:
+        stop_if_cancelled(job)
+        if version is None or version.state is not VersionState.READY:
+            raise JobCancelled(claim.job_id)
+        _conclude(uow, claim, job, verdict)
+
+
+def _check_complete(uow: UnitOfWork, claim: Claim, fitted: FittedVersion) -> None:
+    if fitted.lookup == "none":
+        return
+    layers = fitted.layers if fitted.lookup == "neighbors" else None
+    complete = uow.repository.fits.count_complete(claim.version_id, layers)
+    if complete != fitted.looked_up or not complete:
+        raise Conflict(f"{complete} of {fitted.looked_up} fit queries have what requests look up")
+
+
+def _fill(version: ProfileVersion, fitted: FittedVersion) -> None:
+    version.state = VersionState.READY
+    version.fit_config = dict(fitted.config)
+    version.method = fitted.method
+    version.layers = list(fitted.layers)
+    version.prefix = None if fitted.prefix is None else json_safe(dict(fitted.prefix))
+    version.steps = fitted.steps
+    version.positions = fitted.positions
+    version.lookup = fitted.lookup
+    version.embedding_layer = fitted.embedding_layer
+    version.diagnostics = json_safe(dict(fitted.diagnostics))
+    version.quality = fitted.verdict.quality
+    version.quality_reasons = list(fitted.verdict.reasons)
+    version.sha256 = fitted.sha256
+    version.ready_at = func.now()
+
+
+def _conclude(uow: UnitOfWork, claim: Claim, job: Job, verdict: Verdict) -> None:
+    """Writes evaluation and usage, and ends the job as succeeded."""
+    uow.repository.fits.add_evaluation(
+        Evaluation(
+            tenant_id=claim.tenant_id,
+            version_id=claim.version_id,
+            job_id=claim.job_id,
+            judge=verdict.judge,
+            quality=verdict.quality,
+            reasons=json_safe(list(verdict.reasons)),
+            report=json_safe(dict(verdict.report)),
+            choice=None if verdict.choice is None else json_safe(dict(verdict.choice)),
+        )
+    )
+    spent = {"tenant_id": claim.tenant_id, "profile_id": claim.profile_id, "fit_tokens": verdict.tokens}
+    uow.repository.accounts.add_usage([{**spent, "day": func.current_date()}])
+    uow.repository.jobs.finish(job, JobStatus.SUCCEEDED)

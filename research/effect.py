@@ -1,0 +1,228 @@
+"""The effect of fits on a real model, persona by persona.
+
+    python -m research.effect personas --model DIR --seeds 3 --out effect.json    # auto: fit, choice, proof
+    python -m research.effect kl --model DIR --out kl.json       # KL closed at λ = 0, four layers and all
+    python -m research.effect expressed --model DIR --out expressed.json    # the gate's bound, with made-up adjectives
+    python -m research.effect where --model DIR --persona pirate --out where.json    # temperature 0 and 1, bfloat16
+    python -m research.effect table --out effect.json    # as Markdown, and where judge and measures of style agree
+
+Figures are of held-out queries (the stored trace is of the tune split), judged by `self`, with external measures of
+style beside it. The file is rewritten after each fit and read at the start, so an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.fit import FitConfig, FitEvent, FitSpec, FittedProfile, Persona, fit_profile
+from alignez_core.fit_run import FitRun, TextRequest
+from alignez_core.methods.base import Candidate
+from alignez_core.methods.distill import Form, FormFits, default_layers
+from alignez_core.prompts import persona_prompt
+from alignez_core.proof.arms import BARE_ARM, PROMPT_ARM, Arena, Trial
+from alignez_core.proof.judges import Likelihoods, SelfJudge
+from alignez_core.proof.report import expressiveness, kl_closed, prove
+from alignez_core.query_bank import queries_for
+from alignez_core.spec.samples import make_samples, of_split
+from research.effect_table import agreement, line, table
+from research.style_measures import mean_style
+
+PERSONAS = Path(__file__).parents[1] / "tests" / "personas" / "personas.json"
+#: Arm → what the kind of its texts begins with; an edited arm's kind goes on with the candidate's digest.
+ARMS = {"bare": "bare/alone", "prompt": "help_response", "edited": "edited "}
+#: Adjectives that no model knows, as pairs; the gate must pass none of them.
+_MADE_UP = (("zorbly", "quaxic"), ("mirvonian", "staplic"), ("quantorial", "brillic"), ("flumpish", "drebbing"))
+_KEPT = ("comparisons", "expressiveness", "situations", "kl", "dose", "slices", "cost")
+
+
+class Texts:
+    """Collects the texts of a fit by kind, from its progress events."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, dict[int, str]] = {}
+
+    def take(self, event: FitEvent) -> None:
+        """A progress callback."""
+        if event.chunk is not None:
+            found = self.kinds.setdefault(event.chunk.kind, {})
+            found.update(zip(event.chunk.indices, event.chunk.texts, strict=True))
+
+
+def fit(
+    engine: TransformersEngine, persona: dict[str, Any], bank: Sequence[str], config: FitConfig
+) -> tuple[FittedProfile, dict[str, Any]]:
+    """One fit, and its row of the table."""
+    texts, began = Texts(), time.perf_counter()
+    spec = FitSpec(Persona(persona["preferred"], persona["dispreferred"]), bank=tuple(bank), config=config)
+    profile = fit_profile(engine, spec, texts.take)
+    held = {s.index for s in profile.samples if s.split == "held_out"}
+    styles = {}
+    for arm, begin in ARMS.items():
+        kinds = [k for k in texts.kinds if k.startswith(begin) and (arm != "edited" or k.endswith("/alone"))]
+        answers = [text for kind in kinds for index, text in texts.kinds[kind].items() if index in held]
+        styles[arm] = round(mean_style(persona, answers), 4)
+    row = {
+        "persona": persona["name"],
+        "seed": config.seed,
+        "quality": profile.quality,
+        "reasons": list(profile.quality_reasons),
+        "chosen": profile.choice["chosen"],
+        "why": profile.choice["reason"],
+        "seconds": round(time.perf_counter() - began, 1),
+        "stage_seconds": profile.diagnostics["last_attempt"]["seconds"],
+        "style": styles,
+        **{key: profile.report[key] for key in _KEPT},
+        "samples": profile.report["samples"][:4],
+        "trace": profile.choice["trace"],
+    }
+    return profile, row
+
+
+def personas(args: argparse.Namespace) -> None:
+    """`auto` on every persona and seed."""
+    rows = _read(args.out)
+    done = {(row["persona"], row["seed"]) for row in rows}
+    with _engine(args, args.dtype) as engine:
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            for persona in _personas(args):
+                if (persona["name"], seed) in done:
+                    continue
+                config = FitConfig(seed=seed, held_out_queries=args.held_out, method=args.method)
+                rows.append(fit(engine, persona, _bank(args), config)[1])
+                args.out.write_text(json.dumps(rows, indent=1) + "\n")
+                print(line(rows[-1]), flush=True)
+    print(table(rows), agreement(rows), sep="\n\n")
+
+
+def kl(args: argparse.Namespace) -> None:
+    """Share of KL(prompted ‖ bare) that λ = 0 closes on held-out queries: four layers at rank 3, all at rank 7."""
+    rows = _read(args.out)
+    done = {row["persona"] for row in rows}
+    with _engine(args, args.dtype) as engine:
+        n = engine.info.n_layers
+        forms = [Form(0.0, "full", default_layers(n)), Form(0.0, "full", tuple(range(n)), 7)]
+        for persona in _personas(args):
+            if persona["name"] in done:
+                continue
+            spec = FitSpec(Persona(persona["preferred"], persona["dispreferred"]), bank=_bank(args))
+            run = FitRun(engine, spec.config, lambda event: None)
+            wanted = [s for s in make_samples(spec) if s.split in ("fit", "held_out")]
+            prompts = [persona_prompt(engine.prompt_format, s.query, s.persona, "help") for s in wanted]
+            answers = run.texts(
+                "responses", [TextRequest("help", s.index, p) for s, p in zip(wanted, prompts, strict=True)]
+            )["help"]
+            fits = FormFits(engine, of_split(wanted, "fit"), (), answers, forms)
+            for _ in fits.run():
+                pass
+            held, found = of_split(wanted, "held_out")[: args.held_out], {}
+            for name, fitted in zip(("four", "all"), fits.fitted, strict=True):
+                plan = fitted.plan(spec.config)
+                found[name] = kl_closed(engine, held, answers, lambda sample, plan=plan: plan)  # type: ignore[misc]
+            rows.append({"persona": persona["name"], "n": len(held), **found})
+            args.out.write_text(json.dumps(rows, indent=1) + "\n")
+            print(rows[-1], flush=True)
+    for name in ("four", "all"):
+        print(name, "mean closed", round(statistics.fmean(row[name]["closed"] for row in rows), 3))
+
+
+def expressed(args: argparse.Namespace) -> None:
+    """What the gate asks of prompted answers, for the personas and for made-up adjectives."""
+    rows = _read(args.out)
+    done = {row["persona"] for row in rows}
+    made_up = [{"name": a, "preferred": a, "dispreferred": b} for a, b in _MADE_UP]
+    with _engine(args, args.dtype) as engine:
+        for persona in [*_personas(args), *made_up]:
+            if persona["name"] in done:
+                continue
+            named = Persona(persona["preferred"], persona["dispreferred"])
+            spec = FitSpec(named, bank=_bank(args), config=FitConfig(held_out_queries=args.held_out))
+            run, likelihoods = FitRun(engine, spec.config, lambda event: None), Likelihoods(engine)
+            arena = Arena(run, SelfJudge(likelihoods), likelihoods)
+            trial = Trial(tuple(of_split(make_samples(spec), "held_out")))
+            prompted = arena.ask("evaluation", [PROMPT_ARM], [trial])[PROMPT_ARM.name, trial.situation.name]
+            rows.append({"persona": persona["name"], **(expressiveness(arena, trial, prompted) or {})})
+            args.out.write_text(json.dumps(rows, indent=1) + "\n")
+            print(rows[-1], flush=True)
+
+
+def where(args: argparse.Namespace) -> None:
+    """One persona's chosen edit at temperatures 0 and 1, and in bfloat16, beside the plain case."""
+    persona = _personas(args)[0]
+    rows: dict[str, Any] = {}
+    with _engine(args, args.dtype) as engine:
+        profile, rows["fitted"] = fit(engine, persona, _bank(args), FitConfig(held_out_queries=args.held_out))
+        for temperature in (0.0, 1.0):
+            rows[f"temperature {temperature:g}"] = again(engine, profile, temperature)
+    with _engine(args, "bfloat16") as engine:
+        rows["bfloat16"] = again(engine, profile, profile.config.temperature)
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    for name, row in rows.items():
+        for s in row["situations"]:
+            nets = f"over bare {s['net_over_bare']['net']:+.2f}, over prompt {s['net_over_prompt']['net']:+.2f}"
+            repeats = f"repetition {s['arms']['edited']['repetition']:.2f} (bound {s['repetition_bound']:.2f})"
+            print(f"{name}, {s['situation']}: {nets}, {repeats}, n {s['n']}")
+
+
+def again(engine: TransformersEngine, profile: FittedProfile, temperature: float) -> dict[str, Any]:
+    """The proof of a fitted profile's edit anew, at another temperature or in another dtype."""
+    run = FitRun(engine, replace(profile.config, temperature=temperature), lambda event: None)
+    likelihoods = Likelihoods(engine)
+    candidate = Candidate("again", profile.method, edits=profile.edits, prefix=profile.prefix)  # type: ignore[arg-type]
+    arena = Arena(run, SelfJudge(likelihoods), likelihoods)
+    held_out, tune = (of_split(profile.samples, split) for split in ("held_out", "tune"))
+    arena.ask("tuning", [BARE_ARM], [Trial(tuple(tune[-2:]))])  # the earlier turns of the third-turn conversations
+    return prove(arena, candidate, held_out, lambda sample, dose: profile.plan(dose), tune=tune)
+
+
+def _engine(args: argparse.Namespace, dtype: str) -> TransformersEngine:
+    return TransformersEngine.load(args.model, dtype=dtype, threads=args.threads)
+
+
+def _bank(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.queries is None:
+        return queries_for(args.model)
+    return tuple(text.strip() for text in args.queries.read_text().splitlines() if text.strip())
+
+
+def _personas(args: argparse.Namespace) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(PERSONAS.read_text())
+    return [persona for persona in found if not args.persona or persona["name"] in args.persona]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("personas", "kl", "expressed", "where", "table"))
+    parser.add_argument("--model", help="directory or hub id")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--persona", nargs="*", default=[], help="names; all of tests/personas without")
+    parser.add_argument("--queries", type=Path, help="a query a line; the shipped bank without")
+    parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--method", default="auto")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.what == "table":
+        rows = _read(args.out)
+        print(table(rows), agreement(rows), sep="\n\n")
+    else:
+        {"personas": personas, "kl": kl, "expressed": expressed, "where": where}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

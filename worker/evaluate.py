@@ -1,0 +1,148 @@
+"""One evaluation job: a stored version is proved again; the job writes one row, and the version stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from alignez_core.editing import EditPlan
+from alignez_core.fit import given_verdicts
+from alignez_core.fit_run import FitRun
+from alignez_core.methods.base import Candidate
+from alignez_core.prompts import Prefix
+from alignez_core.proof.arms import BARE_ARM, Arena, Trial
+from alignez_core.proof.gate import data_reasons, weak_reasons
+from alignez_core.proof.judges import Judge, Likelihoods, SelfJudge
+from alignez_core.proof.report import prove
+from alignez_core.readings import Readings
+from alignez_core.serving_plan import PlanSource
+from alignez_core.spec.config import FitConfig
+from alignez_core.spec.limits import MethodName
+from alignez_core.spec.samples import Sample, of_split, spread
+from profiles.errors import JobCancelled, NotFound
+from profiles.fitting import content, publishing
+from profiles.repository.fits import StoredRows
+from profiles.service import ActiveProfile, load_active
+from profiles.uow import UnitOfWork
+from worker.job import ClaimedJob
+from worker.judges import JudgeMaker, judged
+from worker.stored_spec import samples_of
+
+#: Earlier exchanges that the conversations of the third turn open with.
+_HISTORY = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """What an evaluation needs of a version."""
+
+    active: ActiveProfile
+    samples: list[Sample]
+    rows: StoredRows | None
+    texts: dict[str, dict[int, str]]
+    explained: dict[str, Any]
+
+
+def run_evaluation(job: ClaimedJob, make_judge: JudgeMaker) -> publishing.Verdict:
+    """Proves the claimed job's version with the job's settings, and stores the verdict.
+
+    Raises: what stops or fails a job; see `worker.failures`.
+    """
+    job.bind_model()
+    stored = job.do(lambda uow: _load(uow, job))
+    config = FitConfig.from_dict({**stored.active.config, **job.claim.request})
+    held_out = _held_out(job, stored.samples, config.held_out_queries)
+    verdict, without = judged(make_judge, config, lambda judge: _prove(job, stored, config, held_out, judge))
+    if without is not None:
+        verdict = publishing.Verdict(
+            verdict.judge, verdict.quality, verdict.reasons, {**verdict.report, "judge_fallback": without},
+            tokens=verdict.tokens,
+        )  # fmt: skip
+    job.do(lambda uow: publishing.publish_evaluation(uow, job.claim, verdict))
+    return verdict
+
+
+def _load(uow: UnitOfWork, job: ClaimedJob) -> _Stored:
+    """Raises: JobCancelled: the version is not in use any more."""
+    claim = job.claim
+    try:
+        active = load_active(uow, claim.version_id)
+    except NotFound as error:
+        raise JobCancelled(claim.job_id) from error
+    version = uow.repository.catalog.version_by_id(claim.version_id)
+    return _Stored(
+        active,
+        samples_of(claim.spec, content.load_queries(uow, claim)),
+        content.load_representations(uow, claim),
+        content.pair_texts(uow, claim),
+        (version.diagnostics or {}).get("explained", {}) if version is not None else {},
+    )
+
+
+def _held_out(job: ClaimedJob, samples: Sequence[Sample], count: int) -> list[Sample]:
+    """As many held-out queries as asked for: the version's own, then the bank's that the version does not know.
+
+    A version with several personas takes none of the bank, whose queries do not say to which persona they belong.
+    """
+    held = spread(of_split(samples, "held_out"), count)
+    if len(held) == count or any(sample.group for sample in samples):
+        return held
+    known = {sample.query.casefold() for sample in samples}
+    spare = [text for text in dict.fromkeys(job.bank()) if text.casefold() not in known]
+    first = 1 + max((sample.index for sample in samples), default=-1)
+    persona = samples[0].persona
+    return held + [
+        Sample(first + i, text, persona, "bank", split="held_out") for i, text in enumerate(spare[: count - len(held)])
+    ]
+
+
+def _prove(
+    job: ClaimedJob, stored: _Stored, config: FitConfig, held_out: Sequence[Sample], judge: Judge | None
+) -> publishing.Verdict:
+    engine, fit = job.engine, of_split(stored.samples, "fit")
+    run = FitRun(engine, config, job.recorder(), job.resume())
+    likelihoods = Likelihoods(engine)
+    arena = Arena(run, judge or SelfJudge(likelihoods), likelihoods)
+    candidate = stored_candidate(stored.active, stored.rows, stored.explained)
+    source = PlanSource(engine, config, fit, candidate.neighbor_rows)
+    tune = of_split(stored.samples, "tune")[-_HISTORY:]
+    if tune:
+        arena.ask("evaluation", [BARE_ARM], [Trial(tuple(tune))])
+    report = prove(arena, candidate, held_out, source.dosed(candidate), tune=tune)
+    help_, harm = (stored.texts.get(f"{side}_response", {}) for side in ("help", "harm"))
+    reasons = weak_reasons(report) + data_reasons(fit, help_, harm, given_verdicts(arena, fit))
+    run.report("evaluation", 1, 1)
+    return publishing.Verdict(
+        judge=report["judge"],
+        quality="weak" if reasons else "good",
+        reasons=reasons,
+        report={**report, "explained": stored.explained},
+        tokens=run.tokens,
+    )
+
+
+def stored_candidate(active: ActiveProfile, rows: StoredRows | None, explained: dict[str, Any]) -> Candidate:
+    """A ready version as the proof takes it."""
+    return Candidate(
+        name=f"version {active.number}",
+        method=cast("MethodName", active.method),
+        edits=tuple(
+            EditPlan(
+                active.layers, torch.from_numpy(edit.u), torch.from_numpy(edit.v), torch.from_numpy(edit.c),
+                active.steps, active.positions,
+            )
+            for edit in active.edits
+        ),
+        prefix=None if active.prefix is None else _prefix(active.prefix),
+        neighbor_rows=None
+        if rows is None or active.lookup != "neighbors"
+        else Readings(rows.positions, rows.layers, torch.from_numpy(rows.help), torch.from_numpy(rows.harm)),
+        explained={int(layer): float(share) for layer, share in explained.items()},
+    )  # fmt: skip
+
+
+def _prefix(stored: dict[str, Any]) -> Prefix:
+    return Prefix(stored["system"], tuple((user, assistant) for user, assistant in stored["examples"]))

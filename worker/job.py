@@ -1,0 +1,149 @@
+"""One claimed job under way: its transactions, its progress, and the reasons to stop between two batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from alignez_core.engines.base import Engine
+from alignez_core.fit_run import OWN_QUERIES, FitEvent, TextChunk
+from profiles import jobs
+from profiles.errors import DatabaseUnavailable
+from profiles.fitting import content
+from profiles.service import register_base_model
+from profiles.uow import SessionFactory, UnitOfWork
+from worker.engine import LoadedEngine
+from worker.failures import HandBack, TimeLimitExceeded
+from worker.lease import HeldLease
+
+T = TypeVar("T")
+
+#: Under this kind a job keeps the query bank that it began with: another attempt's worker may have another one.
+_BANK = "bank"
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What of the settings one job needs; see `WorkerSettings`."""
+
+    worker: str
+    lease_s: float
+    time_limit_s: float
+    max_failures: int
+    database_patience_s: float
+    store_rows: int
+
+
+class ClaimedJob:
+    """What fits and evaluations share.
+
+    Args:
+        engine: of `loaded`, as the job is to use it. stopping: whether the process is shutting down.
+    """
+
+    def __init__(
+        self,
+        sessions: SessionFactory,
+        loaded: LoadedEngine,
+        engine: Engine,
+        options: JobOptions,
+        claim: jobs.Claim,
+        lease: HeldLease,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.claim = claim
+        self.loaded = loaded
+        self.engine = engine
+        self.options = options
+        self._sessions = sessions
+        self._lease = lease
+        self._stopping = stopping
+        self._deadline = time.monotonic() + options.time_limit_s
+
+    def check(self) -> None:
+        """Raises: LeaseLost, JobCancelled, HandBack, TimeLimitExceeded."""
+        self._lease.check()
+        if self._stopping():
+            raise HandBack
+        if time.monotonic() > self._deadline:
+            raise TimeLimitExceeded(self.options.time_limit_s)
+
+    def do(self, act: Callable[[UnitOfWork], T]) -> T:
+        """`act` in a transaction of its own, as `patiently` does it, for as long as the lease is held."""
+        return patiently(self._sessions, self.options.database_patience_s, act, self._lease.check)
+
+    def bind_model(self) -> None:
+        """Ties the version to the engine's model. Raises: ModelConflict: it belongs to another one."""
+        self.do(lambda uow: jobs.bind_model(uow, self.claim, register_base_model(uow, self.loaded.facts)))
+
+    def bank(self) -> tuple[str, ...]:
+        """The query bank of all attempts at this job: the first attempt's."""
+
+        def keep(uow: UnitOfWork) -> tuple[str, ...]:
+            known = content.load_texts(uow, self.claim).get(_BANK)
+            if known is None:
+                content.save_texts(uow, self.claim, _BANK, dict(enumerate(self.loaded.query_bank)))
+                return self.loaded.query_bank
+            return tuple(known[i] for i in sorted(known))
+
+        return self.do(keep)
+
+    def resume(self) -> list[TextChunk]:
+        """What earlier attempts have finished, but for queries that the model invented."""
+        stored = self.do(lambda uow: content.load_texts(uow, self.claim))
+        return [TextChunk(kind, tuple(rows), tuple(rows.values())) for kind, rows in stored.items() if kind != _BANK]
+
+    def recorder(
+        self, on_queries: Callable[[UnitOfWork, Mapping[int, str]], None] | None = None
+    ) -> Callable[[FitEvent], None]:
+        """The progress callback: stops between two batches when asked to, then writes down what is finished.
+
+        Args:
+            on_queries: stores queries that the model invented, by position.
+        """
+
+        def record(uow: UnitOfWork, event: FitEvent) -> None:
+            chunk = event.chunk
+            if chunk is not None:
+                texts = dict(zip(chunk.indices, chunk.texts, strict=True))
+                if chunk.kind == OWN_QUERIES and on_queries is not None:
+                    on_queries(uow, texts)
+                else:
+                    content.save_texts(uow, self.claim, chunk.kind, texts)
+            jobs.record_progress(uow, self.claim, event.stage, event.done, event.total)
+
+        def on_event(event: FitEvent) -> None:
+            self.check()
+            self.do(lambda uow: record(uow, event))
+
+        return on_event
+
+
+def patiently(
+    sessions: SessionFactory,
+    patience_s: float,
+    act: Callable[[UnitOfWork], T],
+    check: Callable[[], None] = lambda: None,
+) -> T:
+    """`act` in a transaction of its own, tried again while the database is away, `patience_s` at most.
+
+    `act` must be safe to repeat: a connection that breaks during COMMIT leaves open whether it happened.
+
+    Args:
+        check: called before each further try; may raise.
+    Raises: DatabaseUnavailable: still away.
+    """
+    deadline = time.monotonic() + patience_s
+    pause = 0.1
+    while True:
+        try:
+            with UnitOfWork.open(sessions) as uow:
+                return act(uow)
+        except DatabaseUnavailable:
+            if time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+            check()

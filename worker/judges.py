@@ -1,0 +1,83 @@
+"""The judges that a worker can offer, by the name that a fit or an evaluation gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from alignez_core.errors import AlignezError, JudgeUnavailable
+from alignez_core.proof.judges import Judge, Likelihoods, NanoJudge, SelfJudge
+from alignez_core.spec.config import FitConfig
+from worker.settings import WorkerSettings
+
+log = structlog.get_logger("worker")
+
+T = TypeVar("T")
+
+#: Makes a judge by name; None is the fitted model itself.
+JudgeMaker = Callable[[str], Judge | None]
+
+
+def make_judge(name: str, settings: WorkerSettings) -> Judge | None:
+    """The judge of this name; None for "self", which the core makes of the fitted model.
+
+    Raises: JudgeUnavailable: it is not configured here, or its model cannot be loaded.
+    """
+    kind, _, path = name.partition(":")
+    if kind == "self":
+        return None
+    if kind == "nano":
+        return NanoJudge()
+    if kind == "openai":
+        return _openai(settings)
+    if kind == "reward":
+        from alignez_core.proof.reward_judge import RewardJudge
+
+        return RewardJudge(path, settings.device)
+    return _model(path, settings)
+
+
+def judged(make: JudgeMaker, config: FitConfig, act: Callable[[Judge | None], T]) -> tuple[T, str | None]:
+    """What `act` makes with the judge that the settings name, and why it was the model itself instead, if it was.
+
+    A judge that fails on the way is not replaced there: `act` runs again, so that all verdicts are of one judge.
+
+    Raises: JudgeUnavailable: and the settings do not allow a fallback. Whatever `act` raises.
+    """
+    try:
+        judge = make(config.judge)
+        try:
+            return act(judge), None
+        finally:
+            if judge is not None:
+                judge.close()
+    except JudgeUnavailable as error:
+        if not config.judge_fallback:
+            raise
+        log.warning("judge_unavailable", judge=config.judge, reason=str(error), then="self")
+        return act(None), str(error)
+
+
+def _openai(settings: WorkerSettings) -> Judge:
+    from alignez_core.proof.openai_judge import OpenAIJudge
+
+    if settings.judge_url is None or settings.judge_model is None:
+        raise JudgeUnavailable(
+            "the judge 'openai' is not configured: set ALIGNEZ_WORKER_JUDGE_URL and ALIGNEZ_WORKER_JUDGE_MODEL"
+        )
+    key = None if settings.judge_key is None else settings.judge_key.get_secret_value()
+    return OpenAIJudge(settings.judge_url, settings.judge_model, key, timeout_s=settings.judge_timeout_s)
+
+
+def _model(path: str, settings: WorkerSettings) -> Judge:
+    from alignez_core.engines.transformers_engine import TransformersEngine
+
+    try:
+        engine = TransformersEngine.load(
+            path, device=settings.device, dtype=settings.dtype, max_slots=settings.max_batch, threads=settings.threads
+        )
+    except AlignezError as error:
+        raise JudgeUnavailable(f"the judge model {path} cannot be loaded: {error}") from error
+    return SelfJudge(Likelihoods(engine), f"model:{path}", owned=engine)
