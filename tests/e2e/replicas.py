@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,7 @@ class Load:
     phase: str = "before"
     done: Counter[tuple[str, str]] = field(default_factory=Counter)  #: (kind, phase it ended in)
     failures: list[str] = field(default_factory=list)
+    streaming: Counter[str] = field(default_factory=Counter)  #: streams that have begun and not ended, by replica
     jobs: list[str] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
@@ -214,13 +215,25 @@ class Load:
     async def _stream(self, number: int) -> None:
         number %= len(self.questions)
         body = {**self.questions[number], "stream": True}
-        async with self.balancer.next.stream("POST", "/v1/chat/completions", json=body) as reply:
+        client, lines = self.balancer.next, []
+        async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
             assert reply.status_code == 200, (await reply.aread()).decode()
-            lines = [line.removeprefix("data: ") async for line in reply.aiter_lines() if line]
+            with self._counted(str(client.base_url)):
+                async for line in reply.aiter_lines():
+                    if line:
+                        lines.append(line.removeprefix("data: "))
         assert lines[-1] == "[DONE]", f"cut off after {lines[-1:]}"
         choices = [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
         assert choices[-1]["finish_reason"] in ("stop", "length")
         assert "".join(choice["delta"].get("content") or "" for choice in choices) == self.answers[number]
+
+    @contextlib.contextmanager
+    def _counted(self, url: str) -> Iterator[None]:
+        self.streaming[url] += 1
+        try:
+            yield
+        finally:
+            self.streaming[url] -= 1
 
     async def _whole(self, number: int) -> None:
         number %= len(self.questions)

@@ -122,11 +122,16 @@ def test_streams_that_are_cut_are_noticed(replicas: Replicas, headers: dict[str,
     apis = [replicas.start("api") for _ in range(2)]
     replicas.start("relay")
     replicas.start("worker")
-    load = Load(Balancer(apis, headers), QUESTIONS, first_profile(apis[0], headers), pause_s=0.0)
+    # Long answers only, so that the kill falls into some of them.
+    answers = first_profile(apis[0], headers)
+    load = Load(Balancer(apis, headers), QUESTIONS[-2:], answers[-2:], pause_s=0.0)
 
     async def kill() -> None:
         async with load.running(8):
             await asyncio.sleep(1)
+            async with asyncio.timeout(60):
+                while load.streaming[apis[0].url] < 2:
+                    await asyncio.sleep(0.001)
             load.phase = "killed"
             apis[0].kill()
             await asyncio.sleep(2)
