@@ -23,6 +23,7 @@ COPY api/ api/
 COPY cli/ cli/
 COPY migrations/ migrations/
 COPY profiles/ profiles/
+COPY telemetry/ telemetry/
 COPY worker/ worker/
 RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist .
 

@@ -110,7 +110,7 @@ soak-vllm: $(VLLM_STAMP) ## the same with the API on vLLM
 	$(VLLM_BIN)/python -m bench.soak --engine vllm $(ARGS)
 
 openapi: $(STAMP) ## write api/openapi.json anew
-	$(BIN)/python -m api.openapi
+	$(BIN)/python -m api.openapi_file
 
 migration: $(STAMP) ## a new migration from the models: make migration m="add a column"
 	$(BIN)/alignez migrate --autogenerate "$(m)"

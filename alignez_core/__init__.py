@@ -14,7 +14,7 @@ _HOMES = {
     "top_direction": "methods.directions", "fit_directions": "methods.directions",
     "select_layers": "methods.layer_selection", "nearest": "neighbors",
     "Engine": "engines.base", "GenerationRequest": "engines.base", "Completion": "engines.base",
-    "TransformersEngine": "engines.transformers_engine",
+    "TransformersEngine": "engines.slots.engine",
     "FitConfig": "spec.config", "FitSpec": "spec.persona", "FitQuery": "spec.persona", "GivenPair": "spec.persona",
     "Persona": "spec.persona", "FittedProfile": "fit", "fit_profile": "fit",
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Every error that the numerical core raises on purpose.
 
-They carry facts, not HTTP codes; `api/errors.py` is the only place that maps them to a status.
+They carry facts, not HTTP codes; `api/http/errors.py` is the only place that maps them to a status.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from alignez_core.editing import EditPlan
-from alignez_core.engines.mlp_modules import candidate_paths, find_mlp_modules, output_tensor, with_output_tensor
+from alignez_core.engines.slots.mlp_modules import candidate_paths, find_mlp_modules, output_tensor, with_output_tensor
 from alignez_core.errors import InvalidInput
 
 

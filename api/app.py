@@ -16,30 +16,30 @@ from starlette.concurrency import run_in_threadpool
 
 from api import health
 from api.admin.routes import router as admin
-from api.aliases.routes import router as aliases
 from api.auth import Authenticator
-from api.chat.routes import router as chat
-from api.chat.streams import Pace
-from api.compare.routes import router as compare
-from api.completions.routes import router as completions
-from api.errors import install_handlers
+from api.generation.routes.chat import router as chat
+from api.generation.routes.compare import router as compare
+from api.generation.routes.completions import router as completions
+from api.generation.routes.models import router as models
+from api.http.errors import install_handlers
+from api.http.middleware import RequestContext
+from api.http.pace import Pace
 from api.jobs.routes import router as jobs
 from api.metrics import Metrics
-from api.middleware import RequestContext
-from api.models.routes import router as models
 from api.openapi import DESCRIPTION, TAGS, describe
+from api.profiles.alias_routes import router as aliases
+from api.profiles.proof_routes import router as proof
 from api.profiles.routes import router as profiles
+from api.profiles.version_routes import router as versions
 from api.services import Services
 from api.settings import ApiSettings
 from api.usage import UsageMeter
 from api.users.routes import router as users
-from api.versions.proof import router as proof
-from api.versions.routes import router as versions
 from profiles.errors import ProfilesError
-from profiles.exporter import MetricsServer
 from profiles.settings import DatabaseSettings
-from profiles.tracing import Tracing
 from profiles.uow import SessionFactory, make_session_factory
+from telemetry.metrics_server import MetricsServer
+from telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from alignez_core.engines.base import Engine

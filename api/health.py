@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from api.deps import ServicesDep
-from api.errors import RETRY_AFTER_S
+from api.http.errors import RETRY_AFTER_S
 from api.services import Services
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable, ProfilesError
 from profiles.migrate import serves_this_release

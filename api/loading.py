@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from api.chat.personalise import Personaliser
-from api.chat.serving import Served
+from api.generation.personalise import Personaliser
+from api.generation.run import Served
 from api.services import Model, Services
 from api.settings import ApiSettings
-from profiles.logs import configure_logs
 from profiles.service import ModelFacts, register_base_model
 from profiles.uow import UnitOfWork
+from telemetry.logs import configure_logs
 
 if TYPE_CHECKING:
     from alignez_core.engines.base import Engine
@@ -28,7 +28,7 @@ def load_engine(settings: ApiSettings, on_lost: Callable[[str], None] | None = N
     if settings.engine == "vllm":
         return _load_vllm(settings, on_lost)
     from alignez_core.engines.process.engine import ProcessEngine
-    from alignez_core.engines.transformers_engine import TransformersEngine
+    from alignez_core.engines.slots.engine import TransformersEngine
 
     path = _model_path(settings)
     arguments: dict[str, Any] = {
@@ -84,10 +84,10 @@ def load_query_bank(settings: ApiSettings) -> tuple[str, ...]:
 
 def _model_path(settings: ApiSettings) -> str:
     """Directory or hub id of the model; a GGUF file is converted here. Raises: ModelNotFound."""
-    from alignez_core import nano
+    from alignez_core.models import persona_nano
     from alignez_core.models.resolve import resolve_model
 
-    return resolve_model(settings.model, settings.model_cache) if settings.model else str(nano.MODEL_DIR)
+    return resolve_model(settings.model, settings.model_cache) if settings.model else str(persona_nano.MODEL_DIR)
 
 
 def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) -> Model:

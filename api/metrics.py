@@ -15,8 +15,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:  # torch stays out of processes without a model
-    from alignez_core.engines.scheduler import EngineLoad
-    from alignez_core.engines.vllm.slots import SlotCounts
+    from alignez_core.engines.slots.scheduler import EngineLoad
+    from alignez_core.engines.vllm.plans.slots import SlotCounts
 
 _FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
 _LONG_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240)

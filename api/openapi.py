@@ -1,14 +1,12 @@
-"""The OpenAPI file: what FastAPI finds, plus the errors that every call can give. `python -m api.openapi` writes it."""
+"""The OpenAPI file: what FastAPI finds, plus the errors that every call can give."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 
-from api.errors import is_openai_path
+from api.http.errors import is_openai_path
 
 DESCRIPTION = """
 Personalises an open-weight language model **without training**. Describe a behaviour, wait for its job, and name the
@@ -30,7 +28,6 @@ TAGS: list[dict[str, Any]] = [
     {"name": "health", "description": "For orchestrators; no key needed."},
 ]
 
-FILE = Path(__file__).with_name("openapi.json")
 
 _OURS = {
     "type": "object",
@@ -124,17 +121,3 @@ def _add_errors(path: str, operation: dict[str, Any]) -> None:
                 "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}},
             },
         )
-
-
-def render() -> str:
-    """The file's text: deterministic, so that a change shows as a difference."""
-    from api.app import create_app
-    from api.settings import ApiSettings
-
-    schema = create_app(ApiSettings(role="all")).openapi()
-    schema["info"]["version"] = "1"  # the API's own; the package's number must not change the file
-    return json.dumps(schema, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-if __name__ == "__main__":
-    FILE.write_text(render(), encoding="utf-8")

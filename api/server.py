@@ -16,8 +16,8 @@ from starlette.concurrency import run_in_threadpool
 from api.app import create_app
 from api.services import Services
 from api.settings import ApiSettings
-from profiles.logs import configure_logs
-from profiles.tracing import start_tracing
+from telemetry.logs import configure_logs
+from telemetry.tracing import start_tracing
 
 log = structlog.get_logger("api")
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from api.auth import Authenticator
-from api.chat.streams import Pace
-from api.errors import ApiError
+from api.http.errors import ApiError
+from api.http.pace import Pace
 from api.metrics import Metrics
 from api.settings import ApiSettings
 from api.usage import UsageMeter
 from profiles.settings import DatabaseSettings
-from profiles.tracing import Tracing
 from profiles.uow import SessionFactory
+from telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from alignez_core.engines.base import Engine
-    from api.chat.personalise import Personaliser
-    from api.chat.serving import Served
+    from api.generation.personalise import Personaliser
+    from api.generation.run import Served
 
 
 @dataclass

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from alignez_core import nano
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.dtypes import bfloat16_speedup
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.common.dtypes import bfloat16_speedup
+from alignez_core.engines.slots.engine import TransformersEngine
+from alignez_core.models import persona_nano
 
 FORMATS = ("float32", "bfloat16")
 
@@ -48,7 +48,7 @@ def _seconds(engine: TransformersEngine, rows: int, new_tokens: int) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.dtypes", description=__doc__)
-    parser.add_argument("models", nargs="*", type=Path, default=[nano.MODEL_DIR])
+    parser.add_argument("models", nargs="*", type=Path, default=[persona_nano.MODEL_DIR])
     for name, default in (("rows", 64), ("tokens", 16), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()

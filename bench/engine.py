@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Pr
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.methods.distill import default_layers
 from bench.report import Report
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 import time
 
-from alignez_core import nano
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.fit import FitSpec, Persona, fit_profile
+from alignez_core.models import persona_nano
 from alignez_core.query_bank import queries_for
 from bench.report import Report
 
@@ -20,7 +20,7 @@ REPEATS = 3
 
 def run(model: str | None = None) -> Report:
     """Fits one persona with the default settings, `REPEATS` times on nano and once on another model; the median."""
-    path = model or str(nano.MODEL_DIR)
+    path = model or str(persona_nano.MODEL_DIR)
     repeats = 1 if model else REPEATS
     persona = Persona("swashbuckling pirate", "plain and ordinary") if model else Persona("cheerful", "gloomy")
     spec = FitSpec(persona, bank=queries_for(path))

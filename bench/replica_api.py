@@ -9,13 +9,13 @@ import sys
 import threading
 
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.fake_engine import FakeEngine
-from alignez_core.engines.streams import StreamWriter
+from alignez_core.engines.common.streams import StreamWriter
+from alignez_core.engines.fake.engine import FakeEngine
 from api.app import create_app
 from api.server import Server, server_config
 from api.settings import ApiSettings
 from bench.scale_fill import HIDDEN_SIZE, LAYERS
-from profiles.logs import configure_logs
+from telemetry.logs import configure_logs
 
 
 class PacedEngine(FakeEngine):

@@ -31,8 +31,8 @@ from bench.scale_fill import PER_TENANT, QUERIES, fill, make_keys
 from bench.served import LineClient
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
-from profiles.logs import configure_logs
 from profiles.uow import make_session_factory
+from telemetry.logs import configure_logs
 
 COUNTS = (1, 2, 3)
 CONNECTIONS = 16

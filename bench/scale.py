@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import text
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from api.app import create_app
 from api.settings import ApiSettings
 from bench.report import Report
@@ -31,9 +31,9 @@ from bench.scale_plans import SMALL, explain_hot
 from bench.served import LineClient, serving
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
-from profiles.logs import configure_logs
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, make_session_factory
+from telemetry.logs import configure_logs
 
 ASKING_TENANTS = 200
 REQUESTS = 600

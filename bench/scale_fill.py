@@ -11,9 +11,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.query_bank import default_queries
-from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote, request_fit
+from profiles.fitting.request import request_fit
+from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote
 from profiles.uow import SessionFactory, UnitOfWork
 from worker.engine import LoadedEngine
 from worker.job import JobOptions

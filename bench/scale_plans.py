@@ -13,12 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from api.profiles.routes import read_profiles
 from bench.plans import Plan, explaining, outline, row_counts
 from bench.report import Report
 from bench.scale_fill import HIDDEN_SIZE, LAYERS, PER_TENANT, SPEC, runner
-from profiles import jobs, service
+from profiles import service
+from profiles.fitting import claims as jobs
+from profiles.fitting.evaluations import latest_evaluation
+from profiles.fitting.request import request_fit
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, UnitOfWork
 
@@ -40,7 +43,7 @@ def explain_hot(report: Report, sessions: SessionFactory, database: DatabaseSett
     for caller in callers:
         with UnitOfWork.open(sessions) as uow:
             for i in range(WAITING):
-                service.request_fit(uow, caller, SPEC, name=f"waiting-{i}")
+                request_fit(uow, caller, SPEC, name=f"waiting-{i}")
     found: list[tuple[str, Plan]] = []
     with explaining(database) as (explained, plans):
         for name, use in _uses(secrets).items():
@@ -133,8 +136,8 @@ def _uses(secrets: dict[Any, str]) -> dict[str, Use]:
             lambda uow, found: service.nearest_representations(uow, found.version_id, embedding, 5)
         ),
         "nearest groups": resolved(lambda uow, found: service.nearest_groups(uow, found.version_id, embedding, 5)),
-        "an evaluation": lambda uow, caller, name: service.latest_evaluation(uow, caller, name, 1),
-        "a profile asked for": lambda uow, caller, name: service.request_fit(uow, caller, SPEC, name=f"new-{name}"),
+        "an evaluation": lambda uow, caller, name: latest_evaluation(uow, caller, name, 1),
+        "a profile asked for": lambda uow, caller, name: request_fit(uow, caller, SPEC, name=f"new-{name}"),
         "events of a job": events,
         "claim of a job, heartbeat": claimed,
         "outbox taken and sent": sent,

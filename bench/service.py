@@ -30,20 +30,21 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from alignez_core import nano
 from alignez_core.engines.base import Engine, GenerationRequest
 from alignez_core.engines.process.engine import ProcessEngine
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
+from alignez_core.models import persona_nano
 from api.app import create_app
 from api.settings import ApiSettings
 from bench.report import Report
 from bench.served import LineClient, serving
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
-from profiles.logs import configure_logs
-from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote, request_fit
+from profiles.fitting.request import request_fit
+from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
+from telemetry.logs import configure_logs
 from worker.engine import LoadedEngine
 from worker.job import JobOptions
 from worker.runner import JobRunner
@@ -61,8 +62,8 @@ Load = list[tuple[str, list[int]]]
 def run() -> Report:
     """Measures both figures for the bare base model, a global and a sample-conditional profile."""
     configure_logs("warning", "json")
-    alone = TransformersEngine.load(nano.MODEL_DIR, max_slots=STREAMS, threads=1)
-    engine = ProcessEngine.load(nano.MODEL_DIR, max_slots=STREAMS, threads=1)
+    alone = TransformersEngine.load(persona_nano.MODEL_DIR, max_slots=STREAMS, threads=1)
+    engine = ProcessEngine.load(persona_nano.MODEL_DIR, max_slots=STREAMS, threads=1)
     with alone, engine, tempfile.TemporaryDirectory() as folder, PostgresServer(Path(folder)) as postgres:
         migrate.upgrade(postgres.url)
         database = DatabaseSettings(database_url=postgres.url)
@@ -83,7 +84,7 @@ def _measure(engine: TransformersEngine, apart: ProcessEngine, client: _Client) 
         f"{LENGTHS[0]} to {LENGTHS[1]} tokens; bursts: {_BURST_ANSWERS} of {_BURST_TOKENS}; "
         f"time to first token p50 of {FIRST_TOKENS} requests a round",
     )
-    queries = nano.held_out_queries()[:STREAMS]
+    queries = persona_nano.held_out_queries()[:STREAMS]
     draw = random.Random(0)
     loads: dict[str, Load] = {
         "steady": [(query, [draw.randint(*LENGTHS) for _ in range(_STEADY_ANSWERS)]) for query in queries],
@@ -166,7 +167,7 @@ def _bare_first_tokens(engine: Engine, queries: Sequence[str]) -> list[float]:
 
 def _profiles(sessions: SessionFactory, engine: Engine) -> str:
     """Fits the two profiles; returns a key."""
-    persona = {"preferred": nano.PERSONAS[0].preferred, "dispreferred": nano.PERSONAS[0].dispreferred}
+    persona = {"preferred": persona_nano.PERSONAS[0].preferred, "dispreferred": persona_nano.PERSONAS[0].dispreferred}
     with UnitOfWork.open(sessions) as uow:
         tenant = create_tenant(uow, "bench")
         row, key = create_key(uow, tenant.id, "member", "bench")
@@ -182,7 +183,7 @@ def _profiles(sessions: SessionFactory, engine: Engine) -> str:
     )  # fmt: skip
     runner = JobRunner(
         sessions,
-        LoadedEngine(engine, facts, tuple(nano.query_bank()[:200])),
+        LoadedEngine(engine, facts, tuple(persona_nano.query_bank()[:200])),
         JobOptions("bench", 60.0, 600.0, 1, 5.0, 256),
     )
     for job in jobs:

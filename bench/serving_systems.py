@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import Engine, GenerationRequest
-from alignez_core.engines.slot_edits import low_rank_edit
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.edits import low_rank_edit
+from alignez_core.engines.slots.engine import TransformersEngine
 from bench.engine import greedy
 
 Edits = Literal["answer", "all", "none"]

@@ -11,12 +11,12 @@ from typing import Any
 
 import httpx
 
-from alignez_core import nano
+from alignez_core.models import persona_nano
 from bench.soak_world import SoakProfile, World
 
 #: A proof that takes no time.
 _SMALL: dict[str, Any] = {"answers": 8, "tune_queries": 0, "held_out_queries": 4, "answer_tokens": 16}
-_PERSONAS = nano.PERSONAS
+_PERSONAS = persona_nano.PERSONAS
 _FINAL = ("succeeded", "failed", "cancelled")
 #: So few that names come back after their profile's deletion.
 _NAMES = 8
@@ -234,7 +234,7 @@ class Churn:
         conditional = rng.random() < 0.5
         return {
             "persona": {"preferred": persona.preferred, "dispreferred": persona.dispreferred},
-            "queries": rng.sample(nano.query_bank(), rng.randint(8, 16)),
+            "queries": rng.sample(persona_nano.query_bank(), rng.randint(8, 16)),
             "fit": {
                 **_SMALL,
                 **({"method": "alignez", "neighbors": 6} if conditional else {"method": "distill", "contrast": 1.0}),
@@ -254,6 +254,6 @@ def lasting_spec(index: int, queries: int) -> dict[str, Any]:
     persona = _PERSONAS[index % len(_PERSONAS)]
     return {
         "persona": {"preferred": persona.preferred, "dispreferred": persona.dispreferred},
-        "queries": nano.query_bank()[index * 20 : index * 20 + queries],
+        "queries": persona_nano.query_bank()[index * 20 : index * 20 + queries],
         "fit": {**_SMALL, **kinds[index % len(kinds)]},
     }

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alignez_core import nano
+from alignez_core.models import persona_nano
 
 Way = Literal["base", "pinned", "name", "alias", "user", "path", "field"]
 
@@ -48,7 +48,7 @@ class Question:
 def make_questions(count: int) -> list[Question]:
     """Ragged prompts (one question to several turns) and lengths, greedy and sampled, chats and text completions."""
     rng = random.Random(0)
-    queries = nano.held_out_queries()
+    queries = persona_nano.held_out_queries()
     made = []
     for i in range(count):
         chat = i % 3 != 2

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from alignez_core import nano
 from alignez_core.editing import EditPlan
-from alignez_core.engines.mlp_modules import find_blocks, find_mlp_modules, mlp_path
-from alignez_core.engines.runner import SlotRunner
-from alignez_core.engines.sampling import BatchSampler, SamplingParams
+from alignez_core.engines.common.sampling import BatchSampler, SamplingParams
+from alignez_core.engines.slots.mlp_modules import find_blocks, find_mlp_modules, mlp_path
+from alignez_core.engines.slots.runner import SlotRunner
+from alignez_core.models import persona_nano
 from bench.engine import random_llama
 
 ROWS = (1, 16, 64)
@@ -118,7 +118,7 @@ def main() -> None:
     if options.model is not None:
         measure(options.model.name, options.model, options.pairs)
         return
-    measure("persona-nano", nano.MODEL_DIR, options.pairs)
+    measure("persona-nano", persona_nano.MODEL_DIR, options.pairs)
     with tempfile.TemporaryDirectory() as scratch:
         random_llama(Path(scratch))
         measure("Llama 8M", Path(scratch), options.pairs)

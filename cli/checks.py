@@ -97,12 +97,12 @@ def check_model(model: str | None, cache: Path) -> Check:
     Args:
         cache: directory of converted models. A GGUF file that is not in it is not converted here.
     """
-    from alignez_core import nano
     from alignez_core.errors import ModelNotFound
+    from alignez_core.models import persona_nano
     from alignez_core.models.gguf_header import read_header
     from alignez_core.models.resolve import is_gguf, resolve_model
 
-    name = model or str(nano.MODEL_DIR)
+    name = model or str(persona_nano.MODEL_DIR)
     try:
         if is_gguf(name):
             header = read_header(Path(name).expanduser())
@@ -166,7 +166,7 @@ def _check_own_database(url: str) -> Check:
 def check_broker() -> Check:
     """The embedded Redis, or your own broker when it is named."""
     if own := os.environ.get("ALIGNEZ_BROKER_URL"):
-        from profiles.celery_queue import CeleryQueue
+        from profiles.delivery.celery_queue import CeleryQueue
         from profiles.errors import BrokerUnavailable
 
         try:

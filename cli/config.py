@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cli.errors import CliError
-from cli.local_stack.process import write_atomically
+from cli.files import write_atomically
 from profiles.data_dir import default_data_dir, default_model_cache
 
 __all__ = ["Connection", "RunInfo", "default_data_dir", "default_model_cache", "resolve_connection"]

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.fit import FitConfig, FitEvent, FitSpec, FittedProfile, Persona, fit_profile
 from alignez_core.fit_run import FitRun, TextRequest
 from alignez_core.methods.base import Candidate

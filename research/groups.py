@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from alignez_core.embeddings import make_encoder, unit_rows
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.fit_run import FitRun, TextRequest
 from alignez_core.methods import method_of
 from alignez_core.methods.base import Candidate, Material, vote

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from profiles import jobs
+from profiles.fitting import claims as jobs
 from profiles.fitting.content import QueryRecord, save_embeddings, save_queries, save_representations, save_texts
 from profiles.fitting.publishing import FittedVersion, Verdict, publish
+from profiles.fitting.request import FitRequest, request_fit
 from profiles.models import BaseModelRow, QuerySource, QuerySplit, Role, Tenant
 from profiles.repository.fits import SIDES, StoredEdit
-from profiles.service import Caller, FitRequest, ModelFacts, create_key, create_tenant, register_base_model, request_fit
+from profiles.service import Caller, ModelFacts, create_key, create_tenant, register_base_model
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from alignez_core.engines.process.engine import ProcessEngine
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import ModelNotFound
 from alignez_core.models.catalogue import CATALOGUE
 from api.loading import load_engine as load_api_engine

@@ -10,9 +10,9 @@ from typing import Any
 
 from celery import Celery, signals
 
-from profiles.celery_queue import broker_configuration
-from profiles.logs import configure_logs
+from profiles.delivery.celery_queue import broker_configuration
 from profiles.settings import DatabaseSettings
+from telemetry.logs import configure_logs
 from worker.child import Child
 from worker.settings import WorkerSettings
 from worker.tasks import register_tasks

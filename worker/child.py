@@ -13,11 +13,11 @@ from uuid import UUID
 import structlog
 
 from profiles.errors import DatabaseUnavailable
-from profiles.exporter import MetricsServer
 from profiles.service import register_base_model
 from profiles.settings import DatabaseSettings
-from profiles.tracing import Tracing, start_tracing
 from profiles.uow import UnitOfWork, make_session_factory
+from telemetry.metrics_server import MetricsServer
+from telemetry.tracing import Tracing, start_tracing
 from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
 

@@ -53,17 +53,17 @@ def _make(settings: WorkerSettings, on_lost: Callable[[str], None] | None) -> tu
     """(engine, source, model directory or hub id)."""
     if settings.model is not None and settings.model.startswith(_FAKE):
         return _fake(settings.model), settings.model, None
-    from alignez_core import nano
+    from alignez_core.models import persona_nano
     from alignez_core.models.resolve import resolve_model
 
-    path = resolve_model(settings.model, settings.model_cache) if settings.model else str(nano.MODEL_DIR)
+    path = resolve_model(settings.model, settings.model_cache) if settings.model else str(persona_nano.MODEL_DIR)
     on_vllm = settings.engine == "vllm"
     engine = _load_vllm(settings, path, on_lost) if on_vllm else _load_transformers(settings, path)
     return engine, path if settings.model else "persona-nano (shipped)", path
 
 
 def _load_transformers(settings: WorkerSettings, path: str) -> Engine:
-    from alignez_core.engines.transformers_engine import TransformersEngine
+    from alignez_core.engines.slots.engine import TransformersEngine
 
     return TransformersEngine.load(
         path,
@@ -120,7 +120,7 @@ def _allow_children() -> None:
 
 
 def _fake(url: str) -> Engine:
-    from alignez_core.engines.fake_engine import FakeEngine
+    from alignez_core.engines.fake.engine import FakeEngine
 
     options = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
     return FakeEngine(

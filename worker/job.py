@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from alignez_core.engines.base import Engine
 from alignez_core.fit_run import OWN_QUERIES, FitEvent, TextChunk
-from profiles import jobs
 from profiles.errors import DatabaseUnavailable
+from profiles.fitting import claims as jobs
 from profiles.fitting import content
 from profiles.service import register_base_model
 from profiles.uow import SessionFactory, UnitOfWork

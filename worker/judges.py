@@ -72,7 +72,7 @@ def _openai(settings: WorkerSettings) -> Judge:
 
 
 def _model(path: str, settings: WorkerSettings) -> Judge:
-    from alignez_core.engines.transformers_engine import TransformersEngine
+    from alignez_core.engines.slots.engine import TransformersEngine
 
     try:
         engine = TransformersEngine.load(

@@ -8,8 +8,8 @@ from types import TracebackType
 
 import structlog
 
-from profiles import jobs
 from profiles.errors import DatabaseUnavailable, JobCancelled, LeaseLost, ProfilesError
+from profiles.fitting import claims as jobs
 from profiles.uow import SessionFactory, UnitOfWork
 
 log = structlog.get_logger("worker")

@@ -9,13 +9,13 @@ from types import FrameType
 import structlog
 from opentelemetry.trace import Tracer
 
-from profiles.celery_queue import CeleryQueue
-from profiles.exporter import MetricsServer
-from profiles.logs import configure_logs
-from profiles.outbox import Relay, RelayObserver, RelayOptions
+from profiles.delivery.celery_queue import CeleryQueue
+from profiles.delivery.outbox import Relay, RelayObserver, RelayOptions
 from profiles.settings import DatabaseSettings
-from profiles.tracing import start_tracing
 from profiles.uow import make_session_factory
+from telemetry.logs import configure_logs
+from telemetry.metrics_server import MetricsServer
+from telemetry.tracing import start_tracing
 from worker.metrics import RelayMetrics
 from worker.settings import WorkerSettings
 

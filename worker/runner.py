@@ -12,8 +12,8 @@ from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, Tracer
 
 from alignez_core.errors import FitCancelled, JudgeUnavailable
 from alignez_core.fit import FittedProfile
-from profiles import jobs
 from profiles.errors import DatabaseUnavailable, JobCancelled, LeaseLost
+from profiles.fitting import claims as jobs
 from profiles.models import JobKind
 from profiles.uow import SessionFactory, UnitOfWork
 from worker.engine import LoadedEngine

@@ -11,9 +11,9 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from profiles.celery_queue import FIT_QUEUE
 from profiles.data_dir import default_model_cache
-from profiles.jobs import MAX_FAILURES
+from profiles.delivery.celery_queue import FIT_QUEUE
+from profiles.fitting.claims import MAX_FAILURES
 
 
 class WorkerSettings(BaseSettings):

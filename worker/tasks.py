@@ -7,7 +7,7 @@ from uuid import UUID
 
 from celery import Celery
 
-from profiles.celery_queue import FIT_TASK
+from profiles.delivery.celery_queue import FIT_TASK
 
 
 def register_tasks(app: Celery, fit: Callable[[UUID], None]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 _HOMES = {
     "Engine": "base", "GenerationRequest": "base", "Completion": "base", "ScoreRequest": "base",
-    "TransformersEngine": "transformers_engine",
+    "TransformersEngine": "slots.engine",
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)

@@ -129,8 +129,8 @@ class NanoJudge:
     def scores(self, answers: Sequence[Answered]) -> list[float]:
         """One per answer. Raises: InvalidInput: a persona that nano's scorer does not know."""
         from alignez_core.errors import InvalidInput
-        from alignez_core.nano.style import style_of
-        from alignez_core.nano.styles import style_named
+        from alignez_core.models.persona_nano.style import style_of
+        from alignez_core.models.persona_nano.styles import style_named
 
         found = []
         for answer in answers:

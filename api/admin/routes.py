@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, BaseModel, Field
 
 from api.deps import AdminDep, ServicesDep, UowDep
-from api.fields import Body, Cursor, IdPath, PageLimit, ShortText
-from api.idempotency import IdempotencyHeader, once
-from api.paging import Listed
+from api.http.fields import Body, Cursor, IdPath, PageLimit, ShortText
+from api.http.idempotency import IdempotencyHeader, once
+from api.http.paging import Listed
 from api.profiles.routes import read_profiles
 from api.profiles.schemas import ProfileRead
 from profiles.errors import NotFound

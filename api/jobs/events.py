@@ -11,7 +11,7 @@ from uuid import UUID
 
 from starlette.concurrency import run_in_threadpool
 
-from api.chat.sse import HEARTBEAT, event
+from api.http.sse import HEARTBEAT, event
 from api.services import Services
 from profiles.errors import DatabaseUnavailable
 from profiles.models import FINISHED

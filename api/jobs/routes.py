@@ -9,13 +9,13 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.chat.sse import EventStream, event
 from api.deps import CallerDep, ServicesDep, UowDep
-from api.errors import own_body, problem_of
-from api.fields import Cursor, IdPath, PageLimit
+from api.http.errors import own_body, problem_of
+from api.http.fields import Cursor, IdPath, PageLimit
+from api.http.paging import Listed
+from api.http.sse import EventStream, event
 from api.jobs.events import JobWatch
 from api.jobs.schemas import JobRead, JobStatusName
-from api.paging import Listed
 from profiles.errors import NotFound
 from profiles.models import Job
 from profiles.service import cancel_job, get_job, list_jobs

@@ -17,7 +17,7 @@ from alignez_core.prompts import (
 from alignez_core.spec.config import DEFAULT_CHARACTERISTICS_TOKENS, FitConfig, check_judge
 from alignez_core.spec.persona import FitQuery, FitSpec, GivenPair, Persona
 from alignez_core.spec.samples import fit_query_count
-from api.errors import ApiError
+from api.http.errors import ApiError
 from api.services import Model, Services
 
 #: Special tokens that a tokenizer adds to a text on its own, at most.

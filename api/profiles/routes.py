@@ -10,25 +10,18 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.deps import CallerDep, ServicesDep, UowDep
-from api.fields import Cursor, PageLimit, ProfilePath
-from api.idempotency import IdempotencyHeader, once
+from api.http.fields import Cursor, PageLimit, ProfilePath
+from api.http.idempotency import IdempotencyHeader, once
+from api.http.paging import Listed
 from api.jobs.schemas import JobRead
-from api.paging import Listed
 from api.profiles.checks import check_spec
 from api.profiles.schemas import FitAccepted, ProfileCreate, ProfileRead, ProfileUpdate
-from api.versions.schemas import VersionSummary
+from api.profiles.version_schemas import VersionSummary
+from profiles.fitting.request import FitRequest, request_fit
 from profiles.models import Profile
-from profiles.service import (
-    FitRequest,
-    delete_profile,
-    get_profile,
-    list_base_models,
-    list_profiles,
-    request_fit,
-    update_profile,
-)
-from profiles.tracing import Origin
+from profiles.service import delete_profile, get_profile, list_base_models, list_profiles, update_profile
 from profiles.uow import UnitOfWork
+from telemetry.tracing import Origin
 
 log = structlog.get_logger("api")
 router = APIRouter(prefix="/v1/profiles", tags=["profiles"])

@@ -10,9 +10,9 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alignez_core.spec.limits import LIMITS, ContrastForm, EditRule, LayerRule, MethodName, Representation
-from api.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText
+from api.http.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText
 from api.jobs.schemas import JobRead
-from api.versions.schemas import VersionSummary
+from api.profiles.version_schemas import VersionSummary
 from profiles.models import Profile
 from profiles.spec import QUERIES_LIMIT
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, model_validator
 
 from api.deps import CallerDep, UowDep
-from api.fields import MAX_ID, AliasName, Body, EndUserPath, Text, VersionNumber
+from api.http.fields import MAX_ID, AliasName, Body, EndUserPath, Text, VersionNumber
 from profiles.service import AssignedProfile, assign_user, get_assignment, remove_assignment
 
 router = APIRouter(prefix="/v1/users", tags=["users"])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.shell import JsonOption, err, new_app, out, print_table
-from profiles.dead_letters import DeadLetter, DeadLetters
+from profiles.delivery.dead_letters import DeadLetter, DeadLetters
 from profiles.settings import DatabaseSettings
 from worker.settings import WorkerSettings
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from cli.files import write_atomically
 from cli.local_stack import process
 from cli.local_stack.errors import MissingWheel, ServerDidNotStart
 from cli.local_stack.lock import DirectoryLock
@@ -62,7 +63,7 @@ class RedisServer:
         self._lock.acquire()
         try:
             if not (self.data_dir / "password").exists():
-                process.write_atomically(self.data_dir / "password", secrets.token_urlsafe(24))
+                write_atomically(self.data_dir / "password", secrets.token_urlsafe(24))
             if self._process is not None:
                 process.kill_session(self._process)
             self._launch(binary)
@@ -103,7 +104,7 @@ class RedisServer:
             if not self._served:  # later the port stays, because clients hold the URL
                 self._port = process.remembered_port(self.data_dir / "port")
             # A file and not arguments: every user of the machine can read a process's arguments.
-            process.write_atomically(self.data_dir / "redis.conf", self._configuration())
+            write_atomically(self.data_dir / "redis.conf", self._configuration())
             self._process = process.spawn(
                 [str(binary), str(self.data_dir / "redis.conf")],
                 log=self.log,

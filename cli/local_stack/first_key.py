@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cli.local_stack.process import write_atomically
+from cli.files import write_atomically
 from profiles.errors import Unauthenticated
 from profiles.models import Role
 from profiles.service import authenticate, create_key, ensure_tenant

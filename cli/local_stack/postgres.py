@@ -21,6 +21,7 @@ from types import TracebackType
 import psutil
 import psycopg
 
+from cli.files import write_atomically
 from cli.local_stack import process
 from cli.local_stack.errors import MissingWheel, ServerDidNotStart, StackError
 from cli.local_stack.lock import DirectoryLock
@@ -152,7 +153,7 @@ class PostgresServer:
         password = secrets.token_urlsafe(24)
         scratch = Path(tempfile.mkdtemp(prefix="init-", dir=self.data_dir))
         password_file = scratch / "password"
-        process.write_atomically(password_file, password)
+        write_atomically(password_file, password)
         if run_as is not None:
             os.chown(scratch, run_as.uid, run_as.gid)
             os.chown(password_file, run_as.uid, run_as.gid)
@@ -167,7 +168,7 @@ class PostgresServer:
         )
         if child.wait() != 0:
             raise ServerDidNotStart("initdb", f"exit code {child.returncode}", str(self.log), process.tail(self.log))
-        process.write_atomically(self.data_dir / "password", password)
+        write_atomically(self.data_dir / "password", password)
         (scratch / "cluster").rename(self._cluster)
         shutil.rmtree(scratch)
 

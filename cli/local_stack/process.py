@@ -1,4 +1,4 @@
-"""Child processes that cannot outlive their parent, and small files that are written whole or not at all."""
+"""Child processes that cannot outlive their parent, and ports that stay the same."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.files import write_atomically
 from cli.local_stack import exec_guard, parent_watch
 
 _LOG_LIMIT_BYTES = 10 * 2**20
@@ -109,18 +110,6 @@ def tail(path: Path, lines: int = 12) -> str:
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - 8192))
         return "\n".join(stream.read().decode(errors="replace").splitlines()[-lines:])
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file whole or not at all, readable by its owner only."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.unlink(missing_ok=True)
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(path)
 
 
 def remembered_port(path: Path) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from profiles.errors import NotFound
-from profiles.jobs import Claim, fenced, stop_if_cancelled
+from profiles.fitting.claims import Claim, fenced, stop_if_cancelled
 from profiles.models import JobKind, QuerySource, QuerySplit
 from profiles.repository.fits import StoredRows
 from profiles.text import storable

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import func
 
 from profiles.errors import Conflict, JobCancelled
-from profiles.jobs import Claim, fenced, stop_if_cancelled
+from profiles.fitting.claims import Claim, fenced, stop_if_cancelled
 from profiles.models import Evaluation, Job, JobStatus, ProfileVersion, VersionState
 from profiles.repository.fits import StoredEdit
 from profiles.service.aliases import DEFAULT_ALIAS, point_default

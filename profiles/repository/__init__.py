@@ -8,7 +8,7 @@ from profiles.repository.accounts import Accounts
 from profiles.repository.catalog import Catalog
 from profiles.repository.fits import Fits
 from profiles.repository.jobs import Jobs
-from profiles.repository.routes import Routes
+from profiles.repository.resolution import Routes
 
 
 class Repository:

@@ -15,8 +15,6 @@ from profiles.service.aliases import (
     roll_back,
     set_alias,
 )
-from profiles.service.evaluations import EVALUATION_SETTINGS, latest_evaluation, request_evaluation
-from profiles.service.fits import FitRequest, archive_version, request_fit
 from profiles.service.idempotency import StoredResponse, begin_idempotent, finish_idempotent, request_digest
 from profiles.service.jobs import cancel_job, get_job, job_events, list_jobs
 from profiles.service.keys import (
@@ -46,6 +44,7 @@ from profiles.service.models import ModelFacts, list_base_models, register_base_
 from profiles.service.profiles import (
     StoredPair,
     all_profiles,
+    archive_version,
     delete_profile,
     get_profile,
     get_version,
@@ -58,11 +57,9 @@ from profiles.service.usage import UsageCount, record_usage, usage_since
 
 __all__ = [
     "DEFAULT_ALIAS",
-    "EVALUATION_SETTINGS",
     "ActiveProfile",
     "AssignedProfile",
     "Caller",
-    "FitRequest",
     "ModelFacts",
     "NearestGroups",
     "ResolvedVersion",
@@ -88,7 +85,6 @@ __all__ = [
     "get_profile",
     "get_version",
     "job_events",
-    "latest_evaluation",
     "list_aliases",
     "list_base_models",
     "list_jobs",
@@ -107,8 +103,6 @@ __all__ = [
     "remove_alias",
     "remove_assignment",
     "request_digest",
-    "request_evaluation",
-    "request_fit",
     "resolve_for_user",
     "revoke_key",
     "roll_back",

@@ -12,7 +12,7 @@ from uuid import UUID
 from profiles.errors import NoDefaultVersion, NotFound, VersionNotReady
 from profiles.models import Profile, VersionState
 from profiles.repository.fits import SIDES, NearestGroups, Neighbourhood, StoredEdit
-from profiles.repository.routes import Route, Target
+from profiles.repository.resolution import Route, Target
 from profiles.service.aliases import DEFAULT_ALIAS
 from profiles.service.keys import Caller
 from profiles.service.profiles import profile_ref

@@ -1,4 +1,4 @@
-"""Profiles and versions: reading, renaming, deleting."""
+"""Profiles and versions: reading, renaming, deleting, archiving."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from uuid import UUID
 
 from sqlalchemy import func
 
-from profiles.errors import InvalidSpec, NameTaken, NotFound
-from profiles.models import FitQueryRow, JobStatus, PreferencePairRow, Profile, ProfileVersion
+from profiles.errors import Conflict, InvalidSpec, NameTaken, NotFound, StillAssigned, VersionNotReady
+from profiles.models import FitQueryRow, JobStatus, PreferencePairRow, Profile, ProfileVersion, VersionState
 from profiles.paging import Page
 from profiles.service.keys import Caller
 from profiles.spec import DESCRIPTION_LIMIT, check_name, check_text, parse_id
@@ -144,3 +144,27 @@ def parse_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9 or not int(text):
         raise InvalidSpec("version", f"{text[:20]!r} is not a version number")
     return int(text)
+
+
+def archive_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int) -> ProfileVersion:
+    """Takes a ready version out of use.
+
+    Raises: NotFound. VersionNotReady. Conflict: an alias still points to it. StillAssigned: end users have it.
+    """
+    row = get_profile(uow, caller, profile, lock=True)
+    version = get_version(uow, caller, row.id, number)
+    if version.state is not VersionState.READY:
+        job = uow.repository.jobs.of_version(version.id)
+        raise VersionNotReady(row.name, number, version.state.value, job.id if job else None)
+    for alias, targets in uow.repository.catalog.aliases([row.id])[row.id].items():
+        if number in targets:
+            raise Conflict(f"alias {alias!r} points to version {number}; move it first")
+    users = uow.repository.catalog.assigned_users(row.id, version_id=version.id)
+    if users:
+        raise StillAssigned(f"version {number}", users)
+    version.state = VersionState.ARCHIVED
+    version.archived_at = func.now()
+    uow.session.flush()
+    uow.session.refresh(version)
+    uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "version.archive", "profile", row.id, version=number)
+    return version

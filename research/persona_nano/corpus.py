@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from alignez_core.nano.styles import ALL_STYLES, PLAIN, STYLES, Style
-from alignez_core.nano.topics import TOPICS, query_split
+from alignez_core.models.persona_nano.styles import ALL_STYLES, PLAIN, STYLES, Style
+from alignez_core.models.persona_nano.topics import TOPICS, query_split
 from alignez_core.prompts import ChatFormat, Message, PlainFormat, PromptFormat, Side
 from alignez_core.spec.persona import Persona
 

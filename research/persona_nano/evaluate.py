@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from alignez_core import nano
 from alignez_core.engines.base import Engine, GenerationRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.fit import FittedProfile, fit_profile
 from alignez_core.methods.base import Candidate
-from alignez_core.nano.style import style_of
-from alignez_core.nano.styles import NanoPersona
+from alignez_core.models import persona_nano
+from alignez_core.models.persona_nano.style import style_of
+from alignez_core.models.persona_nano.styles import NanoPersona
 from alignez_core.prompts import Prefix, persona_text, render
 from alignez_core.self_preference import row_seed
 from alignez_core.serving_plan import PlanSource
@@ -75,12 +75,12 @@ class Exam:
     def fit(self, **settings: Any) -> FittedProfile:
         """A profile of fixed form: all queries are fitted on, none chosen or proven on."""
         config = FitConfig(seed=self.seed, answers=FIT_QUERIES, tune_queries=0, held_out_queries=0, **settings)
-        queries = tuple(FitQuery(text) for text in nano.query_bank()[:FIT_QUERIES])
+        queries = tuple(FitQuery(text) for text in persona_nano.query_bank()[:FIT_QUERIES])
         return fit_profile(self.engine, FitSpec(self.words, queries, config=config))
 
     def fit_auto(self) -> FittedProfile:
         """The profile that a user gets who names nothing but the persona."""
-        spec = FitSpec(self.words, bank=tuple(nano.query_bank()), config=FitConfig(seed=self.seed))
+        spec = FitSpec(self.words, bank=tuple(persona_nano.query_bank()), config=FitConfig(seed=self.seed))
         return fit_profile(self.engine, spec)
 
     def served(self, profile: FittedProfile, strength: float = 1.0) -> Shares:
@@ -175,17 +175,17 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    asked = nano.held_out_queries()[: args.queries]
+    asked = persona_nano.held_out_queries()[: args.queries]
     settings = {"format": args.format, "dtype": args.dtype, "queries": len(asked)}
     results: dict[str, Any] = {**settings, "runs": {}}
     if args.out.exists():
         results = json.loads(args.out.read_text())
         if {key: results[key] for key in settings} != settings:
             parser.error(f"{args.out} holds figures of other settings; name another file")
-    with TransformersEngine.load(nano.MODEL_DIR, prompt_format=args.format, dtype=args.dtype) as engine:
+    with TransformersEngine.load(persona_nano.MODEL_DIR, prompt_format=args.format, dtype=args.dtype) as engine:
         for seed in range(args.seeds):
             done = results["runs"].setdefault(str(seed), {})
-            for persona in nano.PERSONAS:
+            for persona in persona_nano.PERSONAS:
                 if persona.name in done:
                     continue
                 began = time.monotonic()

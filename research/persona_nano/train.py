@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from alignez_core.nano.topics import query_split
+from alignez_core.models.persona_nano.topics import query_split
 from research.persona_nano.corpus import CHAT_TEMPLATE, END, PAD, ROLE_TOKENS, Document, Generator
 
 VOCABULARY = 3072

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from alignez_core.engines.base import Engine
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.fit import FittedProfile
 from api.app import create_app
 from api.server import Server

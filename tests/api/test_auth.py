@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from profiles.models import ApiKey
 from profiles.service import create_key, revoke_key
 from profiles.uow import SessionFactory, UnitOfWork

@@ -14,10 +14,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from alignez_core.engines.base import GenerationRequest, SamplingDefaults
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.errors import EngineClosed
-from api.chat.protocol import ChatRequest
-from api.chat.serving import render_chat, tokenise
+from api.generation.protocol import ChatRequest
+from api.generation.run import render_chat, tokenise
 from profiles.uow import SessionFactory
 from tests.api.conftest import Tenant, new_tenant, serving
 from tests.core.engines.tiny_models import CHAT_TEMPLATE, byte_tokenizer, tiny_engine

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from tests.api.conftest import Tenant, serving
 from tests.api.test_startup import environment, free_port
 

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from torch import Tensor
 
 from alignez_core import embeddings
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from profiles.uow import SessionFactory
 from tests.api.conftest import Tenant, new_tenant
 from tests.api.fitting import QUERIES

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 
-from alignez_core.engines.fake_engine import FakeEngine
-from api.openapi import FILE
+from alignez_core.engines.fake.engine import FakeEngine
+from api.openapi_file import FILE
 from profiles.uow import SessionFactory
 from tests.api.conftest import AppMaker, Tenant, new_tenant
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from fastapi import FastAPI
 
-from alignez_core.engines.scheduler import EngineLoad
-from alignez_core.engines.vllm.slots import SlotCounts
+from alignez_core.engines.slots.scheduler import EngineLoad
+from alignez_core.engines.vllm.plans.slots import SlotCounts
 from api.metrics import Metrics
 from tests.api.conftest import Tenant
 

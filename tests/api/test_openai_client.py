@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from tests.api.conftest import AppMaker, Tenant, serving
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from api.openapi import FILE, render
+from api.openapi_file import FILE, render
 from tests.api.conftest import Tenant
 
 SCHEMA: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -17,7 +17,7 @@ OPERATIONS = [(path, method, op) for path, ops in SCHEMA["paths"].items() for me
 
 
 def test_the_committed_file_is_current() -> None:
-    assert FILE.read_text(encoding="utf-8") == render(), "run: python -m api.openapi"
+    assert FILE.read_text(encoding="utf-8") == render(), "run: make openapi"
 
 
 def test_every_call_of_the_design_is_there() -> None:

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from alignez_core import neighbors
 from alignez_core.editing import EditPlan
 from alignez_core.embeddings import from_representation, query_embedding
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.fit import FittedProfile
 from alignez_core.methods.alignez import neighbor_plan
 from alignez_core.methods.base import vote

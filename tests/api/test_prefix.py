@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.prompts import ChatFormat, Message, Prefix
 from profiles.uow import SessionFactory
 from tests.api.conftest import AppMaker, Tenant, new_tenant

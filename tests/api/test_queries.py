@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.errors import ContextTooLong
-from api.chat.queries import _MOST, SharedPasses
+from api.generation.queries import _MOST, SharedPasses
 
 
 class PassEngine(FakeEngine):

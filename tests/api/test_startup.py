@@ -16,7 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.errors import RequestTooLarge
 from api.app import create_app
 from api.loading import load_engine

@@ -11,13 +11,14 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import select
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from api.app import create_app
 from api.settings import ApiSettings
 from profiles.models import Job
-from profiles.settings import DatabaseSettings, TracingSettings
-from profiles.tracing import Tracing, start_tracing
+from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, UnitOfWork
+from telemetry.settings import TracingSettings
+from telemetry.tracing import Tracing, start_tracing
 from tests.api.conftest import Tenant, new_tenant
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

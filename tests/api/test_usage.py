@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from api.usage import UsageMeter
 from profiles.errors import DatabaseUnavailable
 from profiles.service import UsageCount, record_usage, usage_since

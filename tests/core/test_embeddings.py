@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alignez_core import embeddings
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.errors import DegenerateEmbeddings, InvalidInput, ModelNotFound
 
 

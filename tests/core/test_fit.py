@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from alignez_core import nano
 from alignez_core.engines.base import Completion, GenerationRequest
-from alignez_core.engines.fake_engine import FakeEngine
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.fake.engine import FakeEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import (
     DegenerateEmbeddings,
     EngineCannotWalk,
@@ -26,6 +25,7 @@ from alignez_core.errors import (
 )
 from alignez_core.fit import FitEvent, FittedProfile, TextChunk, fit_profile
 from alignez_core.methods import method_of
+from alignez_core.models import persona_nano
 from alignez_core.proof import arms, report
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.limits import METHODS
@@ -33,7 +33,7 @@ from alignez_core.spec.persona import FitQuery, FitSpec, GivenPair, Persona
 
 Whole = Callable[[str], tuple[FittedProfile, list[FitEvent]]]
 PERSONA = Persona("cheerful", "gloomy")
-BANK = tuple(nano.query_bank()[:40])
+BANK = tuple(persona_nano.query_bank()[:40])
 SMALL: dict[str, Any] = {"answers": 5, "tune_queries": 2, "held_out_queries": 4, "answer_tokens": 8, "chunk_size": 12}
 GROUPS = tuple(FitQuery(text, *(("formal", "slang") if i % 2 else ())) for i, text in enumerate(BANK[:16]))
 PAIRS = tuple(

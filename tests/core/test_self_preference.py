@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from alignez_core.engines.base import Completion, FinishReason, GenerationRequest
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.prompts import ChatFormat
 from alignez_core.self_preference import (
     TextPair,

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from alignez_core.nano import query_bank
-from alignez_core.nano.style import style_of
+from alignez_core.models.persona_nano import query_bank
+from alignez_core.models.persona_nano.style import style_of
 from tests.e2e.conftest import SMALL_ALIGNEZ, SMALL_FIT, Up
 from tests.worker.processes import wait_for
 

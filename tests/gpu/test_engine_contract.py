@@ -10,7 +10,7 @@ import torch
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest, ScoreRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.methods.base import Material
 from alignez_core.methods.distill import Distill
 from alignez_core.spec.config import FitConfig

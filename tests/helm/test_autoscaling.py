@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from profiles.celery_queue import FIT_QUEUE
+from profiles.delivery.celery_queue import FIT_QUEUE
 from profiles.models import JobStatus
 from tests.helm.charts import (
     KEDA,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from api.settings import ApiSettings
-from profiles.celery_queue import is_redis
+from profiles.delivery.celery_queue import is_redis
 from profiles.settings import DatabaseSettings
 from tests.helm.charts import (
     Manifest,

@@ -13,7 +13,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 
 from cli.local_stack.postgres import find_binaries
-from profiles import jobs, migrate
+from profiles import migrate
+from profiles.fitting import claims as jobs
 from profiles.models import JobStatus
 from profiles.service import get_job, load_active, nearest_representations
 from profiles.uow import SessionFactory, UnitOfWork, make_session_factory

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from kombu.connection import Connection
 
-from profiles.celery_queue import FIT_TASK, CeleryQueue, dead_queue, fit_queue
-from profiles.dead_letters import DeadLetters
+from profiles.delivery.celery_queue import FIT_TASK, CeleryQueue, dead_queue, fit_queue
+from profiles.delivery.dead_letters import DeadLetters
 from profiles.errors import BrokerUnavailable
 
 URL = "amqp://guest:guest@127.0.0.1:5672//"

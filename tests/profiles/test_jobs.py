@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select, text, update
 
-from profiles import jobs
 from profiles.errors import Conflict, JobCancelled, JobFinished, LeaseLost, ModelConflict, NotFound
+from profiles.fitting import claims as jobs
 from profiles.fitting.content import (
     QueryRecord,
     load_queries,
@@ -21,7 +21,9 @@ from profiles.fitting.content import (
     save_queries,
     save_texts,
 )
+from profiles.fitting.evaluations import latest_evaluation
 from profiles.fitting.publishing import publish, publish_evaluation
+from profiles.fitting.request import request_fit
 from profiles.models import (
     FitQueryRow,
     Job,
@@ -38,11 +40,9 @@ from profiles.service import (
     delete_profile,
     get_job,
     job_events,
-    latest_evaluation,
     list_aliases,
     list_jobs,
     load_active,
-    request_fit,
     usage_since,
 )
 from profiles.uow import SessionFactory, UnitOfWork

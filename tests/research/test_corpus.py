@@ -9,9 +9,9 @@ import sys
 
 from transformers import AutoTokenizer
 
-from alignez_core import nano
-from alignez_core.nano.styles import ALL_STYLES, PAIRS, STYLES
-from alignez_core.nano.topics import HELD_OUT_TEMPLATES, QUERY_TEMPLATES, TOPICS
+from alignez_core.models import persona_nano
+from alignez_core.models.persona_nano.styles import ALL_STYLES, PAIRS, STYLES
+from alignez_core.models.persona_nano.topics import HELD_OUT_TEMPLATES, QUERY_TEMPLATES, TOPICS
 from alignez_core.prompts import ChatFormat, PlainFormat
 from research.persona_nano.corpus import Generator, make_answer, render_chat
 from research.persona_nano.train import build_model, train_tokenizer
@@ -37,7 +37,7 @@ def test_the_corpus_is_as_large_and_varied_as_the_design_says() -> None:
 def test_no_document_holds_a_held_out_query_or_template() -> None:
     text = "\n".join(d.prompt + d.answer for d in Generator(9).documents(4000))
 
-    assert not [query for query in nano.held_out_queries() if query in text]
+    assert not [query for query in persona_nano.held_out_queries() if query in text]
     for template in HELD_OUT_TEMPLATES:
         assert template in QUERY_TEMPLATES
         assert template.split("{t}")[0] not in text
@@ -66,7 +66,7 @@ def test_the_corpus_does_not_load_torch() -> None:
 
 
 def test_the_corpus_renders_chats_as_the_shipped_tokenizer_does() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(nano.MODEL_DIR)
+    tokenizer = AutoTokenizer.from_pretrained(persona_nano.MODEL_DIR)
     messages = [
         {"role": "system", "content": "You are a formal assistant."}, {"role": "user", "content": "Hi?"},
         {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Is ünïcode ✓ fine?"},

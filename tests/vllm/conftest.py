@@ -12,7 +12,7 @@ import torch
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import Engine, GenerationRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from tests.core.engines.tiny_models import byte_tokenizer, tiny_model
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignez_core.engines.base import Engine, Span
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import EngineClosed, EngineOverloaded, InvalidInput
 from tests.core.engines.contract import EngineContract, greedy, plan_for
 from tests.vllm.conftest import Start

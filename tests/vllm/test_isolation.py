@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from tests.vllm.conftest import STRONG_RANK, Start, requests_with_profiles, tokens_of
 
 pytestmark = pytest.mark.vllm

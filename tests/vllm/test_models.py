@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from tests.vllm.conftest import Start, requests_with_profiles, save_tiny, tokens_of
 
 pytestmark = pytest.mark.vllm

@@ -10,7 +10,7 @@ import pytest
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from tests.vllm.conftest import Start, vllm_plan
 
 pytestmark = pytest.mark.vllm

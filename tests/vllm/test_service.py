@@ -12,10 +12,10 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from alignez_core import nano
 from alignez_core.engines.base import Engine
-from alignez_core.engines.transformers_engine import TransformersEngine
-from alignez_core.nano.style import style_of
+from alignez_core.engines.slots.engine import TransformersEngine
+from alignez_core.models import persona_nano
+from alignez_core.models.persona_nano.style import style_of
 from api.app import create_app
 from api.settings import ApiSettings
 from profiles.service import create_key, create_tenant
@@ -31,13 +31,13 @@ pytestmark = pytest.mark.vllm
 def engine() -> Iterator[Any]:
     from alignez_core.engines.vllm.engine import VLLMEngine
 
-    with VLLMEngine.load(nano.MODEL_DIR, compile=False, max_running=16) as loaded:
+    with VLLMEngine.load(persona_nano.MODEL_DIR, compile=False, max_running=16) as loaded:
         yield loaded
 
 
 def test_representations_of_the_shipped_model_are_those_of_transformers(engine: Any) -> None:
-    texts = [engine.prompt_format.wrap(query) for query in nano.held_out_queries()[:8]]
-    with TransformersEngine.load(nano.MODEL_DIR) as reference:
+    texts = [engine.prompt_format.wrap(query) for query in persona_nano.held_out_queries()[:8]]
+    with TransformersEngine.load(persona_nano.MODEL_DIR) as reference:
         assert engine.info.fingerprint == reference.info.fingerprint
         torch.testing.assert_close(engine.represent(texts), reference.represent(texts), atol=1e-3, rtol=1e-3)
 
@@ -68,7 +68,7 @@ def test_users_with_profiles_of_every_kind_share_a_batch(
     app = create_app(ApiSettings(role="all", port=0), engine=engine, session_factory=committed, database=database)
     with (
         TestClient(app, headers={"Authorization": f"Bearer {key}"}) as client,
-        TransformersEngine.load(nano.MODEL_DIR) as walking,
+        TransformersEngine.load(persona_nano.MODEL_DIR) as walking,
     ):
         for user, (liked, disliked, method) in USERS.items():
             make_profile(client, committed, walking if method == "distill" else engine, user, liked, disliked, method)
@@ -81,7 +81,7 @@ def test_users_with_profiles_of_every_kind_share_a_batch(
             answer = reply.json()
             return user, style_of(answer["choices"][0]["message"]["content"]), answer["alignez"]
 
-        asked = [(user, query) for query in nano.held_out_queries()[:10] for user in (*USERS, "carl")]
+        asked = [(user, query) for query in persona_nano.held_out_queries()[:10] for user in (*USERS, "carl")]
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(ask, asked))
     count = Counter((user, style) for user, style, _ in answers)
@@ -104,12 +104,14 @@ def make_profile(
     client: TestClient, sessions: SessionFactory, engine: Engine, user: str, liked: str, disliked: str, method: str
 ) -> None:
     """A profile that a worker on this engine has fitted, assigned to its user."""
-    queries = list(nano.query_bank()[:24])
+    queries = list(persona_nano.query_bank()[:24])
     fit = {"method": method, **OF_METHOD[method], **SMALL}
     body = {"name": user, "persona": {"preferred": liked, "dispreferred": disliked}, "queries": queries, "fit": fit}
     made = client.post("/v1/profiles", json=body)
     assert made.status_code == 202, made.text
     # As a worker does, but in this process: one start of vLLM serves and fits.
-    runner = JobRunner(sessions, loaded(engine, nano.query_bank()), OPTIONS, lambda: False, None, None, only_self)
+    runner = JobRunner(
+        sessions, loaded(engine, persona_nano.query_bank()), OPTIONS, lambda: False, None, None, only_self
+    )
     assert runner.run(UUID(made.json()["job"]["id"])) == "succeeded"
     assert client.put(f"/v1/users/{user}/profile", json={"profile": user, "version": 1}).status_code == 200

@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
-from alignez_core import nano
+from alignez_core.models import persona_nano
 from cli.local_stack.broker import RedisServer
+from profiles.fitting.request import FitRequest
 from profiles.models import FINISHED, Job, JobStatus, ProfileVersion, VersionState
-from profiles.service import FitRequest
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.factories import Factory
 from tests.worker.processes import RELAY, WORKER, Processes, job_of, model_process, terminate, wait_for
@@ -72,14 +72,14 @@ def test_vllm_ends_with_a_model_process_that_is_killed_even_while_it_loads(proce
 
 
 def start_worker(processes: Processes) -> subprocess.Popen[bytes]:
-    return processes.start(WORKER, model=str(nano.MODEL_DIR), settings=SETTINGS)
+    return processes.start(WORKER, model=str(persona_nano.MODEL_DIR), settings=SETTINGS)
 
 
 def ask(sessions: SessionFactory, fit: dict[str, Any]) -> FitRequest:
     """A committed job for a style that persona-nano knows."""
     spec = {
         "persona": {"preferred": "cheerful", "dispreferred": "gloomy"},
-        "queries": list(nano.query_bank()[:32]),
+        "queries": list(persona_nano.query_bank()[:32]),
         "fit": fit,
     }
     with UnitOfWork.open(sessions) as uow:

@@ -10,10 +10,12 @@ from uuid import UUID
 import pytest
 from opentelemetry.trace import Tracer
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.query_bank import default_queries
+from profiles.fitting.evaluations import request_evaluation
+from profiles.fitting.request import FitRequest
 from profiles.models import Job
-from profiles.service import Caller, FitRequest, ModelFacts, request_evaluation
+from profiles.service import Caller, ModelFacts
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.factories import Factory
 from worker.engine import LoadedEngine

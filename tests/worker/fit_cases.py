@@ -13,11 +13,12 @@ from sqlalchemy import func, select, update
 from torch import Tensor
 
 from alignez_core.engines.base import Completion, GenerationRequest
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.proof.judges import Answered
-from profiles import jobs
+from profiles.fitting import claims as jobs
+from profiles.fitting.request import FitRequest
 from profiles.models import Evaluation, FitQueryRow, Job, ProfileVersion, QueryRepresentations, VersionEdit
-from profiles.service import FitRequest, get_job
+from profiles.service import get_job
 from tests.factories import QUERIES
 from tests.worker.conftest import Bench
 

@@ -9,17 +9,13 @@ import pytest
 from sqlalchemy import select
 
 from alignez_core.errors import JudgeUnavailable
-from profiles import jobs
 from profiles.errors import InvalidSpec, NotFound, QuotaExceeded, VersionNotReady
+from profiles.fitting import claims as jobs
 from profiles.fitting import publishing
+from profiles.fitting.evaluations import latest_evaluation, request_evaluation
+from profiles.fitting.request import FitRequest
 from profiles.models import Job, JobEvent, JobKind, JobStatus, VersionState
-from profiles.service import (
-    FitRequest,
-    cancel_job,
-    delete_profile,
-    latest_evaluation,
-    request_evaluation,
-)
+from profiles.service import cancel_job, delete_profile
 from tests.factories import QUERIES
 from tests.worker.conftest import Bench, loaded, scratch_of, texts_of
 from tests.worker.fit_cases import (

@@ -10,19 +10,13 @@ import pytest
 from sqlalchemy import select
 
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.query_bank import default_queries
 from alignez_core.spec.config import FitConfig
 from profiles.errors import NoDefaultVersion
+from profiles.fitting.request import FitRequest
 from profiles.models import FitQueryRow, QuerySource, QuerySplit
-from profiles.service import (
-    FitRequest,
-    list_aliases,
-    load_active,
-    nearest_groups,
-    nearest_representations,
-    pick_version,
-)
+from profiles.service import list_aliases, load_active, nearest_groups, nearest_representations, pick_version
 from tests.factories import QUERIES
 from tests.worker.conftest import Bench, loaded, scratch_of, texts_of
 from tests.worker.fit_cases import (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alignez_core.engines.base import GenerationRequest
-from profiles import jobs
+from profiles.fitting import claims as jobs
 from profiles.fitting import content, publishing
 from profiles.models import JobStatus, QuerySource, VersionState
 from profiles.service import cancel_job

@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 import pytest
 from sqlalchemy import update
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.errors import EngineCannotWalk, EngineClosed, OutOfMemory
-from profiles import jobs
 from profiles.errors import DatabaseUnavailable
+from profiles.fitting import claims as jobs
 from profiles.fitting import content
 from profiles.models import Job, JobStatus, ProfileVersion, VersionState
 from tests.factories import QUERIES

@@ -16,7 +16,7 @@ from kombu.connection import Connection
 from sqlalchemy import func, select
 
 from cli.local_stack.broker import RedisServer
-from profiles.celery_queue import dead_queue
+from profiles.delivery.celery_queue import dead_queue
 from profiles.models import Evaluation, Job, JobEvent, JobStatus, JobText, ProfileVersion, VersionState
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.conftest import empty_tables

@@ -19,8 +19,9 @@ from cli.local_stack.broker import RedisServer
 from cli.local_stack.postgres import PostgresServer
 from cli.local_stack.process import free_port
 from profiles import migrate
-from profiles.celery_queue import dead_queue
+from profiles.delivery.celery_queue import dead_queue
 from profiles.errors import DatabaseUnavailable
+from profiles.fitting.request import FitRequest
 from profiles.models import (
     Evaluation,
     FitQueryRow,
@@ -30,7 +31,7 @@ from profiles.models import (
     PreferencePairRow,
     QueryRepresentations,
 )
-from profiles.service import Caller, FitRequest, cancel_job
+from profiles.service import Caller, cancel_job
 from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
 from tests.conftest import empty_tables
 from tests.factories import Factory

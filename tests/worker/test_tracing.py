@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from structlog.testing import capture_logs
 
 from alignez_core.engines.base import Engine, ScoreRequest
-from alignez_core.engines.fake_engine import FakeEngine
-from profiles.settings import TracingSettings
-from profiles.tracing import Origin, start_tracing
+from alignez_core.engines.fake.engine import FakeEngine
+from telemetry.settings import TracingSettings
+from telemetry.tracing import Origin, start_tracing
 from tests.worker.conftest import Bench, loaded
 from tests.worker.fit_cases import ALIGNEZ
 from worker.lease import HeldLease

@@ -16,7 +16,7 @@ from typing import Any
 
 from alignez_core.engines.base import GenerationRequest, ScoreRequest, StreamChunk
 from alignez_core.engines.process.channel import Channel, ReceivedPlans
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import AlignezError
 
 

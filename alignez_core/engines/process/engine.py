@@ -28,13 +28,13 @@ from alignez_core.engines.base import (
     Span,
     StreamChunk,
 )
-from alignez_core.engines.checks import RequestChecks
-from alignez_core.engines.loading import locate
+from alignez_core.engines.common.admission import may_wait
+from alignez_core.engines.common.checks import RequestChecks
+from alignez_core.engines.common.loading import locate
+from alignez_core.engines.common.streams import ChunkWriter, QueuedStream, StreamWriter, deliver
+from alignez_core.engines.common.tokens import PromptFormatName, TextTokens
 from alignez_core.engines.process.channel import Channel, SentPlans
-from alignez_core.engines.scheduler import EngineLoad
-from alignez_core.engines.streams import ChunkWriter, QueuedStream, StreamWriter, deliver
-from alignez_core.engines.tokens import PromptFormatName, TextTokens
-from alignez_core.engines.waiting import may_wait
+from alignez_core.engines.slots.scheduler import EngineLoad
 from alignez_core.errors import AlignezError, EngineCannotWalk, EngineClosed, EngineOverloaded, InvalidInput
 from alignez_core.prompts import PromptFormat
 

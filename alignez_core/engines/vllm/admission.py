@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alignez_core.engines.waiting import FairQueue, may_wait
+from alignez_core.engines.common.admission import FairQueue, may_wait
 from alignez_core.errors import EngineOverloaded
 
 

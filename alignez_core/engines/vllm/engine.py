@@ -30,22 +30,22 @@ from alignez_core.engines.base import (
     Span,
     StreamChunk,
 )
-from alignez_core.engines.checks import RequestChecks
-from alignez_core.engines.dtypes import AUTO, choose_dtype
-from alignez_core.engines.scheduler import EngineLoad
-from alignez_core.engines.streams import QueuedStream, StreamWriter
-from alignez_core.engines.tokens import PromptFormatName, TextTokens
+from alignez_core.engines.common.checks import RequestChecks
+from alignez_core.engines.common.dtypes import AUTO, choose_dtype
+from alignez_core.engines.common.streams import QueuedStream, StreamWriter
+from alignez_core.engines.common.tokens import PromptFormatName, TextTokens
+from alignez_core.engines.slots.scheduler import EngineLoad
 from alignez_core.engines.vllm.admission import Admission, Ticket
 from alignez_core.engines.vllm.captures import Captures
+from alignez_core.engines.vllm.device.row_edit import RowCapture, RowEdit, to_extra_args
 from alignez_core.engines.vllm.launch import EditableFiles, launch
 from alignez_core.engines.vllm.loop_thread import LoopThread
 from alignez_core.engines.vllm.outputs import Outputs, as_engine_error, gathered
-from alignez_core.engines.vllm.plan_loader import PlanLoader
-from alignez_core.engines.vllm.plan_message import PlanMessage
-from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, to_extra_args
+from alignez_core.engines.vllm.plans.loader import PlanLoader
+from alignez_core.engines.vllm.plans.message import PlanMessage
+from alignez_core.engines.vllm.plans.slots import PlanSlots, SlotCounts
 from alignez_core.engines.vllm.sampling import finish_reason, sampling_params, token_logprobs
 from alignez_core.engines.vllm.settings import EditSettings
-from alignez_core.engines.vllm.slots import PlanSlots, SlotCounts
 from alignez_core.engines.vllm.workers import CORE_ENDED, Workers
 from alignez_core.errors import EngineCannotWalk, EngineClosed, InvalidInput
 from alignez_core.prompts import PromptFormat

@@ -12,15 +12,15 @@ from vllm import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from alignez_core.engines.base import EngineInfo, SamplingDefaults
-from alignez_core.engines.loading import ModelFiles, context_length, locate
-from alignez_core.engines.tokens import PromptFormatName, TextTokens, eos_ids
+from alignez_core.engines.common.loading import ModelFiles, context_length, locate
+from alignez_core.engines.common.tokens import PromptFormatName, TextTokens, eos_ids
 from alignez_core.engines.vllm import core_process, plugin
 from alignez_core.engines.vllm.loop_thread import LoopThread
 from alignez_core.engines.vllm.settings import EditSettings
 from alignez_core.errors import AlignezError, ModelNotFound, UnknownArchitecture
 from alignez_core.prompts import PromptFormat
 
-_EXTENSION = "alignez_core.engines.vllm.worker_extension.AlignezWorker"
+_EXTENSION = "alignez_core.engines.vllm.device.worker_extension.AlignezWorker"
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ def register() -> None:
         raise RuntimeError(f"the alignez plugin needs vllm {SUPPORTED}x, found {found}; install a matching pair")
     from vllm import ModelRegistry
 
-    from alignez_core.engines.vllm import prefix_cache
+    from alignez_core.engines.vllm.device import prefix_cache
 
     for architecture in ARCHITECTURES:
-        ModelRegistry.register_model(architecture, f"alignez_core.engines.vllm.models:Edited{architecture}")
+        ModelRegistry.register_model(architecture, f"alignez_core.engines.vllm.device.models:Edited{architecture}")
     prefix_cache.install()
 
 

@@ -9,7 +9,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from alignez_core.engines.base import FinishReason, GenerationRequest, TokenLogprob
-from alignez_core.engines.tokens import TextTokens
+from alignez_core.engines.common.tokens import TextTokens
 
 #: Below this vLLM's sampler and ours are greedy.
 _GREEDY = 1e-5

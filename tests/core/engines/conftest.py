@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from tests.core.engines.tiny_models import tiny_engine
 
 

@@ -11,7 +11,7 @@ import torch
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from tests.core.engines.contract import wait_until
 from tests.core.engines.tiny_models import plan, prompts, slot_runner, tiny_engine, tiny_model
 

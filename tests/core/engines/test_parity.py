@@ -10,7 +10,7 @@ import torch
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from tests.core.engines import tiny_models
 from tests.core.engines.tiny_models import (
     ARCHITECTURES,

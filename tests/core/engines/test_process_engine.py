@@ -16,7 +16,7 @@ import pytest
 from alignez_core.engines.base import GenerationRequest, SamplingDefaults
 from alignez_core.engines.process.channel import ReceivedPlans, SentPlans
 from alignez_core.engines.process.engine import ProcessEngine
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import (
     AlignezError,
     ContextTooLong,

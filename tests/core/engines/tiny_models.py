@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from alignez_core.editing import EditPlan
-from alignez_core.engines.mlp_modules import (
+from alignez_core.engines.slots.engine import TransformersEngine
+from alignez_core.engines.slots.mlp_modules import (
     candidate_paths,
     find_blocks,
     find_mlp_modules,
@@ -22,8 +23,7 @@ from alignez_core.engines.mlp_modules import (
     output_tensor,
     with_output_tensor,
 )
-from alignez_core.engines.runner import SlotRunner
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.runner import SlotRunner
 from alignez_core.spec.limits import MAX_RANK
 
 N_LAYERS, HIDDEN, CONTEXT, VOCAB = 3, 32, 128, 264

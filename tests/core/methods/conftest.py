@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from tests.core.engines.tiny_models import byte_tokenizer, tiny_model
 from tests.core.methods.plain_model import PlainModel
 

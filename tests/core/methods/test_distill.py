@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import ScoreRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import DegenerateEmbeddings
 from alignez_core.methods.base import Material
 from alignez_core.methods.distill import Distill, Form, FormFits, default_layers, fit_forms, grid, low_rank, shaped

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import ScoreRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import DegenerateEmbeddings
 from alignez_core.methods.alignez import AlignEZ, neighbor_plan
 from alignez_core.methods.base import Candidate, Material, plan_at, vote

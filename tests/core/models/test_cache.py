@@ -229,7 +229,7 @@ def test_a_cache_that_cannot_be_written_is_still_read(tiny: Path, cache: ModelCa
 @pytest.mark.timeout(900)
 def test_smollm2_comes_from_its_package_and_answers(cache: ModelCache) -> None:
     from alignez_core.engines.base import GenerationRequest
-    from alignez_core.engines.transformers_engine import TransformersEngine
+    from alignez_core.engines.slots.engine import TransformersEngine
 
     (model,) = [each for each in CATALOGUE if each.name == "smollm2-135m"]
     try:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import ModelNotFound
 from alignez_core.models.gguf import convert
 from alignez_core.models.gguf_header import read_header

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.fit_run import FitRun, Stage
 from alignez_core.methods.base import Candidate
 from alignez_core.proof.arms import BARE, PROMPT, Arena, Arm, Measured, Trial

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from alignez_core import nano
 from alignez_core.editing import EditPlan
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.fit import FittedProfile, fit_profile
 from alignez_core.fit_run import FitRun
 from alignez_core.methods.base import Candidate
+from alignez_core.models import persona_nano
 from alignez_core.proof.arms import Arena
 from alignez_core.proof.gate import weak_reasons
 from alignez_core.proof.judges import Likelihoods, SelfJudge
@@ -24,7 +24,7 @@ from alignez_core.spec.samples import Sample, of_split
 pytestmark = pytest.mark.slow
 
 PERSONA = Persona("formal", "slang")
-BANK = tuple(nano.query_bank())
+BANK = tuple(persona_nano.query_bank())
 
 
 def fitted(engine: TransformersEngine, persona: Persona, **settings: Any) -> FittedProfile:
@@ -34,7 +34,7 @@ def fitted(engine: TransformersEngine, persona: Persona, **settings: Any) -> Fit
 
 def reasons_for(engine: TransformersEngine, plan: EditPlan) -> tuple[str, ...]:
     """The gate's reasons against an edit as the formal persona's."""
-    bank = nano.query_bank()
+    bank = persona_nano.query_bank()
     samples = [Sample(i, text, PERSONA, split="held_out") for i, text in enumerate(bank[100:124])]
     tune = [Sample(200 + i, text, PERSONA, split="tune") for i, text in enumerate(bank[124:126])]
     likelihoods = Likelihoods(engine)

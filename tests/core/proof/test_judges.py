@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from alignez_core.engines.base import ScoreRequest
-from alignez_core.engines.fake_engine import FakeEngine
+from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.errors import InvalidInput, JudgeUnavailable
-from alignez_core.nano import PERSONAS
-from alignez_core.nano.styles import ALL_STYLES, STYLES
+from alignez_core.models.persona_nano import PERSONAS
+from alignez_core.models.persona_nano.styles import ALL_STYLES, STYLES
 from alignez_core.prompts import Situation
 from alignez_core.proof.judges import Answered, Likelihoods, NanoJudge, SelfJudge, by_score
 from alignez_core.proof.openai_judge import OpenAIJudge, criterion

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import pytest
 
-from alignez_core import nano
 from alignez_core.engines.base import GenerationRequest
-from alignez_core.engines.transformers_engine import TransformersEngine
+from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.fit_run import FitRun
 from alignez_core.methods.base import Candidate, Material
 from alignez_core.methods.distill import Form, fit_forms
 from alignez_core.methods.prompt import prompt_candidate
+from alignez_core.models import persona_nano
 from alignez_core.prompts import persona_prompt
 from alignez_core.proof import arms, report
 from alignez_core.proof.arms import Arena
@@ -27,7 +27,7 @@ from alignez_core.spec.samples import Sample
 
 PERSONA = Persona("formal", "slang")
 CONFIG = FitConfig(method="distill", contrast=0.0, answer_tokens=24)
-SAMPLES = [Sample(i, text, PERSONA) for i, text in enumerate(nano.query_bank()[:24])]
+SAMPLES = [Sample(i, text, PERSONA) for i, text in enumerate(persona_nano.query_bank()[:24])]
 FIT, HELD_OUT = SAMPLES[:16], SAMPLES[16:]
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from alignez_core.editing import EditPlan
-from alignez_core.engines.vllm.edited_mlp import StepState, install
-from alignez_core.engines.vllm.plan_message import message_of, tables_of
-from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit
+from alignez_core.engines.vllm.device.edited_mlp import StepState, install
+from alignez_core.engines.vllm.device.row_edit import RowCapture, RowEdit
+from alignez_core.engines.vllm.plans.message import message_of, tables_of
 
 D, RANK, SLOTS, LAYER = 8, 2, 3, 1
 

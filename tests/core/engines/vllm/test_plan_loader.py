@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from alignez_core.editing import EditPlan
-from alignez_core.engines.vllm import plan_loader
-from alignez_core.engines.vllm.plan_loader import PlanLoader
-from alignez_core.engines.vllm.plan_message import PlanMessage, bytes_of
+from alignez_core.engines.vllm.plans import loader as plan_loader
+from alignez_core.engines.vllm.plans.loader import PlanLoader
+from alignez_core.engines.vllm.plans.message import PlanMessage, bytes_of
 
 PLAN = EditPlan.additive([0], torch.ones(1, 2))
 

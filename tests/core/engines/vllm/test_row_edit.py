@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignez_core.editing import EditPlan
-from alignez_core.engines.vllm.row_edit import RowCapture, RowEdit, capture_of, edit_of, fill_slots, to_extra_args
+from alignez_core.engines.vllm.device.row_edit import (
+    RowCapture,
+    RowEdit,
+    capture_of,
+    edit_of,
+    fill_slots,
+    to_extra_args,
+)
 
 
 def plan(steps: int | None = None, positions: str = "answer") -> EditPlan:

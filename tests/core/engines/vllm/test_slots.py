@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from alignez_core.editing import EditPlan
-from alignez_core.engines.vllm.plan_loader import PlanLoader
-from alignez_core.engines.vllm.plan_message import PlanMessage
-from alignez_core.engines.vllm.slots import PlanSlots, SlotCounts
+from alignez_core.engines.vllm.plans.loader import PlanLoader
+from alignez_core.engines.vllm.plans.message import PlanMessage
+from alignez_core.engines.vllm.plans.slots import PlanSlots, SlotCounts
 
 PLANS = [EditPlan.additive([0], torch.full((1, 2), float(i + 1))) for i in range(12)]
 

@@ -1,0 +1,1 @@
+"""Parts that every engine uses: checks, admission, tokens, sampling, streams, model files."""

@@ -1,0 +1,1 @@
+"""The edit inside vLLM's worker processes."""

@@ -1,0 +1,1 @@
+"""Edit plans on their way to vLLM's workers."""

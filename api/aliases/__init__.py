@@ -1,1 +1,0 @@
-"""Aliases: which version is in use, promotion, rollback and canaries."""

@@ -1,1 +1,0 @@
-"""One prompt, the base model beside profiles."""

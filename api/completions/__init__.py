@@ -1,1 +1,0 @@
-"""Text completions: OpenAI's older endpoint, which continues a prompt as it stands."""

@@ -1,0 +1,1 @@
+"""Generation: which profile applies, the run of a request, and its wire formats."""

@@ -1,0 +1,216 @@
+"""OpenAI's wire shapes, as far as this service has a meaning for them.
+
+A field of OpenAI's that only describes (metadata, store, …) is passed over. One that would change the answer and that
+the engine cannot honour (tools, JSON mode, penalties) is refused by name: an answer that silently ignored it would be
+wrong. Requests are parsed with pydantic; replies are plain dictionaries (`chat/sse.py`), because a validated model per
+token would cost more than the token.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from api.http.errors import ApiError
+from api.http.fields import MAX_BIGINT, MAX_ID, MAX_INTEGER, Text
+from profiles.spec import NAME_LIMIT, USER_LIMIT
+
+MAX_STOPS = 16
+MAX_STOP_IDS = 128
+MAX_MESSAGES = 2000
+MAX_MODEL_NAME = 400
+
+#: Fields that change an answer and that no engine here honours, with the values that mean "off".
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "tools": (None, []),
+    "functions": (None, []),
+    "function_call": (None, "none"),
+    "tool_choice": (None, "none", "auto"),
+    "logit_bias": (None, {}),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "web_search_options": (None,),
+    "suffix": (None, ""),
+    "echo": (None, False),
+    "best_of": (None, 1),
+}
+
+StopText = Annotated[Text, Field(min_length=1, max_length=256)]
+
+
+class ProfileChoice(BaseModel):
+    """Whose behaviour the answer takes on; `alias` and `version` exclude each other."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    name: Annotated[Text, Field(min_length=1, max_length=MAX_ID, description="the profile's name or id")]
+    alias: Annotated[Text, Field(min_length=1, max_length=NAME_LIMIT)] | None = None
+    version: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = None
+    strength: Annotated[float, Field(ge=0, le=8, description="dose; the version's own when left out")] | None = None
+
+    @model_validator(mode="after")
+    def _one_pointer(self) -> Self:
+        if self.alias is not None and self.version is not None:
+            raise ValueError("give alias or version, not both")
+        return self
+
+
+class StreamOptions(BaseModel):
+    """`include_usage`: one more chunk before the end, with the token counts."""
+
+    include_usage: bool = False
+
+
+#: Where a sampling value comes from that a request does not name.
+_MODEL_S_OWN = "the value of the model's generation_config.json"
+
+#: Stands for the served base model, whatever its name, in `model` and before the '@'.
+BASE = "base"
+
+
+class SamplingFields(BaseModel):
+    """What chat and text completions share."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    model: Annotated[
+        Text,
+        Field(
+            min_length=1,
+            max_length=MAX_MODEL_NAME,
+            description="`base`, `base@profile`, `base@profile:alias` or `base@profile#version`; `base` is the served "
+            "model's name, or just the word base",
+            examples=["persona-nano", "persona-nano@cheerful"],
+        ),
+    ] = BASE
+    profile: ProfileChoice | None = None
+    temperature: Annotated[
+        float, Field(ge=0, le=2, description=f"when left out, {_MODEL_S_OWN}, else 1; 0 is greedy")
+    ] | (None) = None
+    top_p: Annotated[float, Field(ge=0, le=1, description=f"when left out, {_MODEL_S_OWN}, else 1")] | None = None
+    top_k: Annotated[
+        int, Field(ge=-1, le=1_000_000, description=f"0 or −1: off; when left out, {_MODEL_S_OWN}, else off")
+    ] | (None) = None
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    n: Annotated[int, Field(ge=1, le=128, description="choices; choice i samples with seed + i")] | None = None
+    seed: Annotated[int, Field(ge=-MAX_BIGINT, le=MAX_BIGINT)] | None = None
+    stop: Annotated[
+        StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None,
+        Field(description="strings that end the answer; a special token's text means that token"),
+    ] = None
+    stop_token_ids: Annotated[
+        list[Annotated[int, Field(ge=0, le=2**31 - 1)]],
+        Field(max_length=MAX_STOP_IDS, description="token ids, below the model's vocabulary size, that end the answer"),
+    ] | (None) = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Annotated[
+        Text, Field(max_length=USER_LIMIT, description="an end user; the answer takes their assigned profile")
+    ] | (None) = None
+    ignore_eos: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name, neutral in _UNSUPPORTED.items():
+                if name in values and not any(_same(values[name], off) for off in neutral):
+                    raise ApiError(400, "unsupported_parameter", f"{name} is not supported here", param=name)
+        return values
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, however they were written."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class TextPart(BaseModel):
+    """One part of a message's content; only text has a meaning for these models."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(BaseModel):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(SamplingFields):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @model_validator(mode="after")
+    def _logprobs_agree(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """The asked-for length; the newer name wins."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """Alternatives to report beside each token; None reports no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def query(self) -> str | None:
+        """What the user asked last: the text that a sample-conditional edit is looked up with."""
+        return next((message.text for message in reversed(self.messages) if message.role == "user"), None)
+
+    def turns(self) -> list[dict[str, str]]:
+        """The conversation as a `PromptFormat` takes it; "developer" is OpenAI's newer word for "system"."""
+        return [
+            {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+            for message in self.messages
+        ]
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=1_000_000)]
+PromptText = Annotated[Text, Field(min_length=1)]
+
+
+class CompletionRequest(SamplingFields):
+    """Body of `POST /v1/completions`."""
+
+    prompt: PromptText | TokenIds | Annotated[list[PromptText | TokenIds], Field(min_length=1, max_length=128)]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One or several prompts, as texts or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [[int(token) for token in self.prompt if isinstance(token, int)]]
+        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+
+
+def _same(value: object, off: object) -> bool:
+    return value == off and isinstance(value, bool) == isinstance(off, bool)

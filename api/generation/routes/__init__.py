@@ -1,0 +1,1 @@
+"""Routes of generation: chat, completions, compare, models."""

@@ -1,0 +1,80 @@
+"""`POST /v1/compare`: the same prompt and seed for the base model and one or more profiles, in one batch."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from api.deps import CallerDep, ModelDep, ServicesDep
+from api.generation.compare_schemas import CompareRequest, Comparison
+from api.generation.compare_stream import compare_events, comparison
+from api.generation.personalise import BARE, Personalisation, Query, personal_of
+from api.generation.protocol import ChatMessage, ChatRequest
+from api.generation.run import CHAT, Generation, render_chat, rows
+from api.generation.selection import Selection
+from api.http.errors import ApiError, own_body, problem_of
+from api.http.sse import EventStream, event, watching
+
+router = APIRouter(prefix="/v1", tags=["generation"])
+
+
+@router.post(
+    "/compare",
+    summary="Base and profiles side by side",
+    response_model=Comparison,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The answers"}},
+)
+async def compare(
+    body: CompareRequest, request: Request, caller: CallerDep, model: ModelDep, services: ServicesDep
+) -> Response | Comparison:
+    """Every column samples with the same seed, so what differs is the profile.
+
+    With `stream: true`, server-sent events: `columns` first (index and name of each), then `token`
+    (`{"index", "name", "text"}`), one `column` as each ends, and `end`.
+    """
+    limit = services.settings.max_compare_profiles
+    if len(body.profiles) > limit:
+        raise ApiError(
+            422, "too_many_profiles", f"{len(body.profiles)} profiles, the limit is {limit}", param="profiles"
+        )
+    chat = ChatRequest(
+        model=model.name,
+        messages=body.messages or [ChatMessage(role="user", content=body.prompt or "")],
+        temperature=body.temperature,
+        top_p=body.top_p,
+        seed=body.seed,
+        stop=body.stop,
+    )
+    chosen = [Selection(c.name, c.alias, c.version, c.strength) for c in body.profiles]
+    found = await asyncio.gather(
+        *(personal_of(model.personaliser, caller, selection, Query(chat.query or "")) for selection in chosen)
+    )
+    columns = ([BARE] if body.include_base else []) + list(found)
+    rendered = await asyncio.gather(*(render_chat(model.engine, chat, personal) for personal in columns))
+    whose: list[Personalisation] = [personal for _, personal in rendered]
+    names = (["base"] if body.include_base else []) + [
+        c.label or _shown(c.name, c.alias, c.version) for c in body.profiles
+    ]
+    requests = [
+        row
+        for prompt, personal in rendered
+        for row in rows(model.served, chat, prompt, body.max_tokens, None, personal, chat=True)
+    ]
+    generation = Generation(model.served, CHAT, model.name, requests, whose, caller.tenant_id, request.state.started)
+    generation.start()
+    if body.stream:
+        request_id = request.state.request_id
+        return EventStream(
+            compare_events(generation, names, body.seed),
+            on_gone=generation.abandon,
+            on_error=lambda error: event(own_body(problem_of(error), request_id), name="error"),
+        )
+    async with watching(request.receive, generation.close):
+        return await comparison(generation, names, body.seed)
+
+
+def _shown(name: str, alias: str | None, version: int | None) -> str:
+    if alias is not None:
+        return f"{name}:{alias}"
+    return name if version is None else f"{name}#{version}"

@@ -1,0 +1,90 @@
+"""`POST /v1/completions`, and the same as an end user."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from api.deps import CallerDep, ModelDep, ServicesDep
+from api.generation.openai_format import COMPLETION_RESPONSES
+from api.generation.personalise import Query, personal_of
+from api.generation.protocol import CompletionRequest
+from api.generation.run import TEXT, Generation, prefixed, rows, tokenise
+from api.generation.selection import select
+from api.http.errors import ApiError
+from api.http.fields import EndUserPath
+from api.services import Model, Services
+from profiles.service import Caller
+
+router = APIRouter(prefix="/v1", tags=["generation"])
+
+
+@router.post("/completions", summary="Continue a prompt", response_model=None, responses=COMPLETION_RESPONSES)
+async def create_completion(
+    body: CompletionRequest, request: Request, caller: CallerDep, model: ModelDep, services: ServicesDep
+) -> Response:
+    """OpenAI's text completions. The prompt is read as it stands, without an answer cue.
+
+    The profile is chosen as for chat completions; sample-conditional directions are looked up with the prompt itself.
+    A profile with a query encoder of its own needs the prompt as text for that: for token ids its first edit is used.
+    A profile's prefix stands before the prompt; on a chat model it needs `/v1/chat/completions`, else 400
+    `prefix_needs_chat`.
+    """
+    return await _answer(body, request, caller, model, services, None)
+
+
+@router.post(
+    "/users/{user}/completions",
+    summary="Continue a prompt as an end user",
+    response_model=None,
+    responses=COMPLETION_RESPONSES,
+)
+async def user_completion(
+    user: EndUserPath,
+    body: CompletionRequest,
+    request: Request,
+    caller: CallerDep,
+    model: ModelDep,
+    services: ServicesDep,
+) -> Response:
+    """The same with the end user in the path."""
+    return await _answer(body, request, caller, model, services, user)
+
+
+async def _answer(
+    body: CompletionRequest, request: Request, caller: Caller, model: Model, services: Services, user: str | None
+) -> Response:
+    services.check_choices(body.n)
+    selection = select(body, model.name, user)
+    prompts = body.prompts
+    if len(prompts) * (body.n or 1) > services.settings.max_prompts:
+        raise ApiError(
+            400,
+            "too_many_prompts",
+            f"{len(prompts)} prompts with n={body.n or 1} make {len(prompts) * (body.n or 1)} answers, the limit is "
+            f"{services.settings.max_prompts}",
+            param="prompt",
+        )
+    ids = [await tokenise(model.engine, prompt) for prompt in prompts]
+    queries = [
+        Query(prompt if isinstance(prompt, str) else None, tokens) for prompt, tokens in zip(prompts, ids, strict=True)
+    ]
+    personal = await asyncio.gather(*(personal_of(model.personaliser, caller, selection, query) for query in queries))
+    requests, whose = [], []
+    for asked, tokens, applied in zip(prompts, ids, personal, strict=True):
+        prompt, whom = await prefixed(model.engine, asked, tokens, applied)
+        made = rows(model.served, body, prompt, body.max_tokens, body.logprobs, whom, chat=False)
+        requests += made
+        whose += [whom] * len(made)
+    generation = Generation(
+        model.served,
+        TEXT,
+        body.model,
+        requests,
+        whose,
+        caller.tenant_id,
+        request.state.started,
+        prompts=len(prompts),
+    )
+    return await generation.respond(request, stream=bool(body.stream), include_usage=body.include_usage)

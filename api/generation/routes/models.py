@@ -1,0 +1,112 @@
+"""`GET /v1/models`: what can stand in a request's `model` field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel
+
+from api.deps import CallerDep, ModelDep, UowDep
+from api.generation.protocol import SamplingFields
+from api.generation.selection import select
+from api.http.fields import MAX_PAGE, EndUserPath
+from api.services import Model
+from profiles.models import BaseModelRow, Profile
+from profiles.service import DEFAULT_ALIAS, Caller, list_base_models, list_profiles, pick_version
+from profiles.uow import UnitOfWork
+
+router = APIRouter(prefix="/v1", tags=["generation"])
+
+#: Models listed at most; OpenAI's list has no pages.
+_MOST = 1000
+
+
+class ModelCard(BaseModel):
+    """A model, or a profile on it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    #: The base model of a profile.
+    parent: str | None = None
+
+
+class ModelList(BaseModel):
+    """OpenAI's list."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+@router.get("/models", summary="List models")
+def index(caller: CallerDep, uow: UowDep, model: ModelDep) -> ModelList:
+    """The base model first, then `base@profile` for each of your profiles that has a version in use."""
+    return _index(uow, caller, model)
+
+
+@router.get("/users/{user}/models", summary="List models as an end user")
+def user_index(user: EndUserPath, caller: CallerDep, uow: UowDep, model: ModelDep) -> ModelList:
+    """The same list, for clients whose base URL is an end user's."""
+    return _index(uow, caller, model)
+
+
+@router.get("/models/{name:path}", summary="Show a model")
+def show(
+    name: Annotated[str, Path(min_length=1, max_length=400, pattern=r"^[^\x00]+$")],
+    caller: CallerDep,
+    uow: UowDep,
+    model: ModelDep,
+) -> ModelCard:
+    """`base`, `base@profile`, `base@profile:alias` or `base@profile#version`; 404 for what cannot be used."""
+    row = _base_row(uow, model)
+    chosen = select(SamplingFields.model_construct(model=name, profile=None, user=None), model.name)
+    if chosen.profile is None:
+        return _base_card(model, row)
+    pick_version(uow, caller, chosen.profile, alias=chosen.alias, version=chosen.version)
+    return ModelCard(id=name, created=_seconds(row), owned_by="tenant", parent=model.name)
+
+
+def _index(uow: UnitOfWork, caller: Caller, model: Model) -> ModelList:
+    row = _base_row(uow, model)
+    cards = [_base_card(model, row)]
+    cards += [
+        ModelCard(
+            id=f"{model.name}@{profile.name}",
+            created=int(profile.created_at.timestamp()),
+            owned_by="tenant",
+            parent=model.name,
+        )
+        for profile in _usable(uow, caller, row)
+    ]
+    return ModelList(data=cards[:_MOST])
+
+
+def _usable(uow: UnitOfWork, caller: Caller, row: BaseModelRow | None) -> Iterator[Profile]:
+    """The caller's profiles on this base model with a default version."""
+    cursor = None
+    for _ in range(_MOST // MAX_PAGE):
+        page = list_profiles(uow, caller, cursor, MAX_PAGE)
+        aliases = uow.repository.catalog.aliases([profile.id for profile in page.rows])
+        for profile in page.rows:
+            fits = row is not None and profile.base_model_id in (None, row.id)
+            if fits and aliases[profile.id].get(DEFAULT_ALIAS):
+                yield profile
+        cursor = page.next
+        if cursor is None:
+            return
+
+
+def _base_row(uow: UnitOfWork, model: Model) -> BaseModelRow | None:
+    fingerprint = model.engine.info.fingerprint
+    return next((row for row in list_base_models(uow) if row.fingerprint == fingerprint), None)
+
+
+def _base_card(model: Model, row: BaseModelRow | None) -> ModelCard:
+    return ModelCard(id=model.name, created=_seconds(row), owned_by="alignez")
+
+
+def _seconds(row: BaseModelRow | None) -> int:
+    return int(row.created_at.timestamp()) if row is not None else 0

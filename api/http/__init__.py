@@ -1,0 +1,1 @@
+"""HTTP parts that no route owns: errors, fields, paging, idempotency, events, middleware."""

@@ -1,0 +1,141 @@
+"""What every request passes: a request id, a body limit, a count and a log line. Plain ASGI, so streams stay cheap."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from threading import Event
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
+
+from api.http.errors import BodyTooLarge, problem_of, render_error
+from api.metrics import Metrics
+from telemetry.tracing import Tracing, parent_context
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+REQUEST_ID_HEADER = "x-request-id"
+_GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+log = structlog.get_logger("api")
+
+
+class RequestContext:
+    """Gives each request an id, in `scope["state"]`, a response header, the log context, its trace and every error."""
+
+    def __init__(self, app: App, metrics: Metrics, max_body_bytes: int, tracing: Tracing, draining: Event) -> None:
+        self._app = app
+        self._tracing = tracing
+        self._draining = draining
+        self._metrics = metrics
+        self._max_body = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers.get(b"x-request-id"))
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["started"] = started
+        id_header = (b"x-request-id", request_id.encode())
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), id_header]
+                if self._draining.is_set():
+                    # The client's next request goes to a process that stays.
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        span = self._span(scope["path"], headers.get(b"traceparent"), request_id)
+        with trace.use_span(span, end_on_exit=True):
+            try:
+                await self._limited(scope, receive, send_with_id, headers.get(b"content-length"))
+            except Exception as error:
+                # Here and not in Starlette's outermost handler, which would answer without the id and raise it again.
+                log.error("unexpected_error", exc_info=error)
+                if status is not None:
+                    raise  # the answer has begun; the server can only cut it off
+                await render_error(scope["path"], problem_of(error), request_id)(scope, receive, send_with_id)
+            finally:
+                self._record(scope, status or 500, time.perf_counter() - started, span)
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send, length: bytes | None) -> None:
+        """Passes the request on unless its body is over the limit, declared or counted."""
+        limit = self._max_body
+        if length is not None:
+            if not length.isdigit() or int(length) > limit:
+                await self._too_large(scope, receive, send)
+            else:
+                # The server holds a client to its declared length, so nothing has to be counted.
+                await self._app(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > limit:
+                    raise BodyTooLarge(limit)
+            return message
+
+        await self._app(scope, counted, send)
+
+    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = render_error(scope["path"], problem_of(BodyTooLarge(self._max_body)), scope["state"]["request_id"])
+        response.headers["connection"] = "close"  # the rest of the body is not read
+        await response(scope, receive, send)
+
+    def _span(self, path: str, traceparent: bytes | None, request_id: str) -> Span:
+        """The request's span, under the caller's own if it sent one; probes have none."""
+        if not self._tracing.enabled or path in _PROBES:
+            return INVALID_SPAN
+        parent = parent_context(traceparent.decode("latin-1") if traceparent else None)
+        return self._tracing.tracer.start_span(
+            "request", parent, SpanKind.SERVER, {"alignez.request_id": request_id, "url.path": path}
+        )
+
+    def _record(self, scope: Scope, status: int, seconds: float, span: Span) -> None:
+        route = getattr(scope.get("route"), "path", None) or "unmatched"
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method, route, str(status)).inc()
+        self._metrics.request_seconds.labels(method, route).observe(seconds)
+        # Probes come every few seconds for ever: they would drown the log.
+        write = log.debug if route in _PROBES and status < 500 else log.info
+        write("request", method=method, route=route, status=status, ms=round(seconds * 1e3, 2))
+        if span.is_recording():
+            span.update_name(f"{method} {route}")
+            span.set_attributes(
+                {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+            )
+            if status >= 500:
+                span.set_status(StatusCode.ERROR)
+
+
+_PROBES = frozenset({"/health", "/ready"})
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+
+
+def _request_id(given: bytes | None) -> str:
+    """The caller's own id when it is harmless (it goes into headers and logs), else a new one."""
+    if given is not None and _GIVEN_ID.fullmatch(given):
+        return given.decode()
+    return f"req_{secrets.token_hex(12)}"

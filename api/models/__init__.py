@@ -1,1 +1,0 @@
-"""OpenAI's model list: the base model, and one model per usable profile."""

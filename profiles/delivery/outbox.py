@@ -1,0 +1,198 @@
+"""From committed outbox rows to confirmed messages, and the sweep that mends what was lost on the way.
+
+A message is removed only after the broker confirmed it, so a relay killed at any moment loses none and sends some
+twice; claims are idempotent by job id, so twice is harmless. Several relays may run: locked rows are skipped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import psycopg
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import NoOpTracer, SpanKind, Tracer
+
+from profiles.errors import BrokerUnavailable, DatabaseUnavailable
+from profiles.fitting import claims as jobs
+from profiles.ports import JobQueue
+from profiles.repository.jobs import OUTBOX_CHANNEL, Backlog, WaitingMessage
+from profiles.uow import SessionFactory, UnitOfWork
+from telemetry.tracing import parent_context
+
+_log = structlog.get_logger("relay")
+
+_BATCH = 100
+_LONGEST_PAUSE_S = 5.0
+
+
+@dataclass(frozen=True)
+class RelayOptions:
+    """Pauses of the relay, seconds.
+
+    Args:
+        poll_s: longest wait for a notification; bounds the delay when one is missed.
+        sweep_s: between two sweeps.
+        resend_s: how long a queued job waits before its message is sent again; doubles with each send.
+        idempotency_days: how long answers are kept for replay.
+    """
+
+    poll_s: float = 1.0
+    sweep_s: float = 2.0
+    resend_s: float = 20.0
+    idempotency_days: int = 3
+
+
+class RelayObserver(Protocol):
+    """Is told what the relay does; called from its thread."""
+
+    def sent(self, messages: int) -> None:
+        """So many messages were confirmed by the broker."""
+        ...
+
+    def swept(self, leases_ended: int, resent: int, backlog: Backlog) -> None:
+        """A sweep is done; `backlog` is what waits after it."""
+        ...
+
+    def unavailable(self) -> None:
+        """Database or broker was away."""
+        ...
+
+
+def relay_once(sessions: SessionFactory, queue: JobQueue, tracer: Tracer | None = None) -> int:
+    """Sends one batch of waiting messages; returns how many were confirmed.
+
+    Args:
+        tracer: gets a span for each, from its job's request to the broker's confirmation.
+    Raises: BrokerUnavailable, DatabaseUnavailable: what was confirmed before is kept.
+    """
+    with UnitOfWork.open(sessions) as uow:
+        messages = uow.repository.jobs.take_messages(_BATCH)
+        if not messages:
+            return 0
+        confirmed = set(queue.publish([message.job_id for message in messages]))
+        sent = {message.id: message.job_id for message in messages if message.job_id in confirmed}
+        uow.repository.jobs.sent(sent)
+    for message in messages:
+        if message.id in sent:
+            _tell(message, tracer or NoOpTracer())
+    return len(sent)
+
+
+def _tell(message: WaitingMessage, tracer: Tracer) -> None:
+    """A log line and a span, which is as long as the message waited in the outbox."""
+    span = tracer.start_span(
+        "outbox",
+        parent_context(message.traceparent),
+        SpanKind.PRODUCER,
+        {"alignez.job_id": str(message.job_id), "alignez.request_id": message.request_id or ""},
+        start_time=time.time_ns() - round(message.waited_s * 1e9),
+    )
+    with trace.use_span(span, end_on_exit=True):
+        _log.info(
+            "message_sent",
+            job_id=str(message.job_id),
+            request_id=message.request_id,
+            waited_ms=round(message.waited_s * 1e3, 1),
+        )
+
+
+class Relay:
+    """The relay's loop. `run` returns soon after `stop`, whatever state broker and database are in."""
+
+    def __init__(
+        self,
+        sessions: SessionFactory,
+        queue: JobQueue,
+        url: str,
+        options: RelayOptions,
+        observer: RelayObserver | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._observer = observer
+        self._tracer = tracer
+        self._sessions = sessions
+        self._queue = queue
+        self._url = url.replace("postgresql+psycopg://", "postgresql://", 1)
+        self._options = options
+        self._stop = threading.Event()
+        self._listener: psycopg.Connection[tuple[object, ...]] | None = None
+        self._next_sweep = 0.0
+        self._next_cleaning = 0.0
+
+    def stop(self) -> None:
+        """Ends the loop; safe from a signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Relays until stopped. A broker or database that is away is waited for, with growing pauses."""
+        pause = 0.1
+        while not self._stop.is_set():
+            try:
+                self._turn()
+                pause = 0.1
+            except (BrokerUnavailable, DatabaseUnavailable) as error:
+                if self._observer is not None:
+                    self._observer.unavailable()
+                _log.warning("relay_waits", pause_s=pause, reason=str(error))
+                self._stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+        self._close_listener()
+
+    def _turn(self) -> None:
+        # Listening starts before the first look, so that nothing committed in between is missed.
+        listener = self._listening()
+        while not self._stop.is_set():
+            sent = relay_once(self._sessions, self._queue, self._tracer)
+            if self._observer is not None:
+                self._observer.sent(sent)
+            if sent < _BATCH:
+                break
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + self._options.sweep_s
+            if self._sweep():
+                return
+        self._wait(listener)
+
+    def _sweep(self) -> bool:
+        """Whether there is something to send now."""
+        with UnitOfWork.open(self._sessions) as uow:
+            ended, resent = jobs.sweep(uow, self._options.resend_s)
+            if time.monotonic() >= self._next_cleaning:
+                self._next_cleaning = time.monotonic() + 3600.0
+                uow.repository.accounts.forget_idempotency_keys(self._options.idempotency_days)
+            if self._observer is not None:
+                self._observer.swept(ended, resent, uow.repository.jobs.backlog())
+        if ended or resent:
+            _log.info("sweep", leases_ended=ended, resent=resent)
+        return bool(ended or resent)
+
+    def _listening(self) -> psycopg.Connection[tuple[object, ...]]:
+        if self._listener is None or self._listener.closed:
+            try:
+                self._listener = psycopg.connect(self._url, autocommit=True, connect_timeout=3)
+                self._listener.execute(f"LISTEN {OUTBOX_CHANNEL}")
+            except psycopg.Error as error:
+                self._close_listener()
+                raise DatabaseUnavailable from error
+        return self._listener
+
+    def _wait(self, listener: psycopg.Connection[tuple[object, ...]]) -> None:
+        """Until a notification, or `poll_s` at most; in short slices, so that `stop` is noticed."""
+        deadline = time.monotonic() + self._options.poll_s
+        try:
+            while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
+                if any(True for _ in listener.notifies(timeout=min(left, 0.25), stop_after=1)):
+                    return
+        except psycopg.Error as error:
+            self._close_listener()
+            raise DatabaseUnavailable from error
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None

@@ -1,0 +1,139 @@
+"""Asking for a fit: profile, version, job and message in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from profiles.errors import (
+    BaseModelNotServed,
+    ModelConflict,
+    NameTaken,
+    QuotaExceeded,
+)
+from profiles.models import BaseModelRow, Job, Profile, ProfileVersion, VersionState
+from profiles.service.keys import Caller
+from profiles.service.profiles import get_profile
+from profiles.spec import DESCRIPTION_LIMIT, check_layers, check_name, check_text, normal_spec
+from profiles.uow import UnitOfWork
+from telemetry.tracing import NO_ORIGIN, Origin
+
+#: Seconds after which a caller over quota may try again: about one fit.
+_RETRY_AFTER_S = 15
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """Rows that `request_fit` added: the version and its job, and the profile, new or not."""
+
+    profile: Profile
+    version: ProfileVersion
+    job: Job
+
+
+def request_fit(
+    uow: UnitOfWork,
+    caller: Caller,
+    spec: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    profile: UUID | str | None = None,
+    base_model: str | None = None,
+    promote: bool = False,
+    max_queued_jobs: int = 100,
+    origin: Origin | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> FitRequest:
+    """A pending version with its queued job, of a new profile (`name`) or of an existing one (`profile`).
+
+    Args:
+        spec: persona, queries, pairs, fit, as `spec.normal_spec` takes them; the caller of this function has checked
+            `fit` with the core's `FitConfig`. For an existing profile, what is missing comes from its latest version.
+        base_model: by name; None: the one that a process loaded last. With none known, the worker's own decides.
+        promote: make the version the default when it is ready and good (a profile's first good version always is).
+        max_queued_jobs: the deployment's limit for a tenant that has none of its own.
+        origin: the request that asks, for the worker's logs and traces.
+        check: further rules on the complete spec; raises what it likes. It may take its time (a tokenizer): it runs
+            before the tenant's lock is taken.
+    Raises: InvalidSpec, NameTaken, NotFound, BaseModelNotServed, ModelConflict, QuotaExceeded.
+    """
+    if profile is None:
+        check_name("name", name or "")
+        if description is not None:
+            check_text("description", description, DESCRIPTION_LIMIT)
+        row, parent = None, None
+    else:
+        row = get_profile(uow, caller, profile, lock=True)
+        parent = uow.repository.catalog.latest_version(row.id)
+    model = _base_model(uow, row, base_model)
+    stored = normal_spec(spec, parent.spec if parent else None)
+    if model is not None:
+        check_layers(stored["fit"], model.n_layers, model.name)
+    if check is not None:
+        check(stored)
+    check_quota(uow, caller, max_queued_jobs)
+    row = row or _add_profile(uow, caller, name or "", description, model)
+    version = ProfileVersion(
+        tenant_id=caller.tenant_id,
+        profile_id=row.id,
+        state=VersionState.PENDING,
+        parent_id=parent.id if parent else None,
+        base_model_id=model.id if model else None,
+        spec=stored,
+        promote=promote,
+    )
+    uow.repository.catalog.add_version(version)
+    job = _add_job(uow, version, origin or NO_ORIGIN)
+    for made in (row, version, job):
+        uow.session.refresh(made)
+    return FitRequest(row, version, job)
+
+
+def _add_profile(
+    uow: UnitOfWork, caller: Caller, name: str, description: str | None, model: BaseModelRow | None
+) -> Profile:
+    """Raises: NameTaken."""
+    row = uow.repository.catalog.add_profile(caller.tenant_id, name, description, model.id if model else None)
+    if row is None:
+        raise NameTaken("profile", name)
+    uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "profile.create", "profile", row.id, name=row.name)
+    return row
+
+
+def _add_job(uow: UnitOfWork, version: ProfileVersion, origin: Origin) -> Job:
+    job = Job(
+        tenant_id=version.tenant_id,
+        profile_id=version.profile_id,
+        version_id=version.id,
+        request_id=origin.request_id,
+        traceparent=origin.traceparent,
+    )
+    uow.repository.jobs.add(job)
+    return job
+
+
+def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> BaseModelRow | None:
+    """The model to fit on. Raises: BaseModelNotServed: no process has loaded one of this name. ModelConflict."""
+    catalog = uow.repository.catalog
+    if profile is not None and profile.base_model_id is not None:
+        model = catalog.base_model(profile.base_model_id)
+        if model is not None and name is not None and name != model.name:
+            raise ModelConflict(model.name, name)
+        return model
+    model = catalog.base_model_by_name(name)
+    if model is None and name is not None:
+        served = catalog.base_model_by_name(None)
+        raise BaseModelNotServed(served.name if served else None, name)
+    return model
+
+
+def check_quota(uow: UnitOfWork, caller: Caller, default: int) -> None:
+    """Counts under the tenant's lock, so that requests at the same moment cannot all be the last one."""
+    tenant = uow.repository.accounts.lock_tenant(caller.tenant_id)
+    limit = tenant.max_queued_jobs or default
+    used = uow.repository.jobs.open_count(caller.tenant_id)
+    if used >= limit:
+        raise QuotaExceeded(used, limit, _RETRY_AFTER_S)

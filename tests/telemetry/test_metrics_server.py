@@ -1,0 +1,37 @@
+"""A scrape reads the names that the dashboard and the alerts ask for, whatever it says that it takes."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from telemetry.metrics_server import MetricsServer
+
+#: What Prometheus 2.42 and 3.4 send.
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize("accept", [PROMETHEUS_2, PROMETHEUS_3, "text/plain", "*/*", ""])
+def test_names_with_a_colon_keep_it(accept: str) -> None:
+    registry = CollectorRegistry()
+    Counter("alignez:prompt_tokens", "", registry=registry).inc(7)
+    Histogram("alignez:time_to_first_token_seconds", "", registry=registry, buckets=(1, 2)).observe(1.5)
+    server = MetricsServer.start(registry, "127.0.0.1", 0)
+    try:
+        url = f"http://127.0.0.1:{server.port}/metrics"
+        reply = httpx.get(url, headers={"Accept": accept}, trust_env=False)
+    finally:
+        server.stop()
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = reply.text.splitlines()
+    assert "alignez:prompt_tokens_total 7.0" in lines
+    assert 'alignez:time_to_first_token_seconds_bucket{le="2.0"} 1.0' in lines
