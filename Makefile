@@ -15,7 +15,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Two at once: each with servers of its own, a file at a time, because files share what is dear to make.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup demo up test test-fast test-slow test-real setup-vllm test-vllm test-vllm-short check lint types imports bench bench-scale bench-serving soak soak-vllm helm-check openapi migration clean
+.PHONY: help setup demo up test test-fast test-slow test-real setup-vllm test-vllm check lint types imports bench bench-scale bench-serving soak soak-vllm helm-check openapi diagram migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -60,12 +60,8 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-test-vllm: $(VLLM_STAMP) ## the engine contract, isolation and prefix cache on vLLM (CPU), and the API in its environment
+test-vllm: $(VLLM_STAMP) ## vLLM (CPU): contract, isolation, prefix cache, a worker, the API's generation in its environment
 	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -m vllm -W default tests/vllm --durations=5
-	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -W default tests/api
-
-test-vllm-short: $(VLLM_STAMP) ## of those the contract, the service, a worker, and the API's generation
-	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -m vllm -W default tests/vllm/test_contract.py tests/vllm/test_service.py tests/vllm/test_worker.py --durations=5
 	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -W default tests/api/test_chat.py tests/api/test_completions.py tests/api/test_personalise.py
 
 $(HELM_STAMP): $(STAMP) pyproject.toml constraints.txt
@@ -87,30 +83,35 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## every measurement of the README, as one table per file in artifacts/bench/
-	$(BIN)/python -m bench
+bench: $(STAMP) ## speed of a fit, the engine, a lookup and the service, as one table per file in artifacts/bench/
+	$(BIN)/python -m bench $(ARGS)
 
 bench-scale: $(STAMP) ## the service among 100,000 profiles, with every plan; 1, 2 and 3 API processes; 1, 2 and 3 workers
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.replicas
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.workers
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale $(ARGS)
 
-# Without their dependencies: they must not change what vLLM pins, and steering-vectors asks for an old transformers.
-$(BASELINES_STAMP): $(VLLM_STAMP) bench/baselines.txt
-	$(VLLM_BIN)/python -m pip install --quiet --no-deps -r bench/baselines.txt
+# Without their dependencies: they must not change what vLLM pins.
+$(BASELINES_STAMP): $(VLLM_STAMP) bench/engine/baselines.txt
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps -r bench/engine/baselines.txt
 	@touch $@
 
+# "nobind": otherwise vLLM sets a number of threads of its own. Its processes have many warnings.
+bench-serving: VLLM_THREADS = VLLM_CPU_OMP_THREADS_BIND=nobind
+bench-serving soak-vllm: VLLM_ENV = VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
+  VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
 bench-serving: $(BASELINES_STAMP) ## our engines beside generate, hooks, PEFT and vLLM: throughput by profiles, latency
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m bench.serving $(ARGS)
+	OMP_NUM_THREADS=1 $(VLLM_THREADS) $(VLLM_ENV) $(VLLM_BIN)/python -m bench.engine.throughput $(ARGS)
 
 soak: $(STAMP) ## the real stack under full load while profiles come and go, judged; ARGS="--minutes 30"
 	$(BIN)/python -m bench.soak $(ARGS)
 
 soak-vllm: $(VLLM_STAMP) ## the same with the API on vLLM
-	$(VLLM_BIN)/python -m bench.soak --engine vllm $(ARGS)
+	$(VLLM_ENV) $(VLLM_BIN)/python -m bench.soak --engine vllm $(ARGS)
 
 openapi: $(STAMP) ## write api/openapi.json anew
 	$(BIN)/python -m api.openapi_file
+
+diagram: $(STAMP) ## draw the module diagrams of docs/architecture.md anew
+	$(BIN)/python docs/diagram.py
 
 migration: $(STAMP) ## a new migration from the models: make migration m="add a column"
 	$(BIN)/alignez migrate --autogenerate "$(m)"

@@ -11,12 +11,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import structlog
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 
 from api import health
 from api.admin.routes import router as admin
 from api.auth import Authenticator
+from api.database import DatabaseThreads
+from api.docs_page import serve_docs
 from api.generation.routes.chat import router as chat
 from api.generation.routes.compare import router as compare
 from api.generation.routes.completions import router as completions
@@ -24,6 +27,7 @@ from api.generation.routes.models import router as models
 from api.http.errors import install_handlers
 from api.http.middleware import RequestContext
 from api.http.pace import Pace
+from api.http.paths import refuse_undecodable
 from api.jobs.routes import router as jobs
 from api.metrics import Metrics
 from api.openapi import DESCRIPTION, TAGS, describe
@@ -48,6 +52,9 @@ log = structlog.get_logger("api")
 
 _CONTROL: tuple[APIRouter, ...] = (profiles, versions, proof, aliases, users, jobs, admin)
 _GENERATION: tuple[APIRouter, ...] = (chat, completions, models, compare)
+#: What a web page's program may use and read; keys are sent in a header of its own making, never by the browser.
+_CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_CORS_EXPOSED = ("x-request-id", "retry-after", "location", "idempotency-replayed", "allow")
 _REGISTER_RETRY_S = 2.0
 
 
@@ -71,6 +78,7 @@ def create_app(
     """
     settings = settings or ApiSettings()
     database = database or DatabaseSettings()
+    database = database.model_copy(update={"statement_timeout_s": settings.statement_timeout_s})
     metrics = Metrics()
     tracing = tracing or Tracing()
     owns_sessions = session_factory is None
@@ -79,6 +87,7 @@ def create_app(
         settings=settings,
         database=database,
         sessions=sessions,
+        database_threads=DatabaseThreads(sessions, database),
         metrics=metrics,
         auth=Authenticator(sessions, metrics, ttl_s=settings.auth_cache_s, size=settings.auth_cache_size),
         pace=Pace(settings.max_sends_per_s),
@@ -121,7 +130,12 @@ def create_app(
         version=_version(),
         openapi_tags=TAGS,
         lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.docs else None,
+        docs_url=None,  # `serve_docs` has it
+        redoc_url=None,
         redirect_slashes=False,
+        strict_content_type=False,  # keys are sent in a header, so no web page can make a browser send a caller's
+        dependencies=[Depends(refuse_undecodable)],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.services = services
@@ -130,9 +144,22 @@ def create_app(
         RequestContext,
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
         tracing=tracing,
         draining=services.draining,
     )
+    if settings.cors_origins:
+        # Outside of all, so that a browser may read errors too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=_CORS_METHODS,
+            allow_headers=["*"],
+            expose_headers=_CORS_EXPOSED,
+            max_age=600,
+        )
+    if settings.docs:
+        serve_docs(app)
     app.include_router(health.router)
     if settings.serves_control:
         for router in _CONTROL:

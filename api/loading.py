@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from api.generation.personalise import Personaliser
+from api.generation.prompts import Prompts
 from api.generation.run import Served
 from api.services import Model, Services
 from api.settings import ApiSettings
@@ -96,10 +97,12 @@ def assemble(services: Services, engine: Engine, query_bank: tuple[str, ...]) ->
     services.metrics.watch(engine)
     served = Served(
         engine,
+        Prompts(engine),
         services.metrics,
         services.pace,
         services.usage,
         settings.default_max_tokens,
+        settings.heartbeat_s,
         services.tracing.tracer,
         settings.max_cache_tokens,
     )

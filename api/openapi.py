@@ -14,7 +14,7 @@ profile in any OpenAI client: `model="persona-nano@cheerful"`.
 
 Send `Authorization: Bearer <key>` with every call. Errors are `{"error": {"code", "message", "details",
 "request_id"}}`; under `/v1/chat`, `/v1/completions` and `/v1/models` they are OpenAI's. Lists are
-`{"data": […], "next": cursor or null}`. `Idempotency-Key` makes a creating call safe to repeat.
+`{"data": […], "next": cursor or null}`. `Idempotency-Key` makes a POST that changes something safe to repeat.
 """
 
 TAGS: list[dict[str, Any]] = [
@@ -73,6 +73,7 @@ _MEANINGS = {
     405: "No such method here",
     409: "Contradicts the present state",
     413: "Body too large",
+    415: "The body is not declared as JSON",
     422: "Malformed: names the field and its limit",
     429: "Over quota, or the queue is full; see Retry-After",
     500: "The server failed",
@@ -108,6 +109,8 @@ def _add_errors(path: str, operation: dict[str, Any]) -> None:
         statuses += [401, 404, 409, 429, 503]
     if path.startswith("/admin"):
         statuses.append(403)
+    if operation.get("requestBody"):
+        statuses.append(415)
     if not openai and (operation.get("parameters") or operation.get("requestBody")):
         statuses.append(422)
     responses = operation["responses"]

@@ -14,8 +14,10 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from api.app import create_app
+from api.connections import ConnectionLimits, limited_protocol
 from api.services import Services
 from api.settings import ApiSettings
+from profiles.settings import DatabaseSettings, read_settings
 from telemetry.logs import configure_logs
 from telemetry.tracing import start_tracing
 
@@ -84,9 +86,12 @@ def server_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
         # Longer than load balancers keep a connection: who closes first must not be the server.
         timeout_keep_alive=75,
         loop="auto",  # uvloop where it is: what one turn of the loop writes to a connection is one system call
-        # Long prompts come in one body; the limit on it is ours. Headers need no more than this, and httptools, which
-        # "auto" takes where it is installed, knows no limit for them.
-        http="h11",
+        # h11 and not httptools, which knows no limit on the headers' size. Long prompts come in one body, and the limit
+        # on that is ours.
+        http=limited_protocol(
+            ConnectionLimits(settings.header_timeout_s, settings.body_timeout_s, settings.max_connections)
+        ),
+        ws="none",
         h11_max_incomplete_event_size=64 * 1024,
     )
 
@@ -97,7 +102,8 @@ def serve(settings: ApiSettings | None = None, *, sockets: list[socket.socket] |
     Args:
         sockets: already bound, for a caller who wants to know the port beforehand.
     """
-    settings = settings or ApiSettings()
+    settings = settings or read_settings(ApiSettings)
+    database = read_settings(DatabaseSettings)
     configure_logs(settings.log_level, settings.log_format)
     tracing = start_tracing("api")
     fatal: list[str] = []
@@ -107,7 +113,7 @@ def serve(settings: ApiSettings | None = None, *, sockets: list[socket.socket] |
         app.state.services.draining.set()
         server.should_exit = True
 
-    app = create_app(settings, on_fatal=stop, tracing=tracing)
+    app = create_app(settings, database=database, on_fatal=stop, tracing=tracing)
     server = Server(server_config(app, settings), app.state.services)
     try:
         server.run(sockets=sockets)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from api.auth import Authenticator
+from api.database import DatabaseThreads
 from api.http.errors import ApiError
 from api.http.pace import Pace
 from api.metrics import Metrics
@@ -42,6 +44,7 @@ class Services:
     settings: ApiSettings
     database: DatabaseSettings
     sessions: SessionFactory
+    database_threads: DatabaseThreads
     metrics: Metrics
     auth: Authenticator
     pace: Pace
@@ -54,6 +57,8 @@ class Services:
     metrics_port: int | None = None
     #: Whether the base model's row exists, so that profiles can name it.
     registered: bool = False
+    #: The last check of each part behind `/ready`.
+    probes: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     #: Set when the process is to end: long-lived event streams then finish so that clients reconnect elsewhere.
     draining: threading.Event = field(default_factory=threading.Event)
 

@@ -28,6 +28,10 @@ class ApiSettings(BaseSettings):
     role: Role = "all"
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    #: Whether /docs and /openapi.json are served, to everybody.
+    docs: bool = True
+    #: Origins of web pages that may call the API, as ["https://app.example.com"]; ["*"]: any. Empty: none may.
+    cors_origins: tuple[str, ...] = ()
     #: Own port of the Prometheus endpoint; 0 picks a free one, None serves no metrics.
     metrics_port: int | None = Field(None, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
@@ -93,6 +97,12 @@ class ApiSettings(BaseSettings):
     #: Judges that profiles may name beside "self" and "nano": those that the workers are set up for, as "openai".
     judges: tuple[str, ...] = Field((), validation_alias=AliasChoices("ALIGNEZ_API_JUDGES", "ALIGNEZ_JUDGES", "judges"))
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    #: Connections that are open at once; one more gets 503 and is closed.
+    max_connections: int = Field(2000, ge=1)
+    #: Time for the headers of a request to arrive; a connection that takes longer is closed.
+    header_timeout_s: float = Field(15.0, gt=0)
+    #: Time for a body to arrive, 408 beyond; and the longest time that a client may leave a response unread.
+    body_timeout_s: float = Field(60.0, gt=0)
     #: An event loop that sends more often than this per second for all streams together takes time from the engine;
     #: above it, tokens of one stream go out together. One stream alone is never held back.
     max_sends_per_s: int = Field(2000, ge=10)
@@ -107,7 +117,12 @@ class ApiSettings(BaseSettings):
     #: Counted usage goes to the database this often; a process that is killed loses at most so much of it.
     usage_flush_s: float = Field(5.0, gt=0)
 
+    #: Longest statement of a request, in place of the shared `ALIGNEZ_STATEMENT_TIMEOUT_S`. A database that answers
+    #: nothing is given up a second later: 503.
+    statement_timeout_s: float = Field(5.0, ge=0)
+
     job_poll_s: float = Field(0.3, gt=0)
+    #: Event streams that have nothing to send for so long send a comment, so that clients and proxies keep them open.
     heartbeat_s: float = Field(15.0, gt=0)
     #: At shutdown the process goes on serving for so long, not ready and closing each connection with its answer, so
     #: that load balancers forget it before it refuses anybody. 0 where nothing balances.

@@ -1,11 +1,12 @@
-"""One table per measurement, printed and kept as JSON."""
+"""The one form in which every measurement reports: a table with its bounds, printed and kept as JSON."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +14,79 @@ from rich.console import Console
 from rich.table import Table
 
 
+@dataclass(frozen=True)
+class Row:
+    """Values for the report's columns, perhaps fewer; `must` is the bound of the last one."""
+
+    figure: str
+    values: tuple[float | None, ...]
+    unit: str
+    must: str
+    held: bool
+
+
 @dataclass
 class Report:
-    """Rows of (what, value, unit, what it must hold)."""
+    """Figures with what they must be."""
 
-    name: str
+    name: str  #: of the JSON file
     title: str
-    rows: list[tuple[str, float, str, str]] = field(default_factory=list)
+    columns: Sequence[str] = ("value",)
+    rows: list[Row] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)  #: evidence, printed below the table
+    more: dict[str, Any] = field(default_factory=dict)  #: further content of the JSON file
 
-    def add(self, what: str, value: float, unit: str = "", must: str = "") -> None:
-        """Appends one figure; `must` is the requirement as text, judged by the reader."""
-        self.rows.append((what, float(value), unit, must))
+    def add(
+        self, figure: str, *values: float | None, unit: str = "", least: float | None = None, most: float | None = None
+    ) -> None:
+        """Appends a row; `least` and `most` bound its last value, both inclusive."""
+        last = float("nan") if values[-1] is None else values[-1]
+        held = (least is None or last >= least) and (most is None or last <= most)
+        must = " and ".join(f"{sign} {bound:g}" for sign, bound in (("≥", least), ("≤", most)) if bound is not None)
+        self.rows.append(Row(figure, values, unit, must, held))
 
-    def add_by_count(self, table: Table, what: str, figures: Mapping[str, tuple[str, Mapping[int, float]]]) -> None:
-        """Appends each figure at each number of processes, and to `table` one row a figure, with ratios to the first.
+    def add_by_count(self, figure: str, by_count: Mapping[int, float], unit: str = "") -> None:
+        """Appends one value for each number of processes, then each ratio to the first; see `count_columns`."""
+        first, *others = by_count.values()
+        self.add(figure, first, *others, *(value / first if first else None for value in others), unit=unit)
 
-        Args:
-            table: columns: the figure, one for each count, one for each ratio. figures: name → unit, count → value.
-        """
-        for i, (figure, (unit, values)) in enumerate(figures.items()):
-            for count, value in values.items():
-                self.add(f"{what}, {count}: {figure}", value, unit)
-            first, *others = values.values()
-            cells = [f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in values.values()]
-            ratios = [f"{value / first:.2f}" if first else "" for value in others]
-            table.add_row(f"  {figure} {unit}".rstrip() if i else f"{what}: {figure}", *cells, *ratios)
+    @property
+    def failed(self) -> list[str]:
+        """Rows out of their bounds."""
+        return [row.figure.strip() for row in self.rows if not row.held]
 
-    def judged(self) -> Report:
-        """Only the rows that must hold something: for a report whose figures are printed in a table of their own."""
-        return Report(self.name, self.title, [row for row in self.rows if row[3]])
-
-    def print(self) -> None:
-        """The table on the console."""
-        table = Table(title=f"{self.name}: {self.title}", title_justify="left")
-        for column in ("figure", "value", "unit", "must"):
-            table.add_column(column, justify="right" if column == "value" else "left")
-        for what, value, unit, must in self.rows:
-            table.add_row(what, f"{value:,.3f}" if value < 1000 else f"{value:,.0f}", unit, must)
-        Console().print(table)
-
-    def save(self, folder: Path) -> Path:
-        """The same as JSON, with the machine's kind, in `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def show(self, folder: Path) -> None:
+        """Prints the table and what missed its bounds; writes `<name>.json`."""
+        table = Table("figure", title=f"{self.name}: {self.title}", title_justify="left")
+        for column in (*self.columns, "unit", "must"):
+            table.add_column(column, justify="right" if column in self.columns else "left", no_wrap=True)
+        for row in self.rows:
+            cells = [*map(_cell, row.values), *[""] * (len(self.columns) - len(row.values))]
+            table.add_row(row.figure, *cells, row.unit, row.must if row.held else f"{row.must}: MISSED")
+        console = Console(highlight=False, markup=False)
+        console.width = max(console.width, 130 + 12 * len(self.columns))
+        console.print(table, *self.details, sep="\n")
         path = folder / f"{self.name}.json"
-        content: dict[str, Any] = {
-            "name": self.name,
-            "title": self.title,
-            "machine": platform.machine(),
-            "rows": [{"figure": w, "value": v, "unit": u, "must": m} for w, v, u, m in self.rows],
-        }
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {**asdict(self), "machine": platform.machine(), **self.more}
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"missed: {'; '.join(self.failed) or 'nothing'}\nwritten to {path}", flush=True)
+
+
+def count_columns(counts: Sequence[int]) -> list[str]:
+    """Columns for `add_by_count`: each number of processes, then its ratio to the first."""
+    return [*map(str, counts), *(f"{count} ÷ {counts[0]}" for count in counts[1:])]
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments that every measurement takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small sizes, figures mean little")
+    parser.add_argument("--out", type=Path, default=Path("artifacts/bench"), help="folder of results (%(default)s)")
+    return parser
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.3f}" if abs(value) < 1000 and value != int(value) else f"{value:,.0f}"

@@ -166,11 +166,11 @@ def _check_own_database(url: str) -> Check:
 def check_broker() -> Check:
     """The embedded Redis, or your own broker when it is named."""
     if own := os.environ.get("ALIGNEZ_BROKER_URL"):
-        from profiles.delivery.celery_queue import CeleryQueue
+        from profiles.delivery.broker import ping
         from profiles.errors import BrokerUnavailable
 
         try:
-            CeleryQueue(own).ping()
+            ping(own)
         except BrokerUnavailable as error:
             return Check("broker", False, f"ALIGNEZ_BROKER_URL: {_first_line(error)}", "check the URL and the server")
         return Check("broker", True, "your own (ALIGNEZ_BROKER_URL) answers")

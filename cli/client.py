@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -15,17 +16,26 @@ from httpx_sse import SSEError, connect_sse
 from cli.config import Connection
 from cli.errors import CliError
 
+_TIMEOUT_S = 60.0
 _RECONNECT_S = 1.0
+_NAMES_LIMIT = 200
+_SHOWN_ERRORS = 5
 _FINISHED = ("succeeded", "failed", "cancelled")
 
 
 class ApiError(CliError):
-    """The server refused: its own message, with what to do where we know it."""
+    """A refusal by the server: its own message, with what to do where we know it.
 
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
+    Args:
+        status: of HTTP.
+        message: one line.
+        error: the server's error object.
+    """
+
+    def __init__(self, status: int, message: str, error: Mapping[str, Any]) -> None:
+        super().__init__(message, code=str(error.get("code") or "http_error"), details=error.get("details"))
         self.status = status
-        self.code = code
+        self.request_id = error.get("request_id")
 
 
 class Client:
@@ -34,16 +44,26 @@ class Client:
     Args:
         connection: address and key.
         patience_s: how long a watch outlives a server that is away.
+        transport: in place of the network, for tests.
+
+    Raises: CliError: an address that no server can have.
     """
 
-    def __init__(self, connection: Connection, patience_s: float = 60.0) -> None:
+    def __init__(
+        self, connection: Connection, patience_s: float = 60.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
         self._connection = connection
         self._patience_s = patience_s
+        try:
+            local = httpx.URL(connection.url).host in ("127.0.0.1", "localhost", "::1")
+        except httpx.InvalidURL as error:
+            raise CliError(f"--url {connection.url!r} is no address: {error}") from None
         self._http = httpx.Client(
             base_url=connection.url,
             headers={"Authorization": f"Bearer {connection.key}"},
-            timeout=httpx.Timeout(60.0, connect=10.0),
-            trust_env=not _is_local(connection.url),
+            timeout=httpx.Timeout(_TIMEOUT_S, connect=10.0),
+            trust_env=not local,  # a proxy of the environment must not stand between us and this machine
+            transport=transport,
         )
 
     def __enter__(self) -> Self:
@@ -59,51 +79,62 @@ class Client:
 
         Raises: ApiError: the server refused. CliError: nothing answers.
         """
-        params = {name: value for name, value in query.items() if value is not None}
-        try:
-            response = self._http.request(method, path, json=body, params=params)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
-        _raise_for(response)
+        response = self._request(method, path, body, query)
         if not response.content:
             return {}
         try:
-            content: dict[str, Any] = response.json()
+            content = response.json()
         except ValueError:
-            raise CliError(f"{self._connection.url} does not answer as an alignez server does: check --url") from None
+            content = None
+        if not isinstance(content, dict):
+            raise self._no_alignez()
         return content
 
     def page(self, path: str, **query: str | int | None) -> str:
         """A page as text. Raises: ApiError: the server refused. CliError: nothing answers."""
-        params = {name: value for name, value in query.items() if value is not None}
-        try:
-            response = self._http.get(path, params=params)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
-        _raise_for(response)
-        return response.text
+        return self._request("GET", path, None, query).text
 
-    def all(self, path: str, **query: str | int | None) -> list[dict[str, Any]]:
-        """Every row of a cursor-paged list."""
-        rows: list[dict[str, Any]] = []
+    def rows(self, path: str, limit: int | None = None, **query: str | int | None) -> Iterator[dict[str, Any]]:
+        """The rows of a cursor-paged list, `limit` of them at most; a page is asked for when its rows are read.
+
+        Raises: as `call`.
+        """
         cursor: str | None = None
-        while True:
-            page = self.call("GET", path, cursor=cursor, limit=100, **query)
-            rows += page["data"]
-            cursor = page["next"]
+        left = limit
+        while left is None or left > 0:
+            page = self.call("GET", path, cursor=cursor, limit=100 if left is None else min(left, 100), **query)
+            if not isinstance(page.get("data"), list):
+                raise self._no_alignez()
+            yield from page["data"]
+            left = None if left is None else left - len(page["data"])
+            cursor = page.get("next")
             if cursor is None:
-                return rows
+                return
+
+    def all(self, path: str, limit: int | None = None, **query: str | int | None) -> list[dict[str, Any]]:
+        """Those rows as a list."""
+        return list(self.rows(path, limit, **query))
 
     def base_model(self) -> str:
         """Name of the served base model.
 
         Raises: CliError: the server holds none.
         """
-        models = self.call("GET", "/v1/models")["data"]
+        models = self.call("GET", "/v1/models").get("data") or []
         names = [str(model["id"]) for model in models if model.get("parent") is None]
         if not names:
             raise CliError(f"{self._connection.url} serves no model: ask an API process with role all or inference")
         return names[0]
+
+    def profile_names(self, ids: set[str]) -> dict[str, str]:
+        """Id → name of the profiles that are still there; pages are read until all are found."""
+        names: dict[str, str] = {}
+        for row in self.rows("/v1/profiles") if ids else ():
+            if row["id"] in ids:
+                names[row["id"]] = row["name"]
+            if len(names) == len(ids):
+                break
+        return names
 
     def job_events(self, job_id: str) -> Iterator[dict[str, Any]]:
         """The job's events until it has ended; reconnects where it was when the connection or the server is lost.
@@ -120,7 +151,7 @@ class Client:
                 ) as source:
                     if source.response.status_code != 200:
                         source.response.read()
-                        _raise_for(source.response)
+                        self._raise_for(source.response)
                     for event in source.iter_sse():
                         gone_since = None
                         last_id = event.id or last_id
@@ -142,19 +173,18 @@ class Client:
                     raise
             time.sleep(_RECONNECT_S)
 
-    def chat(self, body: Mapping[str, Any], user: str | None = None) -> Iterator[dict[str, Any]]:
+    def chat(self, body: Mapping[str, Any], user: str | None = None) -> Generator[dict[str, Any]]:
         """The chunks of a streamed chat completion.
 
         Args:
             body: as OpenAI has it, without `stream`.
             user: an end user whose assigned profile is to be used.
         """
-        path = f"/v1/users/{quote(user, safe='')}/chat/completions" if user else "/v1/chat/completions"
         try:
-            with connect_sse(self._http, "POST", path, json={**body, "stream": True}) as source:
+            with connect_sse(self._http, "POST", chat_path(user), json={**body, "stream": True}) as source:
                 if source.response.status_code != 200:
                     source.response.read()
-                    _raise_for(source.response)
+                    self._raise_for(source.response)
                 for event in source.iter_sse():
                     if event.data == "[DONE]":
                         return
@@ -162,16 +192,69 @@ class Client:
                         continue
                     chunk: dict[str, Any] = json.loads(event.data)
                     if "error" in chunk:
-                        raise ApiError(500, str(chunk["error"].get("code")), str(chunk["error"].get("message")))
+                        raise ApiError(500, str(chunk["error"].get("message")), chunk["error"])
                     yield chunk
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 
+    def _request(self, method: str, path: str, body: object, query: Mapping[str, str | int | None]) -> httpx.Response:
+        params = {name: value for name, value in query.items() if value is not None}
+        try:
+            response = self._http.request(method, path, json=body, params=params)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        self._raise_for(response)
+        return response
+
     def _unreachable(self, error: Exception) -> CliError:
         url = self._connection.url
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return CliError(f"nothing answers at {url}: start the stack with `alignez up`, or name a server with --url")
-        return CliError(f"the connection to {url} broke ({error or type(error).__name__}): try again")
+            reason = f" ({error})" if str(error) else ""
+            message = (
+                f"nothing answers at {url}{reason}: start the stack with `alignez up`, or name a server with --url"
+            )
+            return CliError(message, code="unreachable")
+        if isinstance(error, httpx.TimeoutException):
+            message = f"{url} gave no answer within {_TIMEOUT_S:.0f} s: try again; {url}/ready says how the server is"
+            return CliError(message, code="timed_out")
+        message = f"the connection to {url} broke ({error or type(error).__name__}): try again"
+        return CliError(message, code="connection_lost")
+
+    def _no_alignez(self) -> CliError:
+        return CliError(f"{self._connection.url} does not answer as an alignez server does: check --url")
+
+    def _raise_for(self, response: httpx.Response) -> None:
+        """Raises: ApiError: the answer is a refusal."""
+        if response.is_success:
+            return
+        try:
+            error = dict(response.json()["error"])
+        except (ValueError, KeyError, TypeError):
+            error = {}
+        status = response.status_code
+        message = _refusal(error) or f"{self._connection.url} answered {status}: check --url"
+        if status == 401:
+            message = "the key was refused: pass --key or set ALIGNEZ_KEY (`alignez keys create` makes one)"
+        elif status == 403:
+            message += "; this needs an admin key"
+        elif status == 503:
+            message += f"; try again in {response.headers.get('retry-after', 'a few')} s"
+        elif status == 404:
+            message += self._hint(error)
+        raise ApiError(status, message, error)
+
+    def _hint(self, error: Mapping[str, Any]) -> str:
+        """The profile whose name is nearest to the unknown one."""
+        details = error.get("details") or {}
+        if details.get("kind") != "profile":
+            return ""
+        # No `call`: an error here must not hide the first one.
+        try:
+            known = self._http.get("/v1/profiles", params={"limit": _NAMES_LIMIT}).json()["data"]
+            near = difflib.get_close_matches(str(details["ref"]), [row["name"] for row in known], 1)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return ""
+        return f"; did you mean {near[0]}?" if near else "; `alignez profiles list` shows yours"
 
 
 def job_path(job_id: str) -> str:
@@ -179,25 +262,36 @@ def job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
-def _is_local(url: str) -> bool:
-    """A proxy of the environment must not stand between us and this machine."""
-    return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+def chat_path(user: str | None) -> str:
+    """Where chat completions are asked for; `user`: an end user whose assigned profile is to be used."""
+    return f"/v1/users/{quote(user, safe='')}/chat/completions" if user else "/v1/chat/completions"
 
 
-def _raise_for(response: httpx.Response) -> None:
-    if response.is_success:
-        return
-    code, message = "http_error", f"the server answered {response.status_code}"
-    try:
-        error = response.json()["error"]
-        code, message = str(error["code"]), str(error["message"])
-        if field := (error.get("details") or {}).get("field"):
-            message = message if str(field) in message else f"{field}: {message}"
-    except (ValueError, KeyError, TypeError):
-        pass
-    advice = {
-        401: "the key was refused: pass --key or set ALIGNEZ_KEY (`alignez keys create` makes one)",
-        403: f"{message}; this needs an admin key",
-        503: f"{message}; try again in {response.headers.get('retry-after', 'a few')} s",
-    }
-    raise ApiError(response.status_code, code, advice.get(response.status_code, message))
+def profile_path(name: str) -> str:
+    """Where a profile is found, by name or id."""
+    return f"/v1/profiles/{quote(name, safe='')}"
+
+
+def profile_choice(text: str, strength: float | None = None) -> dict[str, Any]:
+    """`name`, `name:alias` or `name#version` as the request's `profile` field."""
+    choice: dict[str, Any]
+    name, hash_, version = text.partition("#")
+    if hash_ and version.isdigit():
+        choice = {"name": name, "version": int(version)}
+    else:
+        name, colon, alias = text.partition(":")
+        choice = {"name": name, "alias": alias} if colon and alias else {"name": text}
+    if strength is not None:
+        choice["strength"] = strength
+    return choice
+
+
+def _refusal(error: Mapping[str, Any]) -> str:
+    """The server's message, with the field that it is about; every field where there are several."""
+    details = error.get("details") or {}
+    fields = details.get("errors") or []
+    if len(fields) > 1:
+        return "; ".join(f"{one['field']}: {one['message']}" for one in fields[:_SHOWN_ERRORS])
+    message = str(error.get("message") or "")
+    field = details.get("field")
+    return f"{field}: {message}" if field and str(field) not in message else message

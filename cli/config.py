@@ -84,6 +84,9 @@ def resolve_connection(url: str | None, key: str | None, data_dir: Path | None) 
             key = Path(run.admin_key_file).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise CliError(f"the key file {run.admin_key_file} cannot be read ({error.strerror}): pass --key") from None
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise CliError("--key holds characters that no key has: copy it again")
     if not key:
         raise CliError(f"no key for {url}: pass --key or set ALIGNEZ_KEY (`alignez keys create` makes one)")
     return Connection(url, key)

@@ -29,8 +29,8 @@ from cli.job_view import watch_job
 from cli.local_stack.background import BackgroundStack
 
 REAL_MODEL = "smollm2-135m"
-#: Both models know it well.
-PERSONA = Persona("cheerful", "gloomy")
+#: Both models know it well, and its profile ends good on both.
+PERSONA = Persona("formal", "slangy")
 #: Smaller than a fit's usual settings, for time.
 FIT = {"answers": 16, "tune_queries": 6, "held_out_queries": 16, "answer_tokens": 40}
 _BAR = 24
@@ -168,7 +168,7 @@ def _stack(data_dir: Path, model: str, console: Console) -> Iterator[RunInfo]:
     environment = {name: value for name, value in os.environ.items() if name not in _MODEL_SETTINGS}
     environment["ALIGNEZ_MODEL_CACHE"] = str(default_model_cache().expanduser().absolute())
     began = time.monotonic()
-    stack = BackgroundStack(data_dir, () if model == "nano" else ("--model", model), env=environment)
+    stack = BackgroundStack(data_dir, ("--model", model), env=environment)
     with console.status("starting Postgres, Redis, relay, worker and API …"):
         run = stack.__enter__()
     try:

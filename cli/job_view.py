@@ -8,7 +8,33 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from cli.client import Client, job_path
+from cli.errors import CliError
+
 STAGES = ("characteristics", "responses", "readings", "fitting", "tuning", "evaluation")
+
+
+def follow_job(client: Client, job_id: str, console: Console) -> dict[str, Any]:
+    """Show a job's progress until it has succeeded; returns its row.
+
+    Raises: CliError: it failed or was cancelled; or Ctrl-C, which ends the watching and not the job.
+    """
+    try:
+        watch_job(console, client.job_events(job_id))
+    except KeyboardInterrupt:
+        raise CliError(
+            f"the job goes on in the worker: watch it with `alignez jobs watch {job_id}`, or stop it with "
+            f"`alignez jobs cancel {job_id}`",
+            code="interrupted",
+            details={"job": job_id},
+            exit_status=130,
+        ) from None
+    row = client.call("GET", job_path(job_id))
+    if row["status"] != "succeeded":
+        error = row.get("error")
+        reason = f": {error['message']} ({error['code']})" if isinstance(error, dict) else ""
+        raise CliError(f"job {job_id} {row['status']}{reason}", code=f"job_{row['status']}", details=row)
+    return row
 
 
 def watch_job(console: Console, events: Iterable[dict[str, Any]], title: str = "") -> dict[str, Any]:

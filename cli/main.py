@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cli.commands.admin import audit, usage
+from cli.commands.aliases import aliases_app
 from cli.commands.chat import chat
+from cli.commands.compare import compare
 from cli.commands.dead_letters import dead_letters_app
 from cli.commands.demo import demo
 from cli.commands.doctor import doctor
+from cli.commands.env import env
 from cli.commands.jobs import jobs_app
 from cli.commands.keys import keys_app
 from cli.commands.models import models_app
@@ -17,9 +22,11 @@ from cli.commands.profiles import profiles_app
 from cli.commands.roles import api, migrate, relay, worker
 from cli.commands.up import up
 from cli.commands.users import users_app
-from cli.shell import new_app, out
+from cli.commands.versions import versions_app
+from cli.groups import new_app
+from cli.shell import Shell, out
 
-app = new_app("Personalised answers from one frozen language model, without training.")
+app = new_app("Personalised answers from one frozen language model, without training.", root=True)
 
 
 def _print_version(wanted: bool) -> None:
@@ -30,13 +37,41 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_EVERYWHERE = "Options of every command (before or after its name)"
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
+    url: Annotated[
+        str | None,
+        typer.Option(envvar="ALIGNEZ_URL", help="Server; the local stack's by default.", rich_help_panel=_EVERYWHERE),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(envvar="ALIGNEZ_KEY", help="API key; the local stack's by default.", rich_help_panel=_EVERYWHERE),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Data directory of the local stack; ALIGNEZ_DATA_DIR, else ~/.local/share/alignez by default.",
+            rich_help_panel=_EVERYWHERE,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="For scripts: one JSON document on stdout; progress, and errors as JSON, on stderr.",
+            rich_help_panel=_EVERYWHERE,
+        ),
+    ] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Personalised answers from one frozen language model, without training."""
+    context.obj = Shell(url, key, data_dir, as_json)
 
 
 _LOCAL = "One machine"
@@ -45,13 +80,19 @@ _ROLES = "Single processes (production)"
 
 app.command(rich_help_panel=_LOCAL)(up)
 app.command(rich_help_panel=_LOCAL)(demo)
+app.command(rich_help_panel=_LOCAL)(env)
 app.command(rich_help_panel=_LOCAL)(doctor)
 app.add_typer(models_app, name="models", rich_help_panel=_LOCAL)
 app.command(rich_help_panel=_CLIENT)(chat)
+app.command(rich_help_panel=_CLIENT)(compare)
+profiles_app.add_typer(versions_app)
 app.add_typer(profiles_app, name="profiles", rich_help_panel=_CLIENT)
+app.add_typer(aliases_app, name="aliases", rich_help_panel=_CLIENT)
 app.add_typer(users_app, name="users", rich_help_panel=_CLIENT)
 app.add_typer(jobs_app, name="jobs", rich_help_panel=_CLIENT)
 app.add_typer(keys_app, name="keys", rich_help_panel=_CLIENT)
+app.command(rich_help_panel=_CLIENT)(usage)
+app.command(rich_help_panel=_CLIENT)(audit)
 app.command(rich_help_panel=_ROLES)(migrate)
 app.command(rich_help_panel=_ROLES)(api)
 app.command(rich_help_panel=_ROLES)(worker)

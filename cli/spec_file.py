@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.errors import CliError
+from cli.errors import CliError, usage_error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises: CliError."""
     try:
         content = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CliError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise CliError(f"{path} holds no JSON object")
+        raise CliError(f"{path} holds no JSON object: write the body of `POST /v1/profiles`")
     return content
 
 
@@ -52,7 +52,7 @@ def settings_of(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
-            raise CliError(f"--fit {assignment!r}: write NAME=VALUE, for example --fit method=distill")
+            raise usage_error(f"--fit {assignment!r}: write NAME=VALUE, for example --fit method=distill")
         try:
             value = json.loads(text)
         except ValueError:
@@ -79,10 +79,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _object(path: Path, number: int, line: str, needed: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CliError(f"{path}, line {number}: not JSON: {error}") from None
     known = {*needed, *optional}
     if not isinstance(content, dict) or not set(needed) <= set(content) <= known:
         wanted = ", ".join(needed) + (f" and perhaps {', '.join(optional)}" if optional else "")
         raise CliError(f"{path}, line {number}: an object with {wanted} is needed")
+    for name, value in content.items():
+        if not isinstance(value, str):
+            raise CliError(f"{path}, line {number}: {name} must be text, got {json.dumps(value)}")
     return content

@@ -62,3 +62,10 @@ def _cost(cost: dict[str, Any]) -> list[str]:
             new = cost[arm]["new_tokens"]
             lines.append(f"cost, {label}: {tokens:g} prompt tokens{more}, {spent:.1f} ms with {new} new tokens")
     return lines
+
+
+def shares(targets: dict[str, float]) -> str:
+    """The versions of an alias: `2`, or `1 (90%) / 2 (10%)`."""
+    if len(targets) == 1:
+        return next(iter(targets))
+    return " / ".join(f"{number} ({share:.0%})" for number, share in targets.items())

@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that `profiles.migrate` hands over, or on the settings' database."""
+"""Runs migrations on the connection of `profiles.migrate`, or on the database of the settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sqlalchemy import Connection, create_engine, text
 from profiles.models import Base
 from profiles.settings import DatabaseSettings
 
-#: Any number, the same in every release: one migration at a time, whoever starts it.
+#: Key of the advisory lock under which migrations run one at a time; the same in every release.
 _LOCK = 4_202_611_230
 
 
 def _render(kind: str, value: object, autogen_context: object) -> str | bool:
-    """Vector columns as the migrations write them."""
+    """Vector columns as migrations write them."""
     if kind == "type" and isinstance(value, VECTOR):
         autogen_context.imports.add("from pgvector.sqlalchemy import VECTOR")  # type: ignore[attr-defined]
         return "VECTOR()"
@@ -22,11 +22,11 @@ def _render(kind: str, value: object, autogen_context: object) -> str | bool:
 
 
 def _run(connection: Connection) -> None:
-    # Whoever migrates at this moment may take its time: waiting for one's turn holds nobody up.
+    # No limits while waiting for the advisory lock: another migration may take long, and waiting blocks nobody.
     connection.execute(text("SET statement_timeout = 0"))
     connection.execute(text("SET lock_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
-    # A migration that cannot get its table's lock soon gives up, rather than queue in front of all traffic.
+    # A migration that waits for a table's lock holds up all traffic behind it, so it gives up soon.
     connection.execute(text("SET lock_timeout = '5s'"))
     connection.commit()
     try:
@@ -59,7 +59,7 @@ def _run_online() -> None:
 
 
 def _run_offline() -> None:
-    """`alembic upgrade head --sql`: the script for a database administrator."""
+    """`alembic upgrade head --sql`: a script for database administrators."""
     context.configure(dialect_name="postgresql", target_metadata=Base.metadata, render_item=_render, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()

@@ -224,6 +224,15 @@ class DatabaseUnavailable(ProfilesError):
         self.retry_after_s = retry_after_s
 
 
+class DatabaseFull(DatabaseUnavailable):
+    """Postgres has no disk space left: reads work, writes fail until an operator makes room."""
+
+    code = "database_full"
+
+    def __init__(self) -> None:
+        super().__init__("the database's disk is full: nothing can be stored until its operator makes room", 30)
+
+
 class BrokerUnavailable(ProfilesError):
     """The message broker cannot be reached or did not confirm."""
 

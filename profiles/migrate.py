@@ -1,4 +1,4 @@
-"""Bringing a database to the newest schema, and telling whether it is there."""
+"""Brings a database to the newest schema, and tells whether it is there."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from profiles.settings import DatabaseSettings
 from profiles.uow import database_errors
 
 
-def upgrade(url: str | None = None, revision: str = "head") -> bool:
-    """Applies what is missing; safe to start from several processes at once (they take turns).
+def upgrade(url: str | None = None) -> bool:
+    """Applies the missing migrations. Several processes may call it at once: they take turns.
 
     Args:
-        url: SQLAlchemy URL; None: the settings'.
-    Returns: False when a newer release has migrated the database, so that there is nothing to do: what a rollback of
-        the processes finds.
+        url: SQLAlchemy URL; None: that of the settings.
+    Returns: False when a newer release has migrated the database, as after a rollback of the processes; nothing is
+        done then.
     Raises: DatabaseUnavailable.
     """
     engine = create_engine(url or DatabaseSettings().database_url, connect_args={"connect_timeout": 5})
@@ -32,24 +32,24 @@ def upgrade(url: str | None = None, revision: str = "head") -> bool:
         with database_errors(), engine.connect() as connection:
             if _is_newer(connection):
                 return False
-            command.upgrade(alembic_config(connection), revision)
+            command.upgrade(alembic_config(connection), "head")
             return True
     finally:
         engine.dispose()
 
 
 def serves_this_release(session: Session) -> bool:
-    """Whether this release's code can work on the database: at its own schema, or at a newer release's.
+    """True when the database is at this release's schema or at a newer release's.
 
-    Migrations only add what the release before does not miss (and take away what no release in use reads), so processes
-    of two releases run side by side while one replaces the other, in either direction.
+    A migration keeps the previous release's code working. So processes of two releases run side by side on one
+    database while one release replaces the other, in either direction.
     """
     connection = session.connection()
     return MigrationContext.configure(connection).get_current_heads() == _heads() or _is_newer(connection)
 
 
 def _is_newer(connection: Connection) -> bool:
-    """Whether the database is at a revision that this release does not know."""
+    """True when the database is at a revision that this release does not know."""
     current = MigrationContext.configure(connection).get_current_heads()
     return any(revision not in _known() for revision in current)
 
@@ -75,7 +75,7 @@ def _known() -> frozenset[str]:
 
 
 def _directory() -> Path:
-    """Where the `migrations` package lies; found, not imported, for its `env.py` runs only inside Alembic."""
+    """Path of the `migrations` package. It is not imported, because its `env.py` runs only inside Alembic."""
     spec = importlib.util.find_spec("migrations")
     if spec is None or not spec.submodule_search_locations:
         raise ProfilesError("the package 'migrations' is not installed")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Select
+from sqlalchemy import BigInteger, Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from profiles.errors import InvalidSpec
@@ -44,7 +44,7 @@ def fetch_page(
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidSpec("limit", f"must be between 1 and {MAX_LIMIT}")
     if cursor is not None:
-        last = _decode(cursor, column.type.python_type)
+        last = _decode(cursor, column)
         statement = statement.where(column < last if newest_first else column > last)
     statement = statement.order_by(column.desc() if newest_first else column.asc()).limit(limit + 1)
     rows = list(session.scalars(statement))
@@ -57,12 +57,14 @@ def _encode(value: UUID | int) -> str:
     return base64.urlsafe_b64encode(str(value).encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str, kind: type[Any]) -> Any:
+def _decode(cursor: str, column: InstrumentedAttribute[Any]) -> Any:
+    """The column's value that `_encode` made the cursor from. Raises: InvalidSpec: it made no such cursor."""
     try:
         raw = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
-        value = kind(raw)
+        value = column.type.python_type(raw)
     except (ValueError, binascii.Error) as error:
         raise InvalidSpec("cursor", "is not a cursor of this list") from error
-    if isinstance(value, int) and not 0 <= value < 2**63:
+    bits = 63 if isinstance(column.type, BigInteger) else 31
+    if _encode(value) != cursor or (isinstance(value, int) and not 0 <= value < 2**bits):
         raise InvalidSpec("cursor", "is not a cursor of this list")
     return value

@@ -20,10 +20,6 @@ class JobQueue(Protocol):
         """
         ...
 
-    def ping(self) -> None:
-        """Raises: BrokerUnavailable: the broker does not answer."""
-        ...
-
     def close(self) -> None:
         """Gives connections back. Safe to call twice."""
         ...

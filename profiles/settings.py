@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+_POSTGRES = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
+_BROKERS = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "unix")
+
+S = TypeVar("S", bound=BaseSettings)
 
 
 class DatabaseSettings(BaseSettings):
     """Read once by a process's factory from `ALIGNEZ_*` environment variables."""
 
-    model_config = SettingsConfigDict(env_prefix="ALIGNEZ_", extra="ignore")
+    # The URLs hold passwords, and an error that shows them is logged.
+    model_config = SettingsConfigDict(env_prefix="ALIGNEZ_", extra="ignore", hide_input_in_errors=True)
 
     database_url: str = Field(
         default="postgresql+psycopg://alignez:alignez@127.0.0.1:5432/alignez",
-        description="SQLAlchemy URL of Postgres 16+ with pgvector 0.7+ (driver psycopg).",
+        description="postgresql://… of Postgres 16+ with pgvector 0.7+.",
     )
     broker_url: str = Field(
         default="redis://127.0.0.1:6379/0", description="amqp://… (RabbitMQ) or redis://… or redis+socket://…"
@@ -26,3 +37,42 @@ class DatabaseSettings(BaseSettings):
     max_queued_jobs: int = Field(
         default=100, ge=1, description="Jobs a tenant may have waiting or running, unless its row says otherwise."
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _for_psycopg(cls, url: str) -> str:
+        """The URL as SQLAlchemy needs it; hosting providers hand out `postgres://`, libpq takes `postgresql://`."""
+        wanted = "must be postgresql://user:password@host:5432/database"
+        try:
+            parsed = make_url(url)
+        except (ArgumentError, ValueError):
+            raise ValueError(wanted) from None
+        if parsed.drivername not in _POSTGRES:
+            raise ValueError(f"{wanted}, got the scheme {parsed.drivername!r}")
+        return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, url: str) -> str:
+        try:
+            parsed = urlsplit(url)
+            _ = parsed.port
+        except ValueError:
+            raise ValueError("must be amqp://user:password@host:5672/ or redis://host:6379/0") from None
+        if parsed.scheme not in _BROKERS:
+            raise ValueError(f"must begin with one of {', '.join(_BROKERS)}, got the scheme {parsed.scheme!r}")
+        return url
+
+
+def read_settings(kind: type[S]) -> S:
+    """The settings of a process that starts.
+
+    Raises: SystemExit: one of them is wrong; one line names its environment variable.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        prefix, name = kind.model_config["env_prefix"], str(first["loc"][0])
+        variable = name if name.startswith(prefix) else f"{prefix}{name}".upper()
+        raise SystemExit(f"alignez: {variable}: {first['msg'].removeprefix('Value error, ')}") from None

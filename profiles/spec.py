@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from profiles.errors import InvalidSpec
+from profiles.text import unstorable
 
 NAME_LIMIT = 64
 PHRASE_LIMIT = 200
@@ -20,6 +22,9 @@ ANSWER_LIMIT = 16_000
 TOTAL_LIMIT = 4_000_000
 USER_LIMIT = 200
 
+#: Characters of an end user's id, see `check_end_user`.
+END_USER_PATTERN = r"^[^\x00-\x1f\x7f/]+$"
+
 #: The method of a spec that names none.
 DEFAULT_METHOD = "auto"
 #: K when the caller leaves it open and there are as many fit queries; else all of them.
@@ -27,6 +32,9 @@ DEFAULT_NEIGHBORS = 10
 
 #: No "@", ":" and "#": they separate the parts of `base@profile:alias` and `base@profile#3`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_END_USER = re.compile(END_USER_PATTERN)
+#: Times outside cannot be read in every time zone: a Python datetime has the years 1 to 9999 of its own one.
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 _SPEC_FIELDS = ("persona", "queries", "pairs", "fit")
 
 
@@ -42,8 +50,17 @@ def check_name(field: str, name: str) -> str:
 
 
 def check_end_user(end_user: str) -> str:
-    """An end user's id as the caller knows it. Raises: InvalidSpec: empty, too long, or with a NUL byte."""
-    return check_text("user", end_user, USER_LIMIT)
+    """An end user's id as the caller knows it.
+
+    It must fit into one segment of a path. An encoded slash (%2F) does not: servers and proxies decode it before they
+    split the path, and clients take "." and ".." out.
+
+    Raises: InvalidSpec: blank, too long, or not one segment.
+    """
+    check_text("user", end_user, USER_LIMIT)
+    if end_user in (".", "..") or not _END_USER.fullmatch(end_user):
+        raise InvalidSpec("user", "must not be '.' or '..' nor contain '/' or control characters: it stands in paths")
+    return end_user
 
 
 def check_text(field: str, text: object, limit: int) -> str:
@@ -54,11 +71,19 @@ def check_text(field: str, text: object, limit: int) -> str:
         raise InvalidSpec(field, "must not be empty")
     if len(text) > limit:
         raise InvalidSpec(field, f"has {len(text)} characters, the limit is {limit}")
-    if "\x00" in text:
-        raise InvalidSpec(field, "must not hold NUL bytes")
-    if not _is_unicode(text):
-        raise InvalidSpec(field, "is not valid Unicode (a lone surrogate)")
+    problem = unstorable(text)
+    if problem is not None:
+        raise InvalidSpec(field, problem)
     return text
+
+
+def check_time(field: str, time: datetime) -> datetime:
+    """A moment, in UTC. Raises: InvalidSpec: without a time zone, or one that cannot be read back everywhere."""
+    if time.tzinfo is None:
+        raise InvalidSpec(field, "must have a time zone")
+    if not _EARLIEST <= time < _LATEST:
+        raise InvalidSpec(field, f"must be from {_EARLIEST.date()} to before {_LATEST.date()} (UTC)")
+    return time.astimezone(UTC)
 
 
 def parse_id(ref: str) -> UUID | None:
@@ -201,11 +226,3 @@ def _list(field: str, value: object) -> Sequence[object]:
     if len(value) > QUERIES_LIMIT:
         raise InvalidSpec(field, f"has {len(value)} entries, the limit is {QUERIES_LIMIT}")
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

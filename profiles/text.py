@@ -1,9 +1,20 @@
-"""What a model may say and Postgres or JSON cannot hold."""
+"""Text and numbers that Postgres and JSON can hold."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+
+def unstorable(text: str) -> str | None:
+    """The reason why Postgres does not store this text, to be put after a field's name; None: it does."""
+    if "\x00" in text:
+        return "must not contain NUL bytes"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "must be valid Unicode, without lone surrogates (U+D800 to U+DFFF)"
+    return None
 
 
 def storable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Vectors to and from Postgres in binary, and the in-line sketch of an embedding.
+"""Vectors to and from Postgres in binary form, and the in-line sketch of an embedding.
 
 pgvector's text form of 150 vectors of 4096 numbers takes tens of milliseconds to print and parse; its binary form is
 the float32 numbers themselves behind a 4-byte header, so reading is a view and writing is one copy.
@@ -67,19 +67,6 @@ def encode(vector: Vector) -> bytes:
     return struct.pack(">HH", len(vector), 0) + vector.astype(">f4").tobytes()
 
 
-def decode(raw: bytes) -> Vector:
-    """(D,) float32 from pgvector's binary form."""
-    return np.frombuffer(raw, ">f4", offset=4).astype(np.float32)
-
-
-def decode_many(raw: Sequence[bytes]) -> Vector:
-    """(n, D) float32 from n vectors in binary form, all of one width."""
-    if not raw:
-        return np.empty((0, 0), np.float32)
-    # A view without the headers, then one copy into this machine's byte order.
-    return np.frombuffer(b"".join(raw), ">f4").reshape(len(raw), -1)[:, 1:].astype(np.float32)
-
-
 def to_bytes(table: Vector) -> bytes:
     """Numbers of any shape as little-endian float32, for tables that must come back bit by bit.
 
@@ -99,10 +86,10 @@ def pack(rows: Vector) -> bytes:
     """(L, D) numbers as one `bytea` holds them: per row the largest magnitude as float32, then each number's share of
     it in 32767ths as int16, little-endian.
 
-    For vectors that no SQL compares. Postgres hands a `bytea` out as it lies there, a `vector` number by number, and
-    what a lookup costs is the bytes that it reads (`bench/lookup.py`): two bytes a number halve them. The error is at
-    most 2^-16 of the row's largest number, and no activation is too large. Not float16: numpy turns it into float32
-    twenty times slower.
+    For vectors that no SQL compares. Postgres returns a `bytea` as it is stored, but a `vector` number by number, and
+    the cost of a lookup is the bytes that it reads (`bench.service.lookup`), which two bytes a number halve. The error
+    is at most 2^-16 of the row's largest number, and no activation is too large. float16 is not used, because numpy
+    converts it to float32 twenty times slower.
 
     Raises: ValueError: not finite, or not two-dimensional.
     """
@@ -119,7 +106,7 @@ def pack(rows: Vector) -> bytes:
 def unpack_many(raw: Sequence[bytes], layers: int) -> Vector:
     """(n, L, D) float32 from n packed values of L rows each.
 
-    In memory it is (L, n, D): whoever reads it takes all rows of one layer, then of the next.
+    The memory layout is (L, n, D), because readers take all rows of one layer, then of the next.
     """
     kind = _packed((len(raw[0]) // layers - 4) // 2)
     vectors = np.empty((layers, len(raw), *kind["steps"].shape), np.float32)
@@ -175,7 +162,7 @@ def sketch(embeddings: Vector) -> Vector:
     if width <= SKETCH_SIZE:
         return embeddings
     if len(embeddings) == 1:
-        # Not BLAS: it would start its threads for this one product, and they spin for milliseconds afterwards, in the
-        # way of the search itself (with two cores a request's lookup took four times as long).
+        # Not BLAS: its threads would spin for milliseconds after this one product and slow the search itself down (by
+        # a factor of four on two cores).
         return np.asarray(np.einsum("nd,dk->nk", embeddings, _projection(width)), np.float32)
     return np.asarray(embeddings @ _projection(width), np.float32)

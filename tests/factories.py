@@ -162,7 +162,7 @@ def fitted(content: Content, **changes: Any) -> FittedVersion:
     Args:
         changes: fields of `FittedVersion`, or of its verdict.
     """
-    verdict: dict[str, Any] = {"judge": "self", "quality": "good", "reasons": (), "report": REPORT, "tokens": 100}
+    verdict: dict[str, Any] = {"judge": "self", "quality": "good", "reasons": (), "report": REPORT}
     verdict |= {name: changes.pop(name) for name in (*verdict, "choice") if name in changes}
     lookup = content.lookup
     values: dict[str, Any] = {

@@ -28,9 +28,5 @@ class InMemoryQueue:
         self.published += confirmed
         return confirmed
 
-    def ping(self) -> None:
-        if self.away:
-            raise BrokerUnavailable
-
     def close(self) -> None:
         return None

@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery, signals
 
 from profiles.delivery.celery_queue import broker_configuration
-from profiles.settings import DatabaseSettings
+from profiles.settings import DatabaseSettings, read_settings
 from telemetry.logs import configure_logs
 from worker.child import Child
 from worker.settings import WorkerSettings
@@ -51,8 +51,8 @@ def run_worker(settings: WorkerSettings | None = None, database: DatabaseSetting
 
     A running fit stops at the next batch and its job goes back to the queue at once.
     """
-    settings = settings or WorkerSettings()
-    database = database or DatabaseSettings()
+    settings = settings or read_settings(WorkerSettings)
+    database = database or read_settings(DatabaseSettings)
     configure_logs(settings.log_level, settings.log_format)
     child = Child(settings, database)
     app = make_celery(settings, database, child=child)

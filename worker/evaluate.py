@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -57,11 +57,8 @@ def run_evaluation(job: ClaimedJob, make_judge: JudgeMaker) -> publishing.Verdic
     held_out = _held_out(job, stored.samples, config.held_out_queries)
     verdict, without = judged(make_judge, config, lambda judge: _prove(job, stored, config, held_out, judge))
     if without is not None:
-        verdict = publishing.Verdict(
-            verdict.judge, verdict.quality, verdict.reasons, {**verdict.report, "judge_fallback": without},
-            tokens=verdict.tokens,
-        )  # fmt: skip
-    job.do(lambda uow: publishing.publish_evaluation(uow, job.claim, verdict))
+        verdict = replace(verdict, report={**verdict.report, "judge_fallback": without})
+    job.do_counting(lambda uow: publishing.publish_evaluation(uow, job.claim, verdict))
     return verdict
 
 
@@ -120,7 +117,6 @@ def _prove(
         quality="weak" if reasons else "good",
         reasons=reasons,
         report={**report, "explained": stored.explained},
-        tokens=run.tokens,
     )
 
 

@@ -8,17 +8,6 @@ from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, Ju
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable, ProfilesError
 
 
-class RetryableError(Exception):
-    """Something passing: the job goes back to the queue, a bounded number of times.
-
-    Args: code: stored with the job. message: for its owner.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class HandBack(Exception):
     """The worker shuts down between two batches; the job goes back to the queue at once."""
 
@@ -41,8 +30,6 @@ class Failure:
 
 def failure_of(error: BaseException) -> Failure:
     """The failure that an exception of a job means; one that nobody foresaw is `internal_error` without details."""
-    if isinstance(error, RetryableError):
-        return Failure(error.code, str(error), True)
     if isinstance(error, OutOfMemory | MemoryError):
         # Finished chunks are kept, so the next attempt has less to do; and a neighbour's peak passes.
         advice = "give the worker more memory, or use fewer queries or a smaller chunk_size"

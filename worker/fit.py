@@ -44,7 +44,7 @@ def run_fit(job: ClaimedJob, make_judge: JudgeMaker) -> FittedProfile:
         fitted = replace(fitted, report={**fitted.report, "judge_fallback": without})
     _store(job, fitted)
     version = _version(job, fitted)
-    job.do(lambda uow: publishing.publish(uow, job.claim, version))
+    job.do_counting(lambda uow: publishing.publish(uow, job.claim, version))
     return fitted
 
 
@@ -115,7 +115,6 @@ def _version(job: ClaimedJob, fitted: FittedProfile) -> publishing.FittedVersion
             reasons=fitted.quality_reasons,
             report=fitted.report,
             choice=fitted.choice,
-            tokens=int(fitted.diagnostics["last_attempt"]["tokens_generated"]),
         ),
         embedding_layer=embedding_layer(job.loaded.facts.n_layers) if encodes else None,
         dropped=fitted.dropped,

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from alignez_core.engines.base import Engine
+import structlog
+
 from alignez_core.fit_run import OWN_QUERIES, FitEvent, TextChunk
 from profiles.errors import DatabaseUnavailable
 from profiles.fitting import claims as jobs
@@ -17,6 +18,9 @@ from profiles.uow import SessionFactory, UnitOfWork
 from worker.engine import LoadedEngine
 from worker.failures import HandBack, TimeLimitExceeded
 from worker.lease import HeldLease
+from worker.traced_engine import TracedEngine
+
+log = structlog.get_logger("worker")
 
 T = TypeVar("T")
 
@@ -40,14 +44,14 @@ class ClaimedJob:
     """What fits and evaluations share.
 
     Args:
-        engine: of `loaded`, as the job is to use it. stopping: whether the process is shutting down.
+        engine: of `loaded`, for this job alone. stopping: whether the process is shutting down.
     """
 
     def __init__(
         self,
         sessions: SessionFactory,
         loaded: LoadedEngine,
-        engine: Engine,
+        engine: TracedEngine,
         options: JobOptions,
         claim: jobs.Claim,
         lease: HeldLease,
@@ -61,6 +65,7 @@ class ClaimedJob:
         self._lease = lease
         self._stopping = stopping
         self._deadline = time.monotonic() + options.time_limit_s
+        self._counted = 0
 
     def check(self) -> None:
         """Raises: LeaseLost, JobCancelled, HandBack, TimeLimitExceeded."""
@@ -73,6 +78,27 @@ class ClaimedJob:
     def do(self, act: Callable[[UnitOfWork], T]) -> T:
         """`act` in a transaction of its own, as `patiently` does it, for as long as the lease is held."""
         return patiently(self._sessions, self.options.database_patience_s, act, self._lease.check)
+
+    def do_counting(self, act: Callable[[UnitOfWork], T]) -> T:
+        """`do`, which adds to the usage what the engine has generated since the last call, in the same transaction."""
+        generated = self.engine.generated
+
+        def both(uow: UnitOfWork) -> T:
+            jobs.count_tokens(uow, self.claim, generated - self._counted)
+            return act(uow)
+
+        result = self.do(both)
+        self._counted = generated
+        return result
+
+    def count_rest(self) -> None:
+        """Adds to the usage what no transaction has counted, whoever owns the job by now. Tried once."""
+        rest = self.engine.generated - self._counted
+        try:
+            with UnitOfWork.open(self._sessions) as uow:
+                jobs.count_tokens(uow, self.claim, rest)
+        except DatabaseUnavailable as error:
+            log.warning("usage_lost", fit_tokens=rest, reason=str(error))
 
     def bind_model(self) -> None:
         """Ties the version to the engine's model. Raises: ModelConflict: it belongs to another one."""
@@ -116,7 +142,7 @@ class ClaimedJob:
 
         def on_event(event: FitEvent) -> None:
             self.check()
-            self.do(lambda uow: record(uow, event))
+            self.do_counting(lambda uow: record(uow, event))
 
         return on_event
 

@@ -11,7 +11,7 @@ from opentelemetry.trace import Tracer
 
 from profiles.delivery.celery_queue import CeleryQueue
 from profiles.delivery.outbox import Relay, RelayObserver, RelayOptions
-from profiles.settings import DatabaseSettings
+from profiles.settings import DatabaseSettings, read_settings
 from profiles.uow import make_session_factory
 from telemetry.logs import configure_logs
 from telemetry.metrics_server import MetricsServer
@@ -44,11 +44,12 @@ def main(
     Args:
         on_ready: called once signals end it cleanly, before it begins.
     """
-    settings = settings or WorkerSettings()
+    settings = settings or read_settings(WorkerSettings)
+    database = database or read_settings(DatabaseSettings)
     configure_logs(settings.log_level, settings.log_format)
     metrics = RelayMetrics()
     tracing = start_tracing("relay")
-    relay = make_relay(settings, database or DatabaseSettings(), metrics, tracing.tracer)
+    relay = make_relay(settings, database, metrics, tracing.tracer)
 
     def stop(number: int, frame: FrameType | None) -> None:
         relay.stop()

@@ -64,9 +64,13 @@ class JobRunner:
         self._make_judge = make_judge
 
     def run(self, job_id: UUID) -> str:
-        """Does the job if it is there to be done; returns how it went, in one word, for the log.
+        """Does the job whose turn it is; returns how it went, in one word, for the log.
 
-        "skipped": finished, running elsewhere or not due. "succeeded", "cancelled", "failed", "retry", "handed_back".
+        Args:
+            job_id: of the message, which is only a hint that there is something to do. The broker's order is that of
+                asking, and one tenant's many jobs must not hold up another's few.
+
+        "skipped": no job is due. "succeeded", "cancelled", "failed", "retry", "handed_back".
         "lost": another attempt owns it. Never raises for anything that a job can do wrong.
 
         Raises: DatabaseUnavailable: before the claim; the job stays queued.
@@ -74,11 +78,12 @@ class JobRunner:
         if self._stopping():
             return "skipped"
         with UnitOfWork.open(self._sessions) as uow:
-            claim = jobs.claim(uow, job_id, self._options.worker, self._options.lease_s)
+            claim = jobs.claim_next(uow, self._options.worker, self._options.lease_s)
         if claim is None:
+            log.debug("nothing_to_do", message=str(job_id))
             return "skipped"
         ids: dict[str, str | int] = {
-            "job_id": str(job_id),
+            "job_id": str(claim.job_id),
             "request_id": claim.origin.request_id or "",
             "attempt": claim.attempt,
         }
@@ -113,9 +118,17 @@ class JobRunner:
         return outcome
 
     def _run_claimed(self, claim: jobs.Claim, lease: HeldLease) -> str:
+        engine = TracedEngine(self._loaded.engine, self._tracer)
+        job = ClaimedJob(self._sessions, self._loaded, engine, self._options, claim, lease, self._stopping)
         try:
-            engine = TracedEngine(self._loaded.engine, self._tracer)
-            self._work(ClaimedJob(self._sessions, self._loaded, engine, self._options, claim, lease, self._stopping))
+            return self._outcome(claim, job)
+        finally:
+            self._metrics.tokens.inc(engine.generated)
+            job.count_rest()
+
+    def _outcome(self, claim: jobs.Claim, job: ClaimedJob) -> str:
+        try:
+            self._work(job)
             return "succeeded"
         except LeaseLost:
             raise
@@ -143,16 +156,14 @@ class JobRunner:
     def _work(self, job: ClaimedJob) -> None:
         began = time.monotonic()
         if job.claim.kind is JobKind.EVALUATE:
-            verdict = run_evaluation(job, self._make_judge)
+            run_evaluation(job, self._make_judge)
             self._metrics.evaluation_seconds.observe(time.monotonic() - began)
-            self._metrics.tokens.inc(verdict.tokens)
             return
         self._count(run_fit(job, self._make_judge), time.monotonic() - began)
 
     def _count(self, fitted: FittedProfile, seconds: float) -> None:
         last = fitted.diagnostics["last_attempt"]
         self._metrics.seconds.observe(seconds)
-        self._metrics.tokens.inc(last["tokens_generated"])
         self._metrics.quality.labels(fitted.quality).inc()
         for stage, took in last["seconds"].items():
             self._metrics.stage_seconds.labels(stage).observe(took)

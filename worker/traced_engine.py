@@ -1,4 +1,4 @@
-"""The engine as a traced fit sees it: every batch that it works off is a span."""
+"""The engine as a job sees it: every batch that it works off is a span, and generated tokens are counted."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class TracedEngine:
     """An `Engine` that passes everything on, with a span around what takes time.
 
+    `generated` counts the tokens of all batches, also of those whose texts a failed attempt did not keep.
+
     Args:
         tracer: spans become children of whatever span is current in the calling thread.
     """
@@ -34,6 +36,7 @@ class TracedEngine:
     def __init__(self, engine: Engine, tracer: Tracer) -> None:
         self._engine = engine
         self._tracer = tracer
+        self.generated = 0
 
     @property
     def info(self) -> EngineInfo:
@@ -49,8 +52,10 @@ class TracedEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         with self._tracer.start_as_current_span("engine generate", attributes={"alignez.rows": len(requests)}) as span:
             made = self._engine.generate(requests)
+            tokens = sum(len(each.token_ids) for each in made)
+            self.generated += tokens
             span.set_attribute("gen_ai.usage.input_tokens", sum(each.prompt_tokens for each in made))
-            span.set_attribute("gen_ai.usage.output_tokens", sum(len(each.token_ids) for each in made))
+            span.set_attribute("gen_ai.usage.output_tokens", tokens)
             return made
 
     def stream(self, request: GenerationRequest) -> TokenStream:

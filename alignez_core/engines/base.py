@@ -109,12 +109,19 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Log-probability (nats, of the untempered model distribution) of one chosen token and its alternatives."""
+    """Log-probability (nats, of the untempered model distribution) of one token, and of its alternatives.
+
+    Args:
+        raw: the token's bytes, which for a part of a character are no text. Those of an answer's tokens joined are its
+            text in UTF-8; the token that ended it is not part of the text. Empty for a special token.
+        top: the most likely first; they have no alternatives of their own.
+    """
 
     token_id: int
     token: str
     logprob: float
-    top: tuple[tuple[int, str, float], ...] = ()  #: (token id, text, logprob), most likely first
+    raw: bytes
+    top: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

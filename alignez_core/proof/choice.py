@@ -27,7 +27,6 @@ from alignez_core.proof.arms import (
     with_room,
 )
 from alignez_core.proof.bounds import MAX_COHERENCE, MAX_REPETITION
-from alignez_core.proof.measures import mean
 from alignez_core.spec.samples import Sample
 
 #: Candidates that reach the second round, and queries asked in each situation there.
@@ -60,7 +59,7 @@ class _Standing:
     """A candidate's results so far."""
 
     candidate: Candidate
-    nets: list[float]  #: over the prompt, one per trial
+    nets: list[tuple[float, int]]  #: net win over the prompt and number of queries, one per trial
     strain: float = 0.0  #: share of its bounds that it uses, the largest of its trials
     coherence: float = -math.inf  #: nats per token beyond the prompted answers, the largest of its trials
 
@@ -70,9 +69,14 @@ class _Standing:
         return self.strain <= 1
 
     @property
+    def net(self) -> float:
+        """Net win over the prompt, mean over queries: a situation of three does not outvote eight plain ones."""
+        return sum(net * n for net, n in self.nets) / max(1, sum(n for _, n in self.nets))
+
+    @property
     def rank(self) -> tuple[bool, float, bool, float]:
         """Sort key, best first: within the bounds (else the least strain), well within them, then net win."""
-        return not self.within, 0.0 if self.within else self.strain, self.strain > _COMFORT, -mean(self.nets)
+        return not self.within, 0.0 if self.within else self.strain, self.strain > _COMFORT, -self.net
 
 
 def choose(
@@ -107,7 +111,7 @@ def choose(
         _round(arena, finalists, second, plan_of, trace)
         finalists.sort(key=lambda s: s.rank)
     best = finalists[0]
-    lead = mean(best.nets)
+    lead = best.net
     if prompt is not None and not best.within:
         return Choice(prompt, f"no edit stays within the bounds (best: {best.candidate.name})", tuple(trace))
     if prompt is not None and -lead > prompt_margin:
@@ -127,7 +131,7 @@ def _finalists(standings: Sequence[_Standing]) -> list[_Standing]:
         standings: best first.
     """
     best, *others = standings
-    near = [s for s in others if s.within and mean(s.nets) >= min(mean(best.nets) / 2, mean(best.nets) - 0.1)]
+    near = [s for s in others if s.within and s.net >= min(best.net / 2, best.net - 0.1)]
     gentle = sorted(near or others, key=lambda s: s.coherence)
     # Not only the very gentlest: one from the middle, too.
     chosen = [gentle[i] for i in sorted({0, len(gentle) // 2})] if gentle else []
@@ -150,7 +154,7 @@ def _round(
             found = arena.measure(trial, answers)
             over_prompt = arena.compare(trial, answers, texts[PROMPT, where])
             over_bare = arena.compare(trial, answers, texts[BARE, where])
-            standing.nets.append(over_prompt.net)
+            standing.nets.append((over_prompt.net, found.n))
             used = strain(found, base, alone=where == ALONE.name)
             standing.strain = max(standing.strain, used)
             standing.coherence = max(standing.coherence, base[PROMPT].logprob - found.logprob)

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from api.deps import AdminDep, ServicesDep, UowDep
-from api.http.fields import Body, Cursor, IdPath, PageLimit, ShortText
+from api.deps import AdminDep, KeyedRoute, ServicesDep, UowDep
+from api.http.fields import Body, Cursor, IdPath, Moment, PageLimit, ShortText
 from api.http.idempotency import IdempotencyHeader, once
 from api.http.paging import Listed
 from api.profiles.routes import read_profiles
@@ -31,7 +31,7 @@ from profiles.service import (
 )
 from profiles.spec import parse_id
 
-router = APIRouter(prefix="/admin", tags=["admin"])
+router = APIRouter(prefix="/admin", tags=["admin"], route_class=KeyedRoute)
 
 TenantQuery = Annotated[UUID | None, Query(description="your own when left out")]
 
@@ -63,7 +63,7 @@ class KeyCreate(Body):
     name: Annotated[ShortText, Field(max_length=100)]
     role: Literal["admin", "member"] = "member"
     tenant_id: UUID | None = Field(None, description="your own when left out")
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
 
 
 class KeyRead(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from api.metrics import Metrics
 if TYPE_CHECKING:
     from alignez_core.engines.base import StreamChunk, TokenLogprob
 
+_UTF_8 = codecs.getincrementaldecoder("utf-8")
+
 
 @dataclass
 class Answer:
@@ -25,8 +28,9 @@ class Answer:
     finish_reason: str | None = None
     parts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    #: Characters of text before the logprobs that are reported next (`text_offset` of completions).
-    offset: int = 0
+    #: Of the tokens whose log-probabilities have been reported (`text_offset` of completions).
+    characters: int = 0
+    _decoder: codecs.IncrementalDecoder = field(default_factory=lambda: _UTF_8("replace"))
 
     def add(self, chunk: StreamChunk) -> None:
         """Counts a chunk in."""
@@ -43,9 +47,13 @@ class Answer:
         taken, self.logprobs = self.logprobs, []
         if chat:
             return chat_logprobs(taken)
-        shown = completion_logprobs(taken, self.offset)
-        self.offset += sum(len(entry.token) for entry in taken)
-        return shown
+        return completion_logprobs(taken, [self._pass(entry.raw) for entry in taken])
+
+    def _pass(self, raw: bytes) -> int:
+        """The characters before a token, which then is counted too; a character counts with its last byte."""
+        before = self.characters
+        self.characters += len(self._decoder.decode(raw))
+        return before
 
 
 @dataclass
@@ -56,7 +64,7 @@ class Timing:
     started: float
     span: Span = INVALID_SPAN  #: of the engine's work on the response
     first: float | None = None
-    queued_s: float | None = None  #: the longest of the rows
+    queued_s: float | None = None  #: the longest of the choices
     _open: bool = True
 
     def begin(self, span: Span) -> None:
@@ -74,7 +82,7 @@ class Timing:
             self.span.add_event("first_token")
 
     def queued(self, seconds: float) -> None:
-        """A row had waited so long when it was let into the engine's batch."""
+        """Records how long a choice waited to be let into the engine's batch."""
         self.metrics.queue_seconds.observe(seconds)
         self.queued_s = max(seconds, self.queued_s or 0.0)
 
@@ -147,32 +155,38 @@ def chat_logprobs(entries: list[TokenLogprob]) -> dict[str, Any]:
     """OpenAI's chat form."""
     return {
         "content": [
-            {
-                **_chat_token(entry.token, entry.logprob),
-                "top_logprobs": [_chat_token(token, logprob) for _, token, logprob in entry.top],
-            }
-            for entry in entries
+            {**_chat_token(entry), "top_logprobs": [_chat_token(other) for other in entry.top]} for entry in entries
         ],
         "refusal": None,
     }
 
 
-def completion_logprobs(entries: list[TokenLogprob], offset: int) -> dict[str, Any]:
-    """OpenAI's older form of text completions."""
-    offsets = []
-    for entry in entries:
-        offsets.append(offset)
-        offset += len(entry.token)
+def completion_logprobs(entries: list[TokenLogprob], offsets: list[int]) -> dict[str, Any]:
+    """OpenAI's older form of text completions.
+
+    Args:
+        offsets: per token, the characters of text before it.
+    """
     return {
-        "tokens": [entry.token for entry in entries],
+        "tokens": [_label(entry) for entry in entries],
         "token_logprobs": [_finite(entry.logprob) for entry in entries],
-        "top_logprobs": [{token: _finite(logprob) for _, token, logprob in entry.top} for entry in entries],
+        # The chosen token is always there, so a sampled one may come beside as many as were asked for.
+        "top_logprobs": [{_label(other): _finite(other.logprob) for other in (*entry.top, entry)} for entry in entries],
         "text_offset": offsets,
     }
 
 
-def _chat_token(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": _finite(logprob), "bytes": list(token.encode("utf-8", "replace"))}
+def _chat_token(entry: TokenLogprob) -> dict[str, Any]:
+    return {"token": entry.token, "logprob": _finite(entry.logprob), "bytes": list(entry.raw) or None}
+
+
+def _label(entry: TokenLogprob) -> str:
+    """A token as text, or as OpenAI's older form writes bytes that are no text: `bytes:\\xf0\\x9f`."""
+    try:
+        entry.raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in entry.raw)
+    return entry.token
 
 
 def _finite(logprob: float) -> float:

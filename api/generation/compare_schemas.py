@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from api.generation.parameters import DESCRIPTIVE, UNSUPPORTED, KnownFields, OffValues
 from api.generation.protocol import MAX_MESSAGES, ChatMessage, ProfileChoice, StopText
-from api.http.fields import MAX_BIGINT, Body, QueryText
+from api.http.fields import MAX_BIGINT, QueryText, Text, field_error
 
 
 class Compared(ProfileChoice):
     """One column: a profile, and what to call the column."""
 
     label: (
-        Annotated[str, Field(max_length=100, description="the column's name; the profile's when left out")] | None
+        Annotated[Text, Field(max_length=100, description="the column's name; the profile's when left out")] | None
     ) = None
 
 
-class CompareRequest(Body):
+class CompareRequest(KnownFields):
     """Body of `POST /v1/compare`."""
+
+    unsupported: ClassVar[OffValues] = {
+        **UNSUPPORTED,
+        "ignore_eos": (None, False),
+        "logprobs": (None, False),
+        "n": (None, 1),
+        "stop_token_ids": (None, []),
+        "top_k": (None, 0, -1),
+        "top_logprobs": (None, 0),
+    }
+    descriptive: ClassVar[frozenset[str]] = DESCRIPTIVE
 
     prompt: QueryText | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
@@ -35,7 +47,7 @@ class CompareRequest(Body):
     @model_validator(mode="after")
     def _one_input(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give prompt or messages, one of them")
+            raise field_error("prompt", "give prompt or messages, one of them")
         return self
 
 

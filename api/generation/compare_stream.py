@@ -34,7 +34,8 @@ async def comparison(generation: Generation, names: Sequence[str], seed: int) ->
 
 
 async def compare_events(generation: Generation, names: Sequence[str], seed: int) -> AsyncIterator[bytes]:
-    """Columns as they grow; blocks of server-sent events."""
+    """Columns as they grow; blocks of server-sent events. Raises: as `Generation.open`, before the first block."""
+    await generation.open()
     columns = [{"index": i, "name": name} for i, name in enumerate(names)]
     heads = [f'event: token\ndata: {dumps(column)[:-1]},"text":' for column in columns]
     try:
@@ -60,4 +61,4 @@ async def compare_events(generation: Generation, names: Sequence[str], seed: int
                 yield "".join(out).encode("ascii")
         yield event({"prompt_tokens": generation.answers[0].prompt_tokens}, name="end")
     finally:
-        generation.abandon()
+        generation.end()

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 
 class Applied(BaseModel):
-    """What was applied to the answer; all null for the bare base model, but for `profile` and `reason` where an end
+    """The personalisation of an answer; all null for the bare base model, but for `profile` and `reason` where an end
     user's profile has no default version."""
 
     profile: str | None

@@ -19,6 +19,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.concurrency import run_in_threadpool
 
 from alignez_core.prompts import Prefix
+from api.generation.blame import CHOICE, blaming
 from api.generation.plans import Loaded, Recent, edit_ratio, load_plans, loaded_bytes, plan_bytes
 from api.generation.queries import SharedPasses
 from api.generation.selection import Selection
@@ -49,7 +50,9 @@ log = structlog.get_logger("api")
 
 @dataclass(frozen=True)
 class Query:
-    """What a request is looked up with. Both are kept, because encoders beside the language model read text only.
+    """The text or token ids that a request is looked up with.
+
+    Both are kept, because encoders beside the language model read text only.
 
     Args:
         text: a chat's last question, or a text completion's prompt; None when the prompt came as token ids.
@@ -61,13 +64,13 @@ class Query:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to look up."""
+        """True if there is nothing to look up."""
         return not (self.text if self.ids is None else self.ids)
 
 
 @dataclass(frozen=True)
 class Personalisation:
-    """What is applied to one answer, and what its reply says of it.
+    """The edit and prefix of one answer, and the report on them in its reply.
 
     `edit_ratio` is how far the edit moves the model at the query's last token: ‖y − x‖ / ‖x‖, mean over the edited
     layers, x the MLP output for the bare, wrapped query. It needs a forward pass that only sample-conditional requests
@@ -110,10 +113,14 @@ BARE = Personalisation()
 async def personal_of(
     personaliser: Personaliser, caller: Caller, selection: Selection, query: Query
 ) -> Personalisation:
-    """The personalisation of a selection; the bare model costs nothing, anything else goes to a thread."""
+    """The personalisation of a selection; the bare model costs nothing, anything else goes to a thread.
+
+    Raises: as `Personaliser.personalise`; errors about the choice name the field that made it.
+    """
     if selection.is_bare:
         return BARE
-    return await run_in_threadpool(personaliser.personalise, caller, selection, query)
+    with blaming(selection.param, CHOICE):
+        return await run_in_threadpool(personaliser.personalise, caller, selection, query)
 
 
 class _Encoder:
@@ -210,7 +217,7 @@ class Personaliser:
             try:
                 return self._conditional(said, picked.version_id, loaded, dose, query)
             except DegenerateEmbeddings as error:
-                # These few neighbours define no direction; all rows together did, when the version was made.
+                # These few neighbours define no direction; all fit queries together did, when the version was made.
                 log.warning("conditional_fallback", version=str(picked.version_id), reason=str(error))
         return replace(said, kind="global", plan=self._dose(picked.version_id, loaded, 0, dose))
 

@@ -1,4 +1,4 @@
-"""What serving keeps of a version: its edits and prefix in the core's types, and their doses."""
+"""A version as serving keeps it: its edits and prefix in the core's types, and their doses."""
 
 from __future__ import annotations
 

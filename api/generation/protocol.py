@@ -1,52 +1,30 @@
 """OpenAI's wire shapes, as far as this service has a meaning for them.
 
-A field of OpenAI's that only describes (metadata, store, …) is passed over. One that would change the answer and that
-the engine cannot honour (tools, JSON mode, penalties) is refused by name: an answer that silently ignored it would be
-wrong. Requests are parsed with pydantic; replies are plain dictionaries (`chat/sse.py`), because a validated model per
-token would cost more than the token.
+Requests are parsed with pydantic. Replies are plain dictionaries (`run.py`), because a validated model per token would
+cost more than the token.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from api.http.errors import ApiError
-from api.http.fields import MAX_BIGINT, MAX_ID, MAX_INTEGER, Text
-from profiles.spec import NAME_LIMIT, USER_LIMIT
+from api.generation.parameters import DESCRIPTIVE, UNSUPPORTED, KnownFields, OffValues
+from api.http.fields import MAX_BIGINT, MAX_ID, MAX_INTEGER, OptionalEndUser, Text, field_error
+from profiles.spec import NAME_LIMIT
 
 MAX_STOPS = 16
 MAX_STOP_IDS = 128
 MAX_MESSAGES = 2000
 MAX_MODEL_NAME = 400
 
-#: Fields that change an answer and that no engine here honours, with the values that mean "off".
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "tools": (None, []),
-    "functions": (None, []),
-    "function_call": (None, "none"),
-    "tool_choice": (None, "none", "auto"),
-    "logit_bias": (None, {}),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "web_search_options": (None,),
-    "suffix": (None, ""),
-    "echo": (None, False),
-    "best_of": (None, 1),
-}
-
 StopText = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
-class ProfileChoice(BaseModel):
-    """Whose behaviour the answer takes on; `alias` and `version` exclude each other."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+class ProfileChoice(KnownFields):
+    """The profile that an answer is personalised with; `alias` and `version` exclude each other."""
 
     name: Annotated[Text, Field(min_length=1, max_length=MAX_ID, description="the profile's name or id")]
     alias: Annotated[Text, Field(min_length=1, max_length=NAME_LIMIT)] | None = None
@@ -56,12 +34,14 @@ class ProfileChoice(BaseModel):
     @model_validator(mode="after")
     def _one_pointer(self) -> Self:
         if self.alias is not None and self.version is not None:
-            raise ValueError("give alias or version, not both")
+            raise field_error("version", "give alias or version, not both")
         return self
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(KnownFields):
     """`include_usage`: one more chunk before the end, with the token counts."""
+
+    unsupported: ClassVar[OffValues] = {"continuous_usage_stats": (None, False), "include_obfuscation": (None, False)}
 
     include_usage: bool = False
 
@@ -73,10 +53,12 @@ _MODEL_S_OWN = "the value of the model's generation_config.json"
 BASE = "base"
 
 
-class SamplingFields(BaseModel):
-    """What chat and text completions share."""
+class SamplingFields(KnownFields):
+    """Fields that chat and text completions share."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
+    unsupported: ClassVar[OffValues] = UNSUPPORTED
+    descriptive: ClassVar[frozenset[str]] = DESCRIPTIVE
 
     model: Annotated[
         Text,
@@ -110,18 +92,16 @@ class SamplingFields(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[
-        Text, Field(max_length=USER_LIMIT, description="an end user; the answer takes their assigned profile")
-    ] | (None) = None
+        OptionalEndUser,
+        Field(description="an end user, as in `/v1/users/{user}`; the answer takes their assigned profile"),
+    ] = None
     ignore_eos: bool | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _refuse_unsupported(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name, neutral in _UNSUPPORTED.items():
-                if name in values and not any(_same(values[name], off) for off in neutral):
-                    raise ApiError(400, "unsupported_parameter", f"{name} is not supported here", param=name)
-        return values
+    def is_off(cls, name: str, values: Mapping[str, Any]) -> bool:
+        """Tools that must not be called change nothing."""
+        choice = {"tools": "tool_choice", "functions": "function_call"}.get(name)
+        return (choice is not None and values.get(choice) == "none") or super().is_off(name, values)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -132,7 +112,7 @@ class SamplingFields(BaseModel):
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
+        """True if a stream ends with a chunk that holds the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
@@ -143,15 +123,40 @@ class TextPart(BaseModel):
     text: Text
 
 
-class ChatMessage(BaseModel):
-    """One turn."""
+class ChatMessage(KnownFields):
+    """One turn. An assistant's may have no content, as one that only called tools has."""
+
+    unsupported: ClassVar[OffValues] = {
+        "annotations": (None, []),
+        "audio": (None,),
+        "function_call": (None,),
+        "reasoning": (None, ""),
+        "reasoning_content": (None, ""),
+        "refusal": (None, ""),
+        "tool_call_id": (None,),
+        "tool_calls": (None, []),
+    }
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)] | None = None
+    name: Annotated[
+        Text,
+        Field(
+            max_length=256, description="the participant's name; passed over, for chat templates have no place for it"
+        ),
+    ] | (None) = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise field_error("content", f"a {self.role} message needs a text, or a list of text parts")
+        return self
 
     @property
     def text(self) -> str:
         """The content as one string."""
+        if self.content is None:
+            return ""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
@@ -166,7 +171,7 @@ class ChatRequest(SamplingFields):
     @model_validator(mode="after")
     def _logprobs_agree(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise field_error("top_logprobs", "needs logprobs: true")
         return self
 
     @property
@@ -179,17 +184,18 @@ class ChatRequest(SamplingFields):
         """Alternatives to report beside each token; None reports no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    @property
-    def query(self) -> str | None:
-        """What the user asked last: the text that a sample-conditional edit is looked up with."""
-        return next((message.text for message in reversed(self.messages) if message.role == "user"), None)
 
-    def turns(self) -> list[dict[str, str]]:
-        """The conversation as a `PromptFormat` takes it; "developer" is OpenAI's newer word for "system"."""
-        return [
-            {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-            for message in self.messages
-        ]
+def turns_of(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """The conversation as a `PromptFormat` takes it; "developer" is OpenAI's newer word for "system"."""
+    return [
+        {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+        for message in messages
+    ]
+
+
+def last_question(messages: Sequence[ChatMessage]) -> str:
+    """The last user message: what a sample-conditional edit is looked up with; empty where there is none."""
+    return next((message.text for message in reversed(messages) if message.role == "user"), "")
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=1_000_000)]
@@ -210,7 +216,3 @@ class CompletionRequest(SamplingFields):
         if isinstance(self.prompt[0], int):
             return [[int(token) for token in self.prompt if isinstance(token, int)]]
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
-
-
-def _same(value: object, off: object) -> bool:
-    return value == off and isinstance(value, bool) == isinstance(off, bool)

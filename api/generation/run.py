@@ -1,4 +1,4 @@
-"""From a parsed request to an answer: rows for the engine, then one JSON reply or a stream of events.
+"""From a parsed request to an answer: requests to the engine, then one JSON reply or a stream of events.
 
 Nothing here knows which engine runs or where profiles are stored; a request's edit arrives ready made.
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from opentelemetry.trace import NoOpTracer, Span, Tracer
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.generation.answers import Answer, Timing, usage, usage_by_profile
-from api.generation.personalise import BARE, Personalisation
-from api.generation.protocol import ChatRequest, SamplingFields
+from api.generation.blame import LENGTH, blaming
+from api.generation.personalise import Personalisation
+from api.generation.prompts import Prompts
+from api.generation.protocol import SamplingFields
 from api.generation.streams import batches
 from api.http.errors import ApiError, openai_body, problem_of
 from api.http.pace import Pace
@@ -29,31 +30,31 @@ from api.usage import UsageMeter
 
 if TYPE_CHECKING:
     from alignez_core.engines.base import Engine, GenerationRequest, StreamChunk, TokenStream
-    from alignez_core.prompts import Message
 
 _SEED_MASK = 2**63 - 1
-#: Beyond this many characters tokenising could hold the event loop up noticeably.
-_TOKENISE_INLINE = 8000
 COMPLETION_TOKENS = 16  #: OpenAI's default length of a text completion
 
 
 @dataclass(frozen=True)
 class Served:
-    """What serving needs of the process."""
+    """The parts of the process that answers are made with."""
 
     engine: Engine
+    prompts: Prompts
     metrics: Metrics
     pace: Pace
     usage: UsageMeter
     default_max_tokens: int
+    #: A stream that has nothing to send for so long sends a comment.
+    heartbeat_s: float
     tracer: Tracer = field(default_factory=NoOpTracer)
-    #: What the engine may hold for all rows; an answer of open length is not asked to be longer.
+    #: Tokens that the engine may hold for all requests; an answer of open length is not asked to be longer.
     max_cache_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a kind of reply is named."""
+    """Names in one kind of reply: chat or text completion."""
 
     chat: bool
     id_prefix: str
@@ -65,78 +66,7 @@ CHAT = Shape(True, "chatcmpl-", "chat.completion", "chat.completion.chunk")
 TEXT = Shape(False, "cmpl-", "text_completion", "text_completion")
 
 
-async def render_chat(
-    engine: Engine, body: ChatRequest, personal: Personalisation = BARE
-) -> tuple[list[int], Personalisation]:
-    """Token ids of the conversation, answer cue included, after the profile's prefix.
-
-    Returns: the ids, and the personalisation that knows how many of them its prefix costs.
-    Raises: ApiError: the model's chat template refuses the order of the roles.
-    """
-    turns = body.turns()
-    bare = await _rendered(engine, turns)
-    if personal.prefix is None:
-        return bare, personal
-    ids = await _rendered(engine, personal.prefix.apply(turns))
-    return ids, replace(personal, prefix_tokens=max(0, len(ids) - len(bare)))
-
-
-async def _rendered(engine: Engine, turns: Sequence[Message]) -> list[int]:
-    if sum(len(turn["content"]) for turn in turns) < _TOKENISE_INLINE:
-        return _render(engine, turns)
-    return await run_in_threadpool(_render, engine, turns)
-
-
-def _render(engine: Engine, turns: Sequence[Message]) -> list[int]:
-    try:
-        text = engine.prompt_format.render(turns)
-    except Exception as error:  # templates are the model's own code and raise what they like
-        raise ApiError(
-            400, "invalid_messages", f"the model's chat template refuses these messages: {str(error)[:200]}",
-            param="messages",
-        ) from error  # fmt: skip
-    return engine.tokenize(text)
-
-
-async def prefixed(
-    engine: Engine, prompt: str | list[int], ids: list[int], personal: Personalisation
-) -> tuple[list[int], Personalisation]:
-    """A text completion's prompt after the profile's prefix, as `render_chat` has a conversation's.
-
-    Raises: ApiError: a model that takes prefixes in chat turns only.
-    """
-    if personal.prefix is None:
-        return ids, personal
-    form = engine.prompt_format
-    if form.name == "chat":
-        raise ApiError(
-            400, "prefix_needs_chat", f"profile {personal.profile!r} puts a text before conversations, which this "
-            "model reads in chat turns only; use /v1/chat/completions", param="model",
-        )  # fmt: skip
-    opening = form.render(personal.prefix.apply([{"role": "user", "content": ""}])).removesuffix(form.wrap(""))
-    if isinstance(prompt, str):
-        whole = await tokenise(engine, opening + prompt)
-    else:
-        whole = [*await tokenise(engine, opening), *ids]
-    return whole, replace(personal, prefix_tokens=max(0, len(whole) - len(ids)))
-
-
-async def tokenise(engine: Engine, prompt: str | list[int]) -> list[int]:
-    """Token ids of a text completion's prompt; ids are checked against the vocabulary.
-
-    Raises: ApiError: an id outside it.
-    """
-    if isinstance(prompt, str):
-        if len(prompt) < _TOKENISE_INLINE:
-            return engine.tokenize(prompt)
-        return await run_in_threadpool(engine.tokenize, prompt)
-    size = engine.info.vocab_size
-    if max(prompt) >= size:
-        raise ApiError(400, "invalid_prompt", f"token {max(prompt)} is not below {size}", param="prompt")
-    return prompt
-
-
-def rows(
+def engine_requests(
     served: Served,
     body: SamplingFields,
     prompt: list[int],
@@ -146,7 +76,7 @@ def rows(
     *,
     chat: bool,
 ) -> list[GenerationRequest]:
-    """One engine row per choice; choice i samples with seed + i.
+    """One request to the engine per choice; choice i samples with seed + i.
 
     What the request does not say of sampling is the model's own (`EngineInfo.sampling_defaults`).
 
@@ -177,7 +107,7 @@ def rows(
             # OpenAI allows 0, which keeps one token.
             top_p=default.top_p if body.top_p is None else max(body.top_p, 1e-6),
             top_k=default.top_k if body.top_k is None else max(body.top_k, 0),
-            # A single unseeded row stays unpredictable; seeded choices differ from each other and repeat.
+            # Without a seed an answer is unpredictable; seeded choices differ from each other and repeat.
             seed=None if body.seed is None else (body.seed + choice) & _SEED_MASK,
             stop=stops,
             stop_token_ids=stop_ids,
@@ -199,44 +129,60 @@ def _checked_stop_ids(ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
+#: Requests to the engine, and the personalisation of each (one object for all, except in comparisons).
+Prepared = tuple[list["GenerationRequest"], list[Personalisation]]
+
+
 @dataclass
 class Generation:
-    """The rows of one request in the engine.
+    """One request's answers while the engine makes them.
 
     Args:
-        personal: per row, whose behaviour it takes on (one object for all, except in comparisons).
-        tenant_id: on whose account the tokens go, and with whom the rows take turns in the engine's queue.
-        columns: per row, further constant fields of its choice.
-        prompts: how many prompts the rows continue, in groups of equal length.
+        model: the reply's model name.
+        prepare: looks up the personalisation and makes the requests to the engine; called once.
+        tenant_id: the tenant that the tokens are counted for, and whose requests take turns with other tenants'.
+        started: when the request came, by `time.perf_counter`.
+        prompt_field: the request's field that errors about the prompt's length name.
+        prompts: how many prompts are continued, each by equally many choices.
     """
 
     served: Served
     shape: Shape
     model: str
-    rows: list[GenerationRequest]
-    personal: list[Personalisation]
+    prepare: Callable[[], Awaitable[Prepared]]
     tenant_id: UUID
     started: float
-    columns: list[dict[str, Any]] | None = None
+    prompt_field: str
     prompts: int = 1
 
     def __post_init__(self) -> None:
         self.id = f"{self.shape.id_prefix}{secrets.token_hex(12)}"
         self.created = int(time.time())
-        self.rows = [replace(row, group=str(self.tenant_id)) for row in self.rows]
-        self.answers = [Answer(len(row.prompt)) for row in self.rows]
         self.timing = Timing(self.served.metrics, self.started)
+        self.requests: list[GenerationRequest] = []
+        self.personal: list[Personalisation] = []
+        self.answers: list[Answer] = []
         self.streams: list[TokenStream] = []
+        self._closed = False
 
-    def start(self) -> None:
-        """Hands the rows to the engine, all or none.
+    async def open(self) -> None:
+        """Prepares the requests and hands them to the engine, all or none.
 
-        Raises: ContextTooLong, RequestTooLarge, EngineOverloaded, ModelMismatch, EngineClosed.
+        Raises: what `prepare` raises; ContextTooLong, RequestTooLarge, EngineOverloaded, ModelMismatch, EngineClosed.
         """
+        with blaming(self.prompt_field, LENGTH):
+            requests, self.personal = await self.prepare()
+            self.requests = [replace(each, group=str(self.tenant_id)) for each in requests]
+            self.answers = [Answer(len(each.prompt)) for each in self.requests]
+            self._start()
+        if self._closed:  # the client went away meanwhile
+            self.close()
+
+    def _start(self) -> None:
         span = self._span()
         try:
-            for row in self.rows:
-                self.streams.append(self.served.engine.stream(row))
+            for each in self.requests:
+                self.streams.append(self.served.engine.stream(each))
         except BaseException as error:
             self.close()
             span.record_exception(error)
@@ -255,38 +201,35 @@ class Generation:
                 {
                     "gen_ai.operation.name": operation,
                     "gen_ai.request.model": self.model,
-                    "gen_ai.request.max_tokens": self.rows[0].max_tokens,
-                    "alignez.rows": len(self.rows),
+                    "gen_ai.request.max_tokens": self.requests[0].max_tokens,
+                    "alignez.rows": len(self.requests),
                     "alignez.edits": [personal.kind for personal in self.personal],
                 }
             )
         return span
 
     def close(self) -> None:
-        """Stops every row within one step. Safe to call twice."""
+        """Stops every answer within one step, also those that have not started yet. Safe to call twice."""
+        self._closed = True
         for stream in self.streams:
             stream.close()
 
-    def abandon(self) -> None:
-        """`close`, for a response that may never have been read at all."""
-        self.close()
-        self._end()
-
     async def respond(self, request: Request, *, stream: bool, include_usage: bool) -> Response:
-        """The whole reply, or the response that will stream it. The engine has started when this returns."""
-        self.start()
+        """The whole reply, or the response that will stream it."""
         if stream:
             request_id = request.state.request_id
             return EventStream(
                 self.events(include_usage),
-                on_gone=self.abandon,
+                on_gone=self.close,
                 on_error=lambda error: event(openai_body(problem_of(error), request_id)),
+                heartbeat_s=self.served.heartbeat_s,
             )
         async with watching(request.receive, self.close):
             return JSONResponse(await self.collect())
 
     async def collect(self) -> dict[str, Any]:
-        """The reply as one object, when every row has ended."""
+        """The reply as one object, when every answer has ended. Raises: as `open`."""
+        await self.open()
         try:
             for stream, answer in zip(self.streams, self.answers, strict=True):
                 async for chunk in stream:
@@ -294,14 +237,13 @@ class Generation:
                     self.add(answer, chunk)
                     answer.parts.append(chunk.text)
         finally:
-            self.close()
-            self._end()
+            self.end()
         return {
             "id": self.id,
             "object": self.shape.reply,
             "created": self.created,
             "model": self.model,
-            "choices": [self._choice(i) for i in range(len(self.rows))],
+            "choices": [self._choice(i) for i in range(len(self.requests))],
             "usage": usage(self.answers, self.prompts),
             **self._alignez(0),
         }
@@ -313,12 +255,16 @@ class Generation:
             self.timing.queued(chunk.queued_s)
 
     async def events(self, include_usage: bool) -> AsyncIterator[bytes]:
-        """Blocks of server-sent events, ending with `[DONE]`."""
+        """Blocks of server-sent events, ending with `[DONE]`; an empty one when the engine has the request.
+
+        Raises: as `open`, before the first block.
+        """
+        await self.open()
         envelope = {"id": self.id, "object": self.shape.chunk, "created": self.created, "model": self.model}
-        columns = self.columns or [{} for _ in self.rows]
-        patterns = [EventPattern(envelope, i, chat=self.shape.chat, extra=column) for i, column in enumerate(columns)]
+        patterns = [EventPattern(envelope, i, chat=self.shape.chat) for i in range(len(self.requests))]
         opened = [not self.shape.chat] * len(patterns)
         try:
+            yield b""
             async for batch in batches(self.streams, self.served.pace):
                 self.timing.token()
                 out: list[str] = []
@@ -335,8 +281,7 @@ class Generation:
             else:
                 yield DONE
         finally:
-            self.close()
-            self._end()
+            self.end()
 
     def _encode(self, pattern: EventPattern, index: int, chunk: StreamChunk, out: list[str]) -> None:
         """Appends the events of one chunk. Text that is held back needs none; its log-probabilities wait for it."""
@@ -356,8 +301,9 @@ class Generation:
         elif chunk.text:
             out.append(pattern.full(chunk.text, None, answer.take_logprobs(self.shape.chat)))
 
-    def _end(self) -> None:
-        """The response is over; what it took is counted, once."""
+    def end(self) -> None:
+        """The response is over: stops what still runs, and counts what it took, once."""
+        self.close()
         if self.timing.end(self.answers):
             profiles = [personal.profile_id for personal in self.personal]
             for profile, (read, made) in usage_by_profile(self.answers, profiles, self.prompts).items():
@@ -366,7 +312,7 @@ class Generation:
     def _choice(self, index: int) -> dict[str, Any]:
         answer = self.answers[index]
         text = "".join(answer.parts)
-        body: dict[str, Any] = {"index": index, **(self.columns[index] if self.columns else {})}
+        body: dict[str, Any] = {"index": index}
         if self.shape.chat:
             body["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:

@@ -15,10 +15,13 @@ _ALIAS = re.compile(ALIAS_PATTERN)
 
 @dataclass(frozen=True)
 class Selection:
-    """What to personalise with. All None: the bare base model.
+    """The profile, version and strength that a request asks for. All None: the bare base model.
 
     With `profile` None and an `end_user`, the user's assignment decides. With both, the user only decides which side
     of a canary they are on.
+
+    Args:
+        param: the request's field that made the choice, for errors about it.
     """
 
     profile: str | None = None
@@ -26,10 +29,11 @@ class Selection:
     version: int | None = None
     strength: float | None = None
     end_user: str | None = None
+    param: str = "model"
 
     @property
     def is_bare(self) -> bool:
-        """Whether nothing has to be looked up."""
+        """True if nothing has to be looked up."""
         return self.profile is None and self.end_user is None
 
 
@@ -41,28 +45,42 @@ def select(body: SamplingFields, base_name: str, path_user: str | None = None) -
         path_user: the end user of `/v1/users/{user}/…`; it must agree with the body's `user`, if that is given.
     Raises: ApiError: 404 for a model that is not served, 400 for a malformed or contradictory choice.
     """
-    base, at, rest = body.model, "", ""
-    # Not at the first '@': a base model's own name may hold one.
-    for name in (base_name, BASE):
-        if body.model.startswith(f"{name}@"):
-            base, at, rest = name, "@", body.model[len(name) + 1 :]
-    if base not in (base_name, BASE):
-        raise model_not_found(body.model, base_name)
+    named = profile_in(body.model, base_name)
     if path_user is not None and body.user not in (None, path_user):
         raise ApiError(400, "conflicting_user", f"user {body.user!r} is not the path's {path_user!r}", param="user")
     end_user = path_user if path_user is not None else body.user or None
-    named = _parse(rest) if at else None
     chosen = body.profile
-    if chosen is not None and named is not None:
-        if named.name != chosen.name or (named.alias or named.version) is not None:
-            raise ApiError(
-                400, "conflicting_profile", "give the profile in model or in profile, not both", param="profile"
-            )
-        named = chosen
+    if chosen and named and (named.name != chosen.name or (named.alias or named.version) is not None):
+        raise ApiError(400, "conflicting_profile", "give the profile in model or in profile, not both", param="profile")
     choice = chosen or named
     if choice is None:
-        return Selection(end_user=end_user)
-    return Selection(choice.name, choice.alias, choice.version, choice.strength, end_user)
+        return Selection(end_user=end_user, param="user")
+    param = "model" if chosen is None else "profile"
+    return Selection(choice.name, choice.alias, choice.version, choice.strength, end_user, param)
+
+
+def profile_in(model: str, base_name: str) -> ProfileChoice | None:
+    """The profile that a model name ends with; None for the base model alone.
+
+    Raises: ApiError: 404 for a model that is not served, 400 for a malformed choice.
+    """
+    base, rest = _split(model, base_name)
+    if base not in (base_name, BASE):
+        raise model_not_found(model, base_name)
+    return _parse(rest[1:]) if rest else None
+
+
+def full_name(model: str, base_name: str) -> str:
+    """The model name of a reply: the served model by its name, and the profile as the request wrote it."""
+    return base_name + _split(model, base_name)[1]
+
+
+def _split(model: str, base_name: str) -> tuple[str, str]:
+    # Not at the first '@': a base model's own name may hold one.
+    for name in (base_name, BASE):
+        if model.startswith(f"{name}@"):
+            return name, model[len(name) :]
+    return model, ""
 
 
 def model_not_found(name: str, base_name: str) -> ApiError:

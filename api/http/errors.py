@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -21,6 +21,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from alignez_core import errors as core
+from api.http.malformed import findings
+from api.http.paths import allowed_methods, describe_unknown
 from profiles import errors as stored
 
 log = structlog.get_logger("api")
@@ -39,6 +41,7 @@ class Problem:
     details: Mapping[str, Any] = field(default_factory=dict)
     param: str | None = None
     retry_after_s: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class ApiError(Exception):
@@ -61,6 +64,14 @@ class BodyTooLarge(HTTPException):
         self.limit = limit
 
 
+class BodyTooSlow(HTTPException):
+    """The request's body did not arrive in time; an HTTPException for the same reason."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(408, f"the request body did not arrive within {limit_s:g} s")
+        self.limit_s = limit_s
+
+
 class AsciiJSONResponse(JSONResponse):
     """JSON with escapes only: a caller's lone surrogate in a field's name must not break the error about it."""
 
@@ -76,7 +87,7 @@ def install_handlers(app: FastAPI) -> None:
 
 
 async def _handle(request: Request, error: Exception) -> JSONResponse:
-    problem = problem_of(error)
+    problem = _of_route(request, error) or problem_of(error)
     if problem.status == 503:
         log.warning("unavailable", code=problem.code, reason=str(error.__cause__ or error)[:500])
     elif problem.status >= 500:
@@ -84,14 +95,34 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
     return render_error(request.url.path, problem, request.state.request_id)
 
 
+def _of_route(request: Request, error: Exception) -> Problem | None:
+    """The problem of a request that fits no route, or of a body that no route reads; None for all others."""
+    if isinstance(error, RequestValidationError) and isinstance(error.body, bytes):
+        kind = request.headers.get("content-type", "")[:_SHOWN_TYPE]
+        message = f"the body is JSON and needs the header 'Content-Type: application/json', got {kind!r}"
+        return Problem(415, _HTTP_CODES[415], message, {"field": "Content-Type"}, "Content-Type")
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        message, details = describe_unknown(request)
+        return Problem(404, _HTTP_CODES[404], message, details)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = ", ".join(allowed_methods(request.app, request.url.path))
+        message = f"{request.method} is not a method of this path; it has {allowed}"
+        return Problem(405, _HTTP_CODES[405], message, {"allowed": allowed}, headers={"allow": allowed})
+    return None
+
+
 def problem_of(error: BaseException) -> Problem:
     """What a caller is told about any error; an error that nobody foresaw is a 500 that says nothing of itself."""
     if isinstance(error, ApiError):
         return error.problem
     if isinstance(error, RequestValidationError):
-        return _malformed(error.errors())
+        return _malformed(error)
     if isinstance(error, BodyTooLarge):
         return Problem(413, "body_too_large", str(error.detail), {"limit_bytes": error.limit})
+    if isinstance(error, BodyTooSlow):
+        # The rest of the body may still come, and must not be taken for the next request.
+        details, headers = {"limit_s": error.limit_s}, {"connection": "close"}
+        return Problem(408, "body_too_slow", str(error.detail), details, headers=headers)
     if isinstance(error, HTTPException):
         return Problem(error.status_code, _HTTP_CODES.get(error.status_code, "http_error"), str(error.detail))
     if isinstance(error, core.AlignezError):
@@ -112,7 +143,7 @@ def render_error(path: str, problem: Problem, request_id: str) -> JSONResponse:
     if openai and problem.status == 422:
         problem = replace(problem, status=400)  # OpenAI answers malformed bodies with 400
     body = openai_body(problem, request_id) if openai else own_body(problem, request_id)
-    headers: dict[str, str] = {}
+    headers = dict(problem.headers)
     if problem.retry_after_s is not None:
         headers["retry-after"] = str(max(1, round(problem.retry_after_s)))
     if problem.status == 401:
@@ -156,9 +187,7 @@ def openai_body(problem: Problem, request_id: str) -> dict[str, Any]:
     }
 
 
-#: Of pydantic's findings, those that a value is worth naming for; and the longest that is named.
-_RANGE_ERRORS = ("greater_than_equal", "less_than_equal", "greater_than", "less_than", "literal_error")
-_SHOWN_VALUE = 60
+_SHOWN_TYPE = 100
 _HTTP_CODES = {
     400: "bad_request",
     401: "unauthenticated",
@@ -203,8 +232,6 @@ def _of_core(error: core.AlignezError) -> Problem:
     param = error.field if isinstance(error, core.InvalidInput) else None
     if isinstance(error, core.InvalidInput):
         details = {"field": error.field}
-    elif isinstance(error, core.ContextTooLong | core.RequestTooLarge):
-        param = "messages"
     elif isinstance(error, core.TooFewSamples):
         param = "fit.neighbors"
     elif isinstance(error, core.LayerOutOfRange):
@@ -216,39 +243,20 @@ def _of_core(error: core.AlignezError) -> Problem:
     return Problem(status, error.code, message, details, param, retry)
 
 
-def _malformed(errors: Sequence[Any]) -> Problem:
-    """422 from pydantic's findings: the first one as the message, all of them (20 at most) as details."""
-    found = [{"field": _field(e["loc"]), "message": _plain(e["msg"]) + _given(e)} for e in errors[:20]]
-    if any(e["type"] == "json_invalid" for e in errors):
-        return Problem(422, "invalid_json", "the request body is not valid JSON", {"errors": found})
-    first = found[0] if found else {"field": "body", "message": "malformed"}
-    return Problem(
-        422,
-        "invalid_request",
-        f"{first['field']}: {first['message']}",
-        {"field": first["field"], "errors": found},
-        param=first["field"],
-    )
-
-
-def _field(loc: Sequence[Any]) -> str:
-    """`("body", "queries", 3, "text")` as `queries.3.text`; a location outside the body keeps its place's name."""
-    # Which of a union's members was tried is pydantic's affair: `function-after[…]`, with addresses in memory.
-    parts = [part for part in map(str, loc) if "[" not in part]
-    if parts and parts[0] == "body" and len(parts) > 1:
-        parts = parts[1:]
-    return ".".join(parts)[:200]
-
-
-def _given(error: Any) -> str:
-    """The value that was out of range or not one of the names, where it is short enough to be read."""
-    value = error.get("input")
-    short = isinstance(value, str | int | float) and not isinstance(value, bool) and len(str(value)) <= _SHOWN_VALUE
-    return f", got {value!r}" if short and error["type"] in _RANGE_ERRORS else ""
-
-
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ")[:500]
+def _malformed(error: RequestValidationError) -> Problem:
+    """422 from pydantic's findings: the first one as the message, all of them as details."""
+    errors = error.errors()
+    if errors and errors[0]["type"] == "json_invalid":
+        reason, at = errors[0]["ctx"]["error"], errors[0]["loc"][-1]
+        return Problem(422, "invalid_json", f"the request body is not valid JSON: {reason} at character {at}")
+    found = findings(errors, error.body)
+    first = found[0]
+    details = {
+        "field": first.field,
+        "errors": [{"field": each.field, "in": each.place, "message": each.message} for each in found],
+    }
+    code = errors[0].get("ctx", {}).get("code", "invalid_request")  # of `field_error`
+    return Problem(422, code, str(first), details, param=first.field)
 
 
 def _of_profiles(error: stored.ProfilesError) -> Problem:
@@ -266,7 +274,5 @@ def _of_profiles(error: stored.ProfilesError) -> Problem:
     param = error.field if isinstance(error, stored.InvalidSpec) else None
     if isinstance(error, stored.VersionNotReady | stored.NoDefaultVersion) and error.job_id is not None:
         details["job"] = f"/v1/jobs/{error.job_id}"
-    if isinstance(error, stored.NotFound):
-        param = "model" if error.kind in ("profile", "alias", "version") else None
     retry = details.pop("retry_after_s", None)
     return Problem(status, error.code, str(error), details, param, retry)

@@ -1,14 +1,30 @@
-"""Types that several request bodies share. The limits are those of `profiles`, where each is written once."""
+"""Types that several request bodies and paths share. The limits are those of `profiles`, where each is written once."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
+from profiles.errors import InvalidSpec
 from profiles.paging import MAX_LIMIT
-from profiles.spec import ANSWER_LIMIT, DESCRIPTION_LIMIT, NAME_LIMIT, PHRASE_LIMIT, TEXT_LIMIT, USER_LIMIT
+from profiles.spec import (
+    ANSWER_LIMIT,
+    DESCRIPTION_LIMIT,
+    END_USER_PATTERN,
+    NAME_LIMIT,
+    PHRASE_LIMIT,
+    TEXT_LIMIT,
+    USER_LIMIT,
+    check_end_user,
+    check_time,
+)
+from profiles.text import unstorable
+
+T = TypeVar("T")
 
 MAX_PAGE = MAX_LIMIT
 #: Of a name or id in a path: beyond it nothing is looked up.
@@ -19,8 +35,6 @@ MAX_BIGINT = 2**63 - 1
 
 NAME_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LIMIT - 1}}}$"
 ALIAS_PATTERN = NAME_PATTERN
-#: No slash (it would split the path), no control characters.
-END_USER_PATTERN = rf"^[^\x00-\x1f\x7f/]{{1,{USER_LIMIT}}}$"
 
 
 class Body(BaseModel):
@@ -29,9 +43,27 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def _without_nul(value: str) -> str:
-    if "\x00" in value:
-        raise ValueError("must not contain NUL bytes")
+def field_error(field: str, message: str, code: str = "invalid_request") -> PydanticCustomError:
+    """The error of a rule on several fields, to be raised by a model's validator; it names the field to change."""
+    return PydanticCustomError("field_error", "{message}", {"field": field, "message": message, "code": code})
+
+
+def _checked(check: Callable[[str, T], T]) -> AfterValidator:
+    """A check of `profiles.spec` as a validator; pydantic knows the field's name better."""
+
+    def validate(value: T) -> T:
+        try:
+            return check("", value)
+        except InvalidSpec as error:
+            raise ValueError(error.message) from error
+
+    return AfterValidator(validate)
+
+
+def _storable(value: str) -> str:
+    problem = unstorable(value)
+    if problem is not None:
+        raise ValueError(problem)
     return value
 
 
@@ -40,34 +72,34 @@ def _stripped(value: object) -> object:
 
 
 #: Text that Postgres and a tokenizer can take.
-Text = Annotated[str, AfterValidator(_without_nul)]
-Phrase = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=PHRASE_LIMIT)
-]
-Description = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(max_length=DESCRIPTION_LIMIT)
-]
-QueryText = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=TEXT_LIMIT)
-]
-AnswerText = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=ANSWER_LIMIT)
-]
+Text = Annotated[str, AfterValidator(_storable)]
+_Stripped = BeforeValidator(_stripped)
+ShortText = Annotated[Text, Field(min_length=1, max_length=PHRASE_LIMIT), _Stripped]
+Phrase = ShortText
+Description = Annotated[Text, Field(max_length=DESCRIPTION_LIMIT), _Stripped]
+QueryText = Annotated[Text, Field(min_length=1, max_length=TEXT_LIMIT), _Stripped]
+AnswerText = Annotated[Text, Field(min_length=1, max_length=ANSWER_LIMIT), _Stripped]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 AliasName = Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
-EndUser = Annotated[str, StringConstraints(pattern=END_USER_PATTERN)]
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
-ShortText = Annotated[
-    str, BeforeValidator(_stripped), AfterValidator(_without_nul), Field(min_length=1, max_length=PHRASE_LIMIT)
+#: A moment, in UTC.
+Moment = Annotated[AwareDatetime, _checked(check_time)]
+#: An end user's id, wherever it stands.
+EndUser = Annotated[
+    str,
+    Field(min_length=1, max_length=USER_LIMIT, json_schema_extra={"pattern": END_USER_PATTERN}),
+    _checked(lambda _, user: check_end_user(user)),
 ]
+#: OpenAI's clients may send an empty one for none.
+OptionalEndUser = Annotated[EndUser | None, BeforeValidator(lambda user: None if user == "" else user)]
 
 #: A profile's id or name in a path. Anything that can be neither is simply not found.
-ProfilePath = Annotated[str, Path(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00]+$", description="id or name")]
-IdPath = Annotated[str, Path(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00]+$")]
+ProfilePath = Annotated[Text, Path(min_length=1, max_length=MAX_ID, description="id or name")]
+IdPath = Annotated[Text, Path(min_length=1, max_length=MAX_ID)]
 NumberPath = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="the version's number")]
 AliasPath = Annotated[str, Path(pattern=ALIAS_PATTERN)]
-EndUserPath = Annotated[str, Path(pattern=END_USER_PATTERN, description="your own id of an end user")]
-Cursor = Annotated[
-    str | None, Query(max_length=MAX_ID, pattern=r"^[^\x00]*$", description="`next` of the page before this one")
+EndUserPath = Annotated[
+    EndUser, Path(description="your own id of an end user, 1 to 200 characters without '/' and control characters")
 ]
+Cursor = Annotated[Text | None, Query(max_length=MAX_ID, description="`next` of the page before this one")]
 PageLimit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="rows per page")]

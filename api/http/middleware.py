@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from threading import Event
 from typing import Any
 
@@ -13,7 +14,7 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 
-from api.http.errors import BodyTooLarge, problem_of, render_error
+from api.http.errors import BodyTooLarge, BodyTooSlow, problem_of, render_error
 from api.metrics import Metrics
 from telemetry.tracing import Tracing, parent_context
 
@@ -31,12 +32,21 @@ log = structlog.get_logger("api")
 class RequestContext:
     """Gives each request an id, in `scope["state"]`, a response header, the log context, its trace and every error."""
 
-    def __init__(self, app: App, metrics: Metrics, max_body_bytes: int, tracing: Tracing, draining: Event) -> None:
+    def __init__(
+        self,
+        app: App,
+        metrics: Metrics,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        tracing: Tracing,
+        draining: Event,
+    ) -> None:
         self._app = app
         self._tracing = tracing
         self._draining = draining
         self._metrics = metrics
         self._max_body = max_body_bytes
+        self._body_timeout_s = body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,7 +76,7 @@ class RequestContext:
         span = self._span(scope["path"], headers.get(b"traceparent"), request_id)
         with trace.use_span(span, end_on_exit=True):
             try:
-                await self._limited(scope, receive, send_with_id, headers.get(b"content-length"))
+                await self._limited(scope, receive, send_with_id, headers)
             except Exception as error:
                 # Here and not in Starlette's outermost handler, which would answer without the id and raise it again.
                 log.error("unexpected_error", exc_info=error)
@@ -76,28 +86,35 @@ class RequestContext:
             finally:
                 self._record(scope, status or 500, time.perf_counter() - started, span)
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send, length: bytes | None) -> None:
-        """Passes the request on unless its body is over the limit, declared or counted."""
-        limit = self._max_body
-        if length is not None:
-            if not length.isdigit() or int(length) > limit:
-                await self._too_large(scope, receive, send)
-            else:
-                # The server holds a client to its declared length, so nothing has to be counted.
-                await self._app(scope, receive, send)
+    async def _limited(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[bytes, bytes]) -> None:
+        """Passes the request on unless its body is over the limit, declared or counted, or too slow."""
+        length = headers.get(b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > self._max_body):
+            await self._too_large(scope, receive, send)
             return
-        seen = 0
+        if b"transfer-encoding" not in headers and int(length or 0) == 0:
+            await self._app(scope, receive, send)
+            return
+        limit, limit_s = self._max_body, self._body_timeout_s
+        deadline = asyncio.get_running_loop().time() + limit_s
+        seen, complete = 0, False
 
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > limit:
-                    raise BodyTooLarge(limit)
+        async def bounded() -> Message:
+            nonlocal seen, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise BodyTooSlow(limit_s) from error
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise BodyTooLarge(limit)
+            complete = not message.get("more_body", False)
             return message
 
-        await self._app(scope, counted, send)
+        await self._app(scope, bounded, send)
 
     async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = render_error(scope["path"], problem_of(BodyTooLarge(self._max_body)), scope["state"]["request_id"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from json.encoder import encode_basestring_ascii
 from typing import Any
@@ -85,10 +86,15 @@ class EventStream(Response):
     Starlette's `StreamingResponse` notices a closed connection only when a write fails; a row of the batch would run
     on until then. Here the connection is watched beside the writing.
 
+    The response begins with the first block, which may be empty, or with the first heartbeat. An error before that is
+    raised, so that the client gets its HTTP status.
+
     Args:
-        blocks: what to send; an error that it raises ends the stream after `on_error`'s event.
+        blocks: what to send; an error that it raises after the beginning ends the stream with `on_error`'s event.
         on_gone: called at once when the client disconnects; must make `blocks` end.
         on_error: the last event for an error after the first byte.
+        heartbeat_s: after so long without a block a comment is sent, which clients pass over; None: `blocks` has
+            heartbeats of its own, and the response begins at once.
     """
 
     media_type = "text/event-stream"
@@ -99,6 +105,7 @@ class EventStream(Response):
         *,
         on_gone: Callable[[], None],
         on_error: Callable[[Exception], bytes],
+        heartbeat_s: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status_code = 200
@@ -106,32 +113,72 @@ class EventStream(Response):
         self._blocks = blocks
         self._on_gone = on_gone
         self._on_error = on_error
+        self._heartbeat_s = heartbeat_s
         # nginx would hold the stream back; "no-transform" keeps proxies from compressing it.
         fixed = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
         self.init_headers({**fixed, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.Event()
-        watcher = asyncio.ensure_future(_watch(receive, gone, self._on_gone))
+        beside = [asyncio.ensure_future(_watch(receive, gone, self._on_gone))]
+        out = _Sender(send, self.raw_headers)
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if self._heartbeat_s is None:
+                await out.send(b"")
+            else:
+                beside.append(asyncio.ensure_future(_keep_alive(out, self._heartbeat_s)))
             try:
                 async for block in self._blocks:
                     if gone.is_set():
                         break
-                    await send({"type": "http.response.body", "body": block, "more_body": True})
+                    await out.send(block)
             except OSError:
                 gone.set()  # servers of ASGI 2.4 raise when the client is gone
             except Exception as error:
-                await send({"type": "http.response.body", "body": self._on_error(error), "more_body": True})
+                if not out.begun:
+                    raise
+                await out.send(self._on_error(error))
             if not gone.is_set():
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await out.send(b"", more=False)
         finally:
             self._on_gone()
-            watcher.cancel()
+            for task in beside:
+                task.cancel()
             close = getattr(self._blocks, "aclose", None)
             if close is not None:
                 await close()
+
+
+class _Sender:
+    """Writes one response's blocks, its headers before the first."""
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self._headers = headers
+        self._turn = asyncio.Lock()  # a heartbeat must not come between the headers and the first block
+        self.begun = False
+        self._ended = False
+        self.last = time.monotonic()
+
+    async def send(self, block: bytes, *, more: bool = True) -> None:
+        self.last = time.monotonic()
+        async with self._turn:
+            if self._ended:
+                return
+            self._ended = not more
+            if not self.begun:
+                self.begun = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            if block or not more:
+                await self._send({"type": "http.response.body", "body": block, "more_body": more})
+
+
+async def _keep_alive(out: _Sender, interval_s: float) -> None:
+    while True:
+        await asyncio.sleep(max(0.0, out.last + interval_s - time.monotonic()))
+        if time.monotonic() - out.last >= interval_s:
+            with contextlib.suppress(OSError):  # the client is gone, which the other task notices
+                await out.send(HEARTBEAT)
 
 
 @contextlib.asynccontextmanager

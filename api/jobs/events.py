@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from starlette.concurrency import run_in_threadpool
-
 from api.http.sse import HEARTBEAT, event
 from api.services import Services
 from profiles.errors import DatabaseUnavailable
@@ -73,7 +71,7 @@ class JobWatch:
             if self._stopped.is_set():
                 return
             try:
-                await run_in_threadpool(self.poll)
+                await self.services.database_threads.run(self.poll)
             except DatabaseUnavailable as error:
                 # The watcher keeps its place; heartbeats go on until the database is back.
                 await self._wait(float(error.retry_after_s))

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from starlette.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 
-from api.deps import CallerDep, ServicesDep, UowDep
+from api.deps import CallerDep, KeyedRoute, ServicesDep, UowDep
 from api.http.errors import own_body, problem_of
 from api.http.fields import Cursor, IdPath, PageLimit
+from api.http.idempotency import IdempotencyHeader, once
 from api.http.paging import Listed
 from api.http.sse import EventStream, event
 from api.jobs.events import JobWatch
@@ -22,7 +23,7 @@ from profiles.service import cancel_job, get_job, list_jobs
 from profiles.spec import parse_id
 from profiles.uow import UnitOfWork
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=KeyedRoute)
 
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The job's events"}
@@ -48,10 +49,16 @@ def show(job: IdPath, caller: CallerDep, uow: UowDep) -> JobRead:
     return read_jobs(uow, [get_job(uow, caller, job_id(job))])[0]
 
 
-@router.post("/{job}/cancel", summary="Cancel a job")
-def cancel(job: IdPath, caller: CallerDep, uow: UowDep) -> JobRead:
+@router.post("/{job}/cancel", summary="Cancel a job", response_model=JobRead)
+def cancel(
+    job: IdPath, request: Request, caller: CallerDep, uow: UowDep, idempotency_key: IdempotencyHeader = None
+) -> JSONResponse:
     """A queued job ends at once, a running one between two batches. Asking twice is the same; 409 once it has ended."""
-    return read_jobs(uow, [cancel_job(uow, caller, job_id(job))])[0]
+
+    def make() -> JobRead:
+        return read_jobs(uow, [cancel_job(uow, caller, job_id(job))])[0]
+
+    return once(uow, caller, idempotency_key, request, None, 200, make)
 
 
 @router.get("/{job}/events", summary="Watch a job", response_class=Response, responses=_STREAM)
@@ -68,7 +75,7 @@ async def events(
     job's state, then `end`. A client that reconnects with `Last-Event-ID` misses nothing.
     """
     watch = JobWatch(services, caller, job_id(job), _after(last_event_id))
-    await run_in_threadpool(watch.poll)  # an unknown job is a 404, not a stream
+    await services.database_threads.run(watch.poll)  # an unknown job is a 404, not a stream
     request_id = request.state.request_id
     return EventStream(
         watch.blocks(),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
-from api.deps import CallerDep, UowDep
+from api.deps import CallerDep, KeyedRoute, UowDep
 from api.http.fields import AliasPath, ProfilePath
+from api.http.idempotency import IdempotencyHeader, once
 from api.http.paging import Listed
 from api.profiles.alias_schemas import AliasRead, AliasTarget, Promotion
 from profiles.service import DEFAULT_ALIAS, list_aliases, promote, remove_alias, roll_back, set_alias
 from profiles.service.profiles import parse_number
 
-router = APIRouter(prefix="/v1/profiles/{profile}", tags=["aliases"])
+router = APIRouter(prefix="/v1/profiles/{profile}", tags=["aliases"], route_class=KeyedRoute)
 
 
 @router.get("/aliases", summary="List aliases")
@@ -40,14 +42,31 @@ def delete(profile: ProfilePath, alias: AliasPath, caller: CallerDep, uow: UowDe
     return Response(status_code=204)
 
 
-@router.post("/promote", summary="Promote a version")
-def promote_version(profile: ProfilePath, body: Promotion, caller: CallerDep, uow: UowDep) -> AliasRead:
+@router.post("/promote", summary="Promote a version", response_model=AliasRead)
+def promote_version(
+    profile: ProfilePath,
+    body: Promotion,
+    request: Request,
+    caller: CallerDep,
+    uow: UowDep,
+    idempotency_key: IdempotencyHeader = None,
+) -> JSONResponse:
     """Makes a ready version the default; a weak one with `force` only, else 409 `version_weak` with the reasons."""
-    row = promote(uow, caller, profile, body.version, force=body.force)
-    return AliasRead.of(DEFAULT_ALIAS, {row.number: 1.0})
+
+    def make() -> AliasRead:
+        row = promote(uow, caller, profile, body.version, force=body.force)
+        return AliasRead.of(DEFAULT_ALIAS, {row.number: 1.0})
+
+    return once(uow, caller, idempotency_key, request, body, 200, make)
 
 
-@router.post("/rollback", summary="Roll back")
-def rollback(profile: ProfilePath, caller: CallerDep, uow: UowDep) -> AliasRead:
+@router.post("/rollback", summary="Roll back", response_model=AliasRead)
+def rollback(
+    profile: ProfilePath, request: Request, caller: CallerDep, uow: UowDep, idempotency_key: IdempotencyHeader = None
+) -> JSONResponse:
     """Points the default to what it pointed to before its latest change; once more goes one further back."""
-    return AliasRead.of(DEFAULT_ALIAS, roll_back(uow, caller, profile))
+
+    def make() -> AliasRead:
+        return AliasRead.of(DEFAULT_ALIAS, roll_back(uow, caller, profile))
+
+    return once(uow, caller, idempotency_key, request, None, 200, make)

@@ -7,26 +7,27 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from api.http.fields import Body, VersionNumber
+from api.http.fields import Body, VersionNumber, field_error
+from profiles.service.aliases import MAX_TARGETS, MAX_WEIGHT, MIN_WEIGHT
 
-Weight = Annotated[float, Field(gt=0, le=1_000_000)]
-NumberText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
+NumberText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+Weights = Annotated[
+    dict[NumberText, Weight], Field(min_length=1, max_length=MAX_TARGETS, examples=[{"3": 0.9, "4": 0.1}])
+]
 
 
 class AliasTarget(Body):
     """One version, or several by weight."""
 
     version: VersionNumber | None = None
-    weights: (
-        Annotated[dict[NumberText, Weight], Field(min_length=1, max_length=10, examples=[{"3": 0.9, "4": 0.1}])] | None
-    ) = None
-
+    weights: Weights | None = None
     force: bool = Field(False, description="let the default point to a weak version")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.version is None) == (self.weights is None):
-            raise ValueError("give version or weights, one of them")
+            raise field_error("version", "give version or weights, one of them")
         return self
 
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 
 from alignez_core.proof.page import render
 from alignez_core.spec.limits import LIMITS
-from api.deps import CallerDep, ServicesDep, UowDep
-from api.http.fields import Body, NumberPath, ProfilePath, ShortText
+from api.deps import CallerDep, KeyedRoute, ServicesDep, UowDep
+from api.http.fields import Body, NumberPath, ProfilePath, ShortText, Text
 from api.http.idempotency import IdempotencyHeader, once
 from api.jobs.schemas import JobRead
 from api.profiles.checks import check_offered
@@ -23,7 +23,7 @@ from profiles.models import Evaluation
 from profiles.service import get_profile
 from telemetry.tracing import Origin
 
-router = APIRouter(prefix="/v1/profiles/{profile}/versions/{number}", tags=["versions"])
+router = APIRouter(prefix="/v1/profiles/{profile}/versions/{number}", tags=["versions"], route_class=KeyedRoute)
 
 #: The page needs nothing but its own styles; a judge's or a model's text cannot make it load anything.
 _PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "vary": "accept"}
@@ -128,7 +128,7 @@ def report(
     caller: CallerDep,
     uow: UowDep,
     judge: Annotated[
-        str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description="the latest one by this judge")
+        Text | None, Query(max_length=200, description="the latest one by this judge")
     ] = None,
     format: Annotated[Literal["json", "html"] | None, Query(description="wins over the Accept header")] = None,
     accept: Annotated[str | None, Header(max_length=1000, include_in_schema=False)] = None,

@@ -9,7 +9,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.deps import CallerDep, ServicesDep, UowDep
+from api.deps import CallerDep, KeyedRoute, ServicesDep, UowDep
 from api.http.fields import Cursor, PageLimit, ProfilePath
 from api.http.idempotency import IdempotencyHeader, once
 from api.http.paging import Listed
@@ -24,7 +24,7 @@ from profiles.uow import UnitOfWork
 from telemetry.tracing import Origin
 
 log = structlog.get_logger("api")
-router = APIRouter(prefix="/v1/profiles", tags=["profiles"])
+router = APIRouter(prefix="/v1/profiles", tags=["profiles"], route_class=KeyedRoute)
 
 
 @router.post(

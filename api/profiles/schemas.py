@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alignez_core.spec.limits import LIMITS, ContrastForm, EditRule, LayerRule, MethodName, Representation
-from api.http.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText
+from api.http.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText, field_error
 from api.jobs.schemas import JobRead
 from api.profiles.version_schemas import VersionSummary
 from profiles.models import Profile
@@ -35,7 +35,7 @@ class PersonaBody(Body):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if not (self.description or self.preferred or self.dispreferred):
-            raise ValueError("give preferred, dispreferred or description")
+            raise field_error("preferred", "give preferred, dispreferred or description")
         return self
 
 
@@ -166,7 +166,7 @@ class ProfileCreate(SpecBody):
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         if self.persona is None and not self.queries and not self.pairs:
-            raise ValueError("give a persona, queries or pairs")
+            raise field_error("persona", "give a persona, queries or pairs")
         return self
 
 

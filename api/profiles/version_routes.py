@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from api.deps import CallerDep, ServicesDep, UowDep
+from api.deps import CallerDep, KeyedRoute, ServicesDep, UowDep
 from api.http.fields import Cursor, NumberPath, PageLimit, ProfilePath
 from api.http.idempotency import IdempotencyHeader, once
 from api.http.paging import Listed
@@ -20,7 +20,7 @@ from profiles.service import archive_version, get_version, list_base_models, lis
 from profiles.uow import UnitOfWork
 from telemetry.tracing import Origin
 
-router = APIRouter(prefix="/v1/profiles/{profile}/versions", tags=["versions"])
+router = APIRouter(prefix="/v1/profiles/{profile}/versions", tags=["versions"], route_class=KeyedRoute)
 
 
 class VersionCreate(SpecBody):
@@ -93,10 +93,21 @@ def pairs(
     return Listed(data=[PairRead.of(row) for row in page.rows], next=page.next)
 
 
-@router.post("/{number}/archive", summary="Archive a version")
-def archive(profile: ProfilePath, number: NumberPath, caller: CallerDep, uow: UowDep) -> VersionRead:
+@router.post("/{number}/archive", summary="Archive a version", response_model=VersionRead)
+def archive(
+    profile: ProfilePath,
+    number: NumberPath,
+    request: Request,
+    caller: CallerDep,
+    uow: UowDep,
+    idempotency_key: IdempotencyHeader = None,
+) -> JSONResponse:
     """Takes a ready version out of use; 409 while an alias points to it or end users are assigned to it."""
-    return _in_full(uow, archive_version(uow, caller, profile, number))
+
+    def make() -> VersionRead:
+        return _in_full(uow, archive_version(uow, caller, profile, number))
+
+    return once(uow, caller, idempotency_key, request, None, 200, make)
 
 
 def _in_full(uow: UnitOfWork, row: ProfileVersion) -> VersionRead:

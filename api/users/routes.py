@@ -7,11 +7,11 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, model_validator
 
-from api.deps import CallerDep, UowDep
-from api.http.fields import MAX_ID, AliasName, Body, EndUserPath, Text, VersionNumber
+from api.deps import CallerDep, KeyedRoute, UowDep
+from api.http.fields import MAX_ID, AliasName, Body, EndUserPath, Text, VersionNumber, field_error
 from profiles.service import AssignedProfile, assign_user, get_assignment, remove_assignment
 
-router = APIRouter(prefix="/v1/users", tags=["users"])
+router = APIRouter(prefix="/v1/users", tags=["users"], route_class=KeyedRoute)
 
 
 class AssignmentBody(Body):
@@ -24,7 +24,7 @@ class AssignmentBody(Body):
     @model_validator(mode="after")
     def _one_pointer(self) -> Self:
         if self.alias is not None and self.version is not None:
-            raise ValueError("give alias or version, not both")
+            raise field_error("alias", "give alias or version, not both")
         return self
 
 

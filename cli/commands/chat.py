@@ -1,17 +1,35 @@
-"""`alignez chat`: talk to the model, personalised or not."""
+"""`alignez chat`: a conversation with the model, personalised or not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.client import ApiError, Client
-from cli.shell import DataDirOption, KeyOption, UrlOption, connect, err, out
+from cli.client import ApiError, Client, chat_path, profile_choice, profile_path
+from cli.errors import CliError, usage_error
+from cli.shell import Shell, err, out, print_json, shell_of
+
+_MAX_STRENGTH = 8.0
+_HISTORY_LINES = 1000
+_HELP = """\
+/profile NAME   answer with this profile (NAME:ALIAS, NAME#VERSION); /profile alone: the bare model
+/strength X     dose of the profile, 0 to 8; /strength alone: the version's own
+/system TEXT    system message; /system alone: none
+/reset          forget the conversation
+/quit           leave (so does Ctrl-D)
+Ctrl-C ends an answer; at the prompt it leaves."""
 
 
 def chat(
+    context: typer.Context,
     profile: Annotated[
         str | None, typer.Option(help="Profile, by name; name:alias or name#version. The bare model by default.")
     ] = None,
@@ -19,82 +37,215 @@ def chat(
         str | None, typer.Option("--message", "-m", help="Ask this once and end, instead of a conversation.")
     ] = None,
     user: Annotated[str | None, typer.Option(help="Speak as this end user, with their assigned profile.")] = None,
-    strength: Annotated[float | None, typer.Option(min=0.0, max=8.0, help="Dose of the profile.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0.0, max=_MAX_STRENGTH, help="Dose of the profile; needs --profile.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0: always the likeliest token.")] = 0.8,
     seed: Annotated[int | None, typer.Option(help="Makes the answer repeatable.")] = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
-    """Talk to the model; with --profile, as that profile makes it. /quit or Ctrl-D ends."""
-    with connect(url, key, data_dir) as client:
-        body: dict[str, Any] = {"model": client.base_model(), "max_tokens": max_tokens, "temperature": temperature}
-        if seed is not None:
-            body["seed"] = seed
-        if profile is not None:
-            body["profile"] = profile_choice(profile, strength)
-        turns: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    """Talk to the model; with --profile, as that profile makes it. /help lists what a conversation takes.
+
+    Where stdin is not a terminal, each of its lines is one question of the conversation.
+
+    Example: alignez chat --profile cheerful -m "How do I start hiking?"
+    """
+    if strength is not None and profile is None:
+        raise usage_error("--strength is the dose of a profile: name one with --profile")
+    settings: dict[str, Any] = {"model": "base", "max_tokens": max_tokens, "temperature": temperature}
+    if seed is not None:
+        settings["seed"] = seed
+    shell = shell_of(context)
+    if shell.as_json and message is None:
+        raise usage_error("chat --json answers one question: pass it with --message")
+    with shell.connect() as client:
+        talk = Conversation(client, settings, user, profile, strength, system)
         if message is not None:
-            _say(client, body, [*turns, {"role": "user", "content": message}], user)
+            talk.answer_once(shell, message)
             return
-        for question in _questions():
-            turns.append({"role": "user", "content": question})
-            answer = _say_shortening(client, body, turns, user)
-            turns.append({"role": "assistant", "content": answer})
+        with _line_editing():
+            for line in _lines():
+                if not _run(talk, line):
+                    return
 
 
-def profile_choice(text: str, strength: float | None = None) -> dict[str, Any]:
-    """`name`, `name:alias` or `name#version` as the request's `profile` field."""
-    choice: dict[str, Any]
-    name, hash_, version = text.partition("#")
-    if hash_ and version.isdigit():
-        choice = {"name": name, "version": int(version)}
-    else:
-        name, colon, alias = text.partition(":")
-        choice = {"name": name, "alias": alias} if colon and alias else {"name": text}
-    if strength is not None:
-        choice["strength"] = strength
-    return choice
+@dataclass
+class Conversation:
+    """The turns so far, and what the next answer is made with.
 
+    Args:
+        client: server. settings: of sampling. user: end user whose assigned profile is used.
+        profile, strength, system: may change between turns.
+    """
 
-def _questions() -> Iterator[str]:
-    while True:
+    client: Client
+    settings: dict[str, Any]
+    user: str | None
+    profile: str | None
+    strength: float | None
+    system: str | None
+    turns: list[dict[str, str]] = field(default_factory=list)
+
+    def answer_once(self, shell: Shell, question: str) -> None:
+        """Print the answer to one question, streamed; with `--json` the server's whole answer."""
+        self.turns = [{"role": "user", "content": question}]
+        if shell.as_json:
+            print_json(self.client.call("POST", chat_path(self.user), self._body()))
+        else:
+            self._stream()
+
+    def answer(self, question: str) -> None:
+        """Print the next answer of the conversation. Ctrl-C ends it; the part that was printed stays a turn.
+
+        Forgets the oldest turns where the model's context is too short for all of them.
+
+        Raises: CliError: no answer; the question is then no turn.
+        """
+        self.turns.append({"role": "user", "content": question})
         try:
-            question = out.input("[bold]> [/bold]").strip()
-        except (EOFError, KeyboardInterrupt):
-            out.print()
-            return
-        if question in ("/quit", "/exit"):
-            return
-        if question:
-            yield question
+            self.turns.append({"role": "assistant", "content": self._stream_shortening()})
+        except CliError:
+            self.turns.pop()
+            raise
 
+    def _stream_shortening(self) -> str:
+        while True:
+            try:
+                return self._stream()
+            except ApiError as error:
+                if error.code != "context_length_exceeded" or len(self.turns) < 3:
+                    raise
+                del self.turns[:2]
+                err.print("(the oldest turn is forgotten: the conversation is over the model's context)", style="dim")
 
-def _say_shortening(client: Client, body: dict[str, Any], turns: list[dict[str, str]], user: str | None) -> str:
-    """Answer a conversation, forgetting its oldest turns where the model's context is too short for all of it."""
-    while True:
+    def _body(self) -> dict[str, Any]:
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        body = {**self.settings, "messages": [*opening, *self.turns]}
+        if self.profile is not None:
+            body["profile"] = profile_choice(self.profile, self.strength)
+        return body
+
+    def _stream(self) -> str:
+        """Print the answer as it comes."""
+        pieces: list[str] = []
+        applied: dict[str, Any] = {}
         try:
-            return _say(client, body, turns, user)
-        except ApiError as error:
-            first = 1 if turns[0]["role"] == "system" else 0
-            if error.code != "context_length_exceeded" or len(turns) - first < 3:
+            with contextlib.closing(self.client.chat(self._body(), self.user)) as chunks:
+                for chunk in chunks:
+                    for choice in chunk.get("choices", []):
+                        piece = choice.get("delta", {}).get("content") or ""
+                        pieces.append(piece)
+                        out.print(piece, end="", markup=False)
+                    applied = chunk.get("alignez") or applied
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
                 raise
-            del turns[first : first + 2]
-            err.print("(the oldest turn is forgotten: the conversation is over the model's context)", style="dim")
+            err.print(" (ended)", style="dim")
+            return "".join(pieces)
+        out.print()
+        if applied.get("reason") == "no_default_version":
+            err.print(f"(the bare model: profile {applied['profile']} has no default version)", style="dim")
+        return "".join(pieces)
 
 
-def _say(client: Client, body: dict[str, Any], turns: list[dict[str, str]], user: str | None) -> str:
-    pieces = []
-    applied: dict[str, Any] = {}
-    for chunk in client.chat({**body, "messages": turns}, user):
-        for choice in chunk.get("choices", []):
-            piece = choice.get("delta", {}).get("content") or ""
-            pieces.append(piece)
-            out.print(piece, end="", markup=False)
-        applied = chunk.get("alignez") or applied
-    out.print()
-    if applied.get("reason") == "no_default_version":
-        err.print(f"(the bare model: profile {applied['profile']} has no default version)", style="dim", markup=False)
-    return "".join(pieces)
+def _run(talk: Conversation, line: str) -> bool:
+    """One line of a conversation; False ends it. An error is printed and the conversation goes on, on a terminal."""
+    if line in ("/quit", "/exit"):
+        return False
+    name, _, argument = line.partition(" ")
+    try:
+        if not line.startswith("/"):
+            talk.answer(line)
+        elif name in _COMMANDS:
+            err.print(_COMMANDS[name](talk, argument.strip()), style="dim", markup=False)
+        else:
+            raise CliError(f"{name} is no command: /help lists them")
+    except CliError as error:
+        if not sys.stdin.isatty():
+            raise
+        err.print(f"error: {error}", style="red", markup=False)
+    return True
+
+
+def _set_profile(talk: Conversation, argument: str) -> str:
+    if not argument:
+        talk.profile = talk.strength = None
+        return "the bare model answers"
+    talk.client.call("GET", profile_path(profile_choice(argument)["name"]))  # an unknown name leaves all as it was
+    talk.profile = argument
+    return f"{argument} answers"
+
+
+def _set_strength(talk: Conversation, argument: str) -> str:
+    if not argument:
+        talk.strength = None
+        return "the version's own strength"
+    if talk.profile is None:
+        raise CliError("/strength is the dose of a profile: name one with /profile")
+    try:
+        value = float(argument)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= _MAX_STRENGTH:
+        raise CliError(f"/strength {argument}: write a number from 0 to {_MAX_STRENGTH:g}")
+    talk.strength = value
+    return f"strength {value:g}"
+
+
+def _set_system(talk: Conversation, argument: str) -> str:
+    talk.system = argument or None
+    return "system message set" if argument else "no system message"
+
+
+def _reset(talk: Conversation, argument: str) -> str:
+    talk.turns.clear()
+    return "the conversation is forgotten"
+
+
+_COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
+    "/help": lambda talk, argument: _HELP,
+    "/profile": _set_profile,
+    "/strength": _set_strength,
+    "/system": _set_system,
+    "/reset": _reset,
+}
+
+
+def _lines() -> Iterator[str]:
+    """The lines that a person or a file gives, until the end, or Ctrl-C at the prompt."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except (EOFError, KeyboardInterrupt):
+            if prompt:
+                out.print()
+            return
+        if line:
+            yield line
+
+
+@contextlib.contextmanager
+def _line_editing() -> Iterator[None]:
+    """Arrow keys, and a history that outlives the conversation, where Python has readline and stdin is a terminal."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    home = os.environ.get("XDG_STATE_HOME")
+    history = (Path(home) if home else Path.home() / ".local" / "state") / "alignez" / "chat_history"
+    readline.set_history_length(_HISTORY_LINES)
+    with contextlib.suppress(OSError):
+        readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            history.parent.mkdir(parents=True, exist_ok=True)
+            history.touch(mode=0o600)
+            readline.write_history_file(history)

@@ -1,28 +1,38 @@
-"""`alignez doctor`: is this installation able to run?"""
+"""`alignez doctor`: checks of this installation."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from cli.config import default_data_dir
-from cli.shell import DataDirOption, out
+from cli.shell import out, print_json, shell_of
 
 
 def doctor(
-    data_dir: DataDirOption = None,
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(envvar="ALIGNEZ_MODEL", help="Model to check; the shipped one by default.")
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port that `alignez up` is to use.")] = 8000,
 ) -> None:
-    """Check this installation, line by line, with what to do where something is wrong. Exit code 1 if anything is."""
+    """Check this installation, line by line, with what to do where something is wrong. Exit status 1 if anything is.
+
+    Example: alignez doctor --model smollm2-135m
+    """
     from cli.checks import run_checks
 
+    shell = shell_of(context)
+    checks = run_checks((shell.data_dir or default_data_dir()).expanduser().absolute(), model, port)
+    if shell.as_json:
+        found = list(checks)
+        print_json([asdict(check) for check in found])
+        raise typer.Exit(not all(check.ok for check in found))
     failed = 0
-    for check in run_checks((data_dir or default_data_dir()).expanduser().absolute(), model, port):
+    for check in checks:
         failed += not check.ok
         mark = ("ok    ", "green") if check.ok else ("FAIL  ", "bold red")
         out.print(Text.assemble(mark, f"{check.name}: {check.found}"))

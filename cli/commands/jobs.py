@@ -1,59 +1,67 @@
-"""`alignez jobs`: fits and evaluations in progress."""
+"""`alignez jobs`: fits and evaluations."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
 
 from cli.client import job_path
-from cli.errors import CliError
-from cli.job_view import watch_job
-from cli.shell import DataDirOption, JsonOption, KeyOption, UrlOption, connect, new_app, out, print_table
+from cli.groups import new_app
+from cli.job_view import follow_job
+from cli.shell import print_json, shell_of
 
 jobs_app = new_app("Watch, list and cancel fits and evaluations.")
 
-JobArgument = Annotated[str, typer.Argument(help="Id of the job.")]
+JobArgument = Annotated[str, typer.Argument(help="Id of the job, from `alignez jobs list`.")]
+
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 
 
 @jobs_app.command()
-def watch(job: JobArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
-    """Show a job's progress until it ends; exit code 1 when it failed or was cancelled."""
-    with connect(url, key, data_dir) as client:
-        client.call("GET", job_path(job))
-        last = watch_job(out, client.job_events(job))
-        row = client.call("GET", job_path(job))
-    if last.get("status") != "succeeded":
-        raise CliError(job_failure(row))
-    out.print("succeeded")
+def watch(context: typer.Context, job: JobArgument) -> None:
+    """Show a job's progress until it ends; exit status 1 when it failed or was cancelled.
+
+    Ctrl-C ends the watching, not the job.
+
+    Example: alignez jobs watch 01a215a3-550f-7f53-b899-2f78183c5f24
+    """
+    shell = shell_of(context)
+    with shell.connect() as client:
+        client.call("GET", job_path(job))  # an unknown id is one line, before any progress
+        shell.say(follow_job(client, job, shell.progress), "succeeded")
 
 
 @jobs_app.command("list")
 def list_(
+    context: typer.Context,
     status: Annotated[
         str | None, typer.Option(help="Only queued, running, succeeded, failed or cancelled ones.")
     ] = None,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 50,
 ) -> None:
-    """List your jobs, newest first."""
-    with connect(url, key, data_dir) as client:
-        rows = client.all("/v1/jobs", status=status)
-    if as_json:
-        out.print_json(data=rows)
-        return
-    print_table(
-        ["id", "kind", "status", "stage", "version", "created", "error"],
+    """List your jobs, newest first.
+
+    Example: alignez jobs list --status failed
+    """
+    shell = shell_of(context)
+    with shell.connect() as client:
+        rows = client.all("/v1/jobs", limit, status=status)
+        names = client.profile_names({row["profile_id"] for row in rows})
+    now = datetime.now(UTC)
+    shell.table(
+        [{**row, "profile": names.get(row["profile_id"])} for row in rows],
+        ["id", "profile", "version", "kind", "status", "stage", "age", "error"],
         [
             [
                 row["id"],
+                names.get(row["profile_id"], "(deleted)"),
+                row["version"],
                 row["kind"],
                 row["status"],
-                row["stage"],
-                row["version"],
-                row["created_at"][:19],
+                _stage(row),
+                age(row["created_at"], now),
                 row["error"] and row["error"]["code"],
             ]
             for row in rows
@@ -63,15 +71,40 @@ def list_(
 
 
 @jobs_app.command()
-def cancel(job: JobArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
-    """Cancel a job: a waiting one at once, a running one between two batches."""
-    with connect(url, key, data_dir) as client:
+def show(context: typer.Context, job: JobArgument) -> None:
+    """Print a job as JSON, with its progress and its error.
+
+    Example: alignez jobs show 01a215a3-550f-7f53-b899-2f78183c5f24
+    """
+    with shell_of(context).connect() as client:
+        print_json(client.call("GET", job_path(job)))
+
+
+@jobs_app.command()
+def cancel(context: typer.Context, job: JobArgument) -> None:
+    """Cancel a job: a waiting one at once, a running one between two batches.
+
+    Example: alignez jobs cancel 01a215a3-550f-7f53-b899-2f78183c5f24
+    """
+    shell = shell_of(context)
+    with shell.connect() as client:
         row = client.call("POST", f"{job_path(job)}/cancel")
-    out.print(row["status"] if row["status"] == "cancelled" else f"{row['status']}, asked to stop", markup=False)
+    shell.say(row, row["status"] if row["status"] == "cancelled" else f"{row['status']}, asked to stop")
 
 
-def job_failure(row: dict[str, object]) -> str:
-    """Why a job did not succeed, in one line."""
-    error = row.get("error")
-    detail = f": {error['message']} ({error['code']})" if isinstance(error, dict) else ""
-    return f"job {row['id']} {row['status']}{detail}"
+def age(created_at: str, now: datetime) -> str:
+    """The time since an event in its largest unit: 45s, 12m, 3h, 2d."""
+    seconds = max(0, int((now - datetime.fromisoformat(created_at)).total_seconds()))
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _stage(row: dict[str, Any]) -> str | None:
+    """The stage with its count, while a job runs."""
+    stage: str | None = row["stage"]
+    counts = (row.get("progress") or {}).get(stage)
+    if row["status"] != "running" or not counts:
+        return stage
+    return f"{stage} {counts['done']}/{counts['total']}"

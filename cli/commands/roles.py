@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.errors import CliError
-from cli.shell import out
+from cli.shell import shell_of
 
 ReadyFileOption = Annotated[
     Path | None, typer.Option(help="File to make once the process does its work, for probes.", show_default=False)
@@ -18,34 +18,43 @@ ReadyFileOption = Annotated[
 
 
 def migrate(
-    revision: Annotated[str, typer.Option(help="Alembic revision to go up to.")] = "head",
+    context: typer.Context,
     autogenerate: Annotated[
         str | None,
         typer.Option(metavar="MESSAGE", help="For developers: write a new migration from the models instead."),
     ] = None,
 ) -> None:
-    """Bring the database of ALIGNEZ_DATABASE_URL to this release's schema. Safe to run twice, and at the same time."""
+    """Bring the database of ALIGNEZ_DATABASE_URL to this release's schema. Safe to run twice, and at the same time.
+
+    Example: alignez migrate
+    """
     from profiles import migrate as migrations
 
+    shell = shell_of(context)
     if autogenerate:
         written = _write_migration(autogenerate)
-        out.print(f"wrote {written}", markup=False)
+        shell.say({"written": written}, f"wrote {written}")
         return
-    if migrations.upgrade(revision=revision):
-        out.print("the database is at", revision, markup=False)
-    else:
-        out.print("a newer release has migrated the database, which serves this one too: nothing to do", markup=False)
+    ours = migrations.upgrade()
+    newer = "a newer release has migrated the database, which serves this one too: nothing to do"
+    shell.say({"newer_release": not ours}, "the database has this release's schema" if ours else newer)
 
 
 def api() -> None:
-    """Run the REST API (settings: ALIGNEZ_API_*, ALIGNEZ_DATABASE_URL, ALIGNEZ_BROKER_URL, ALIGNEZ_MODEL)."""
+    """Run the REST API (settings: ALIGNEZ_API_*, ALIGNEZ_DATABASE_URL, ALIGNEZ_BROKER_URL, ALIGNEZ_MODEL).
+
+    Example: ALIGNEZ_API_PORT=8080 alignez api
+    """
     from api.server import serve
 
     raise typer.Exit(serve())
 
 
 def worker(ready_file: ReadyFileOption = None) -> None:
-    """Run a fit worker (settings: ALIGNEZ_WORKER_*, ALIGNEZ_DATABASE_URL, ALIGNEZ_BROKER_URL, ALIGNEZ_MODEL)."""
+    """Run a fit worker (settings: ALIGNEZ_WORKER_*, ALIGNEZ_DATABASE_URL, ALIGNEZ_BROKER_URL, ALIGNEZ_MODEL).
+
+    Example: alignez worker --ready-file /tmp/ready
+    """
     from celery import signals
 
     from worker.app import run_worker
@@ -70,7 +79,10 @@ def worker(ready_file: ReadyFileOption = None) -> None:
 
 
 def relay(ready_file: ReadyFileOption = None) -> None:
-    """Run the relay, which hands queued jobs to the broker and mends lost ones. Several may run."""
+    """Run the relay, which hands queued jobs to the broker and mends lost ones. Several may run.
+
+    Example: alignez relay --ready-file /tmp/ready
+    """
     from worker.relay import main
 
     raise typer.Exit(main(on_ready=lambda: _touch(ready_file)))

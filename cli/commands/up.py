@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,19 +15,19 @@ import typer
 from cli.config import RunInfo, default_data_dir
 from cli.errors import CliError
 from cli.local_stack import exec_guard
-from cli.shell import DataDirOption, out
+from cli.shell import shell_of
 
 
 def up(
+    context: typer.Context,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the REST API; 0: a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
-    data_dir: DataDirOption = None,
     model: Annotated[
         str | None,
         typer.Option(
             envvar="ALIGNEZ_MODEL",
             help="Name from `alignez models list` (added if need be), .gguf file, model directory or Hugging Face id; "
-            "the shipped persona-nano by default.",
+            "nano, the shipped model, by default.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Fit processes.")] = 1,
@@ -35,18 +36,25 @@ def up(
 
     Data, key and ports of the servers survive restarts. A part that dies is started again. With ALIGNEZ_DATABASE_URL
     or ALIGNEZ_BROKER_URL set, that server is used instead of an embedded one.
+
+    Example: alignez up --model smollm2-135m --port 8080
     """
     from cli.local_stack.stack import LocalStack, StackOptions, run_until_signal
 
-    directory = (data_dir or default_data_dir()).expanduser().absolute()
+    shell = shell_of(context)
+    directory = (shell.data_dir or default_data_dir()).expanduser().absolute()
     _prepare_model(model, directory)
     options = StackOptions(directory, host, port, model, workers)
 
-    def ready(run: RunInfo) -> None:
-        _print_ready(run, directory)
+    stack = LocalStack(options, lambda line: shell.progress.print(f"  {line}", markup=False))
 
-    run_until_signal(LocalStack(options, lambda line: out.print(f"  {line}", markup=False)), ready)
-    out.print("stopped; the data stays in", str(directory), markup=False)
+    def ready(run: RunInfo) -> None:
+        key = stack.key_file.read_text(encoding="utf-8").strip()
+        text = ready_text(run, directory, _model_name(run.url, key), key if stack.key_is_new else None)
+        shell.say(asdict(run), text)
+
+    run_until_signal(stack, ready)
+    shell.progress.print("stopped; the data stays in", str(directory), markup=False)
 
 
 def _prepare_model(model: str | None, data_dir: Path) -> None:
@@ -76,25 +84,26 @@ def _prepare_model(model: str | None, data_dir: Path) -> None:
         )
 
 
-def _print_ready(run: RunInfo, directory: Path) -> None:
-    key = Path(run.admin_key_file).read_text(encoding="utf-8").strip()
-    name = _model_name(run.url, key)
+def ready_text(run: RunInfo, directory: Path, model: str, new_key: str | None) -> str:
+    """What a user needs once the stack is up. Args: new_key: a key that this start made, which is shown once."""
+    file = run.admin_key_file
+    key = f"{new_key}   (shown only now; stored in {file})" if new_key else f"in {file}   (show it: cat {file})"
     lines = [
         "",
         f"REST API   {run.url}   (docs: {run.url}/docs, OpenAI clients: base_url={run.url}/v1)",
-        f"admin key  {key}   (in {run.admin_key_file})",
+        f"admin key  {key}",
         f"metrics    {run.metrics_url}",
         f"data, logs {directory}",
         "",
         "alignez profiles create cheerful --preferred 'cheerful and warm' --dispreferred 'gloomy and cold'",
         "alignez chat --profile cheerful",
-        f"""curl {run.url}/v1/chat/completions -H "Authorization: Bearer $(cat {run.admin_key_file})" \\""",
+        f"""curl {run.url}/v1/chat/completions -H "Authorization: Bearer $(cat {file})" \\""",
         """  -H 'Content-Type: application/json' \\""",
-        f"""  -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "How do I start hiking?"}}]}}'""",
+        f"""  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "How do I start hiking?"}}]}}'""",
         "",
         "Ctrl-C stops everything.",
     ]
-    out.print("\n".join(lines), markup=False)
+    return "\n".join(lines)
 
 
 def _model_name(url: str, key: str) -> str:

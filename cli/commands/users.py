@@ -1,13 +1,14 @@
-"""`alignez users`: which end user gets which profile."""
+"""`alignez users`: the profiles of end users."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from cli.shell import DataDirOption, KeyOption, UrlOption, connect, new_app, out
+from cli.groups import new_app
+from cli.shell import shell_of
 
 users_app = new_app("Give end users their profiles.")
 
@@ -16,42 +17,51 @@ UserArgument = Annotated[str, typer.Argument(help="The end user, by your own id 
 
 @users_app.command()
 def assign(
+    context: typer.Context,
     user: UserArgument,
     profile: Annotated[str, typer.Argument(help="Profile, by name or id.")],
     alias: Annotated[str | None, typer.Option(help="Follow this alias instead of the default.")] = None,
     version: Annotated[int | None, typer.Option(help="Pin this version.")] = None,
-    url: UrlOption = None,
-    key: KeyOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
-    """Answer this user with a profile from now on."""
+    """Answer this user with a profile from now on.
+
+    Example: alignez users assign ada cheerful --alias beta
+    """
     body = {"profile": profile, "alias": alias, "version": version}
-    with connect(url, key, data_dir) as client:
+    shell = shell_of(context)
+    with shell.connect() as client:
         row = client.call("PUT", _path(user), {name: value for name, value in body.items() if value is not None})
-    out.print(f"{row['user']} → {row['profile']['name']}{_pointer(row)}", markup=False)
+    shell.say(row, _sentence(row))
 
 
 @users_app.command()
-def show(user: UserArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
-    """Show a user's profile."""
-    with connect(url, key, data_dir) as client:
+def show(context: typer.Context, user: UserArgument) -> None:
+    """Show a user's profile.
+
+    Example: alignez users show ada
+    """
+    shell = shell_of(context)
+    with shell.connect() as client:
         row = client.call("GET", _path(user))
-    out.print(f"{row['user']} → {row['profile']['name']}{_pointer(row)}", markup=False)
+    shell.say(row, _sentence(row))
 
 
 @users_app.command()
-def unassign(user: UserArgument, url: UrlOption = None, key: KeyOption = None, data_dir: DataDirOption = None) -> None:
-    """Answer this user with the bare base model again."""
-    with connect(url, key, data_dir) as client:
+def unassign(context: typer.Context, user: UserArgument) -> None:
+    """Answer this user with the bare base model again.
+
+    Example: alignez users unassign ada
+    """
+    shell = shell_of(context)
+    with shell.connect() as client:
         client.call("DELETE", _path(user))
-    out.print(f"{user} → base model", markup=False)
+    shell.say({"user": user, "profile": None}, f"{user} → base model")
 
 
 def _path(user: str) -> str:
     return f"/v1/users/{quote(user, safe='')}/profile"
 
 
-def _pointer(row: dict[str, object]) -> str:
-    if row["alias"]:
-        return f":{row['alias']}"
-    return f"#{row['version']}" if row["version"] else ""
+def _sentence(row: dict[str, Any]) -> str:
+    pointer = f":{row['alias']}" if row["alias"] else f"#{row['version']}" if row["version"] else ""
+    return f"{row['user']} → {row['profile']['name']}{pointer}"

@@ -1,4 +1,4 @@
-"""A stack of one's own for the time of a `with` block, as a child process: for the demo and for tests."""
+"""A stack as a child process for the time of a `with` block, for the demo and for tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BackgroundStack:
         Raises: StackError: what `alignez up` said when it gave up.
         """
         try:
-            # The stale file of a stack that was killed must not be taken for the new one's.
+            # A stack that was killed leaves its file, which must not be taken for the new stack's.
             (self.data_dir / "run.json").unlink(missing_ok=True)
             argv = [sys.executable, "-m", "cli.main", "up", "--port", "0", "--data-dir", str(self.data_dir)]
             environment = {**(os.environ if self._env is None else self._env), "PYTHONUNBUFFERED": "1"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cli.files import write_atomically
 from cli.local_stack import process
@@ -80,11 +83,11 @@ class RedisServer:
         self._lock.release()
 
     def is_ready(self) -> bool:
-        """Whether it runs; `start` returns no sooner than it answers."""
+        """True while it runs; `start` has waited for its first answer."""
         return self.pid is not None
 
     def ask_to_stop(self) -> None:
-        """Nothing: clients end first, so it stops last and quickly."""
+        """Does nothing: clients end first, so the server stops last and quickly."""
 
     def __enter__(self) -> RedisServer:
         self.start()
@@ -103,7 +106,7 @@ class RedisServer:
         while True:
             if not self._served:  # later the port stays, because clients hold the URL
                 self._port = process.remembered_port(self.data_dir / "port")
-            # A file and not arguments: every user of the machine can read a process's arguments.
+            # In a file, because every user of the machine can read the arguments of a process.
             write_atomically(self.data_dir / "redis.conf", self._configuration())
             self._process = process.spawn(
                 [str(binary), str(self.data_dir / "redis.conf")],
@@ -131,7 +134,7 @@ class RedisServer:
             "appendonly yes",
             "appendfsync everysec",
             'save ""',
-            # Dropping messages silently would be worse than refusing new ones.
+            # Refusing new messages is better than dropping some silently.
             "maxmemory-policy noeviction",
             "databases 1",
         ]
@@ -153,20 +156,14 @@ class RedisServer:
         return False
 
 
-def ping(port: int, password: str, host: str = "127.0.0.1") -> bool:
-    """Whether a Redis that accepts the password answers PONG (it says LOADING while it reads its file)."""
-    try:
-        with socket.create_connection((host, port), timeout=2.0) as connection:
-            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
-            answer = b""
-            while answer.count(b"\r\n") < 2:
-                received = connection.recv(256)
-                if not received:
-                    return False
-                answer += received
-    except OSError:
-        return False
-    return answer.startswith(b"+OK") and b"+PONG" in answer
+def ping(port: int, password: str) -> bool:
+    """True when a Redis on this machine accepts the password and answers; false while it loads its file."""
+    no_retry = Retry(NoBackoff(), 0)
+    with redis.Redis(port=port, password=password, socket_timeout=2.0, retry=no_retry) as client:
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
 
 
 def find_binary() -> Path:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class StackError(Exception):
-    """The one-machine stack cannot do what was asked. The message is one line a person can act on."""
+    """The one-machine stack cannot do what was asked. The message is one line that says what to do."""
 
 
 class MissingWheel(StackError):
-    """The package that carries an embedded server is not there (or not made for this platform)."""
+    """The package of an embedded server is not installed, or has no build for this platform."""
 
     def __init__(self, package: str, server: str, setting: str, example: str) -> None:
         super().__init__(
@@ -20,7 +20,7 @@ class MissingWheel(StackError):
 
 
 class ServerDidNotStart(StackError):
-    """A server process ended or stayed silent before it was ready."""
+    """A server process ended before it was ready, or did not become ready in time."""
 
     def __init__(self, name: str, reason: str, log: str, tail: str) -> None:
         super().__init__(f"{name} did not start: {reason}; last lines of {log}:\n{tail}".rstrip())

@@ -13,12 +13,13 @@ from profiles.uow import UnitOfWork, make_session_factory
 TENANT = "default"
 
 
-def ensure_admin_key(database_url: str, key_file: Path) -> None:
-    """Keep the key in `key_file` if it still opens this database, else make tenant `default` and a new admin key.
+def ensure_admin_key(database_url: str, key_file: Path) -> bool:
+    """Keeps the key in `key_file` if it still opens this database, else makes tenant `default` and a new admin key.
 
     Args:
         database_url: migrated database.
         key_file: written with mode 0600, after the key was committed.
+    Returns: True when the key is new.
     """
     sessions = make_session_factory(database_url)
     try:
@@ -26,12 +27,13 @@ def ensure_admin_key(database_url: str, key_file: Path) -> None:
             try:
                 with UnitOfWork.open(sessions) as uow:
                     if authenticate(uow, key_file.read_text(encoding="utf-8").strip()).role is Role.ADMIN:
-                        return
+                        return False
             except Unauthenticated:
                 pass  # another database, or somebody revoked it
         with UnitOfWork.open(sessions) as uow:
             tenant = ensure_tenant(uow, TENANT)
             _, secret = create_key(uow, tenant.id, Role.ADMIN, "alignez up")
         write_atomically(key_file, secret + "\n")
+        return True
     finally:
         sessions.kw["bind"].dispose()

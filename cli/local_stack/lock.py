@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from cli.local_stack.errors import AlreadyRunning
 
@@ -15,31 +16,25 @@ class DirectoryLock:
     def __init__(self, directory: Path, what: str) -> None:
         self._path = directory / "lock"
         self._what = what
-        self._descriptor: int | None = None
+        self._lock = FileLock(self._path, mode=0o600, blocking=False, thread_local=False)
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Takes the lock; does nothing where this object holds it.
 
         Raises: AlreadyRunning: another process has it.
         """
-        if self._descriptor is not None:
+        if self._lock.is_locked:
             return
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
+            self._lock.acquire()
+        except Timeout:
+            owner = self._path.read_text(errors="replace").strip() or "unknown"
             raise AlreadyRunning(
                 f"{self._what} in {self._path.parent} is already running (process {owner}): "
                 "stop that one first, or choose another --data-dir"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        self._descriptor = descriptor
+        self._path.write_text(f"{os.getpid()}\n")
 
     def release(self) -> None:
-        """Give the lock back; the file stays, because removing it would let two owners lock two files."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Gives the lock back; the file stays."""
+        self._lock.release()

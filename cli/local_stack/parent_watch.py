@@ -13,7 +13,7 @@ _POLL_S = 0.5
 
 
 def alive(pid: int) -> bool:
-    """Whether a process with this id exists."""
+    """True when a process with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -34,7 +34,7 @@ _START_TIMEOUT_S = 90.0
 # Small: one application on a shared machine. Durable: a commit that was confirmed survives a power cut.
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
-    # Nobody needs a socket file, and its path would be limited to 107 bytes.
+    # No client needs a socket file, and its path is limited to 107 bytes.
     "unix_socket_directories": "",
     "fsync": "on",
     "full_page_writes": "on",
@@ -59,9 +59,8 @@ _OPTIONS = {
 class PostgresServer:
     """One database server whose files all lie in `data_dir`: `cluster/`, `password`, `port`, `postgres.log`, `lock`.
 
-    The server ends when this process does, however it does. Port and password stay the same across restarts (the port
-    unless somebody else took it meanwhile), so a URL stays valid. Works as root: the server then runs as an
-    unprivileged user.
+    The server ends with this process, even when this process is killed. Port and password stay the same across restarts
+    (the port unless another program took it), so a URL stays valid. As root, the server runs as an unprivileged user.
 
     Args:
         data_dir: directory to make or reuse.
@@ -124,11 +123,11 @@ class PostgresServer:
         self._lock.release()
 
     def is_ready(self) -> bool:
-        """Whether it runs; `start` returns no sooner than it answers."""
+        """True while it runs; `start` has waited for its first answer."""
         return self.pid is not None
 
     def ask_to_stop(self) -> None:
-        """Nothing: clients end first, so it stops last and quickly."""
+        """Does nothing: clients end first, so the server stops last and quickly."""
 
     def __enter__(self) -> PostgresServer:
         self.start()
@@ -194,7 +193,7 @@ class PostgresServer:
             os.chown(path, run_as.uid, run_as.gid, follow_symlinks=False)
 
     def _clear_stale_server(self) -> None:
-        """Deal with a pid file from a killed server: wait for one that still runs, remove one that lies.
+        """Handles the pid file of a killed server: waits for a server that still runs, removes a stale file.
 
         We hold the directory's lock, so a server found here lost its owner and is on its way out.
         """
@@ -251,7 +250,7 @@ class PostgresServer:
             time.sleep(0.2)
 
     def _answers(self, deadline: float) -> bool:
-        """Wait for a first query; false when the process ended or the time is over. Makes the database if needed."""
+        """Waits for a first query. False when the process ended or the time is over. Creates the database if needed."""
         assert self._process is not None
         admin_url = self.url.replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres"
         while self._process.poll() is None and time.monotonic() < deadline:

@@ -104,7 +104,7 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
 
 
 def tail(path: Path, lines: int = 12) -> str:
-    """The last lines of a log, or nothing when there is none."""
+    """The last lines of a log; empty when there is no log."""
     if not path.exists():
         return ""
     with path.open("rb") as stream:
@@ -132,7 +132,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether the port can be bound, as a server that sets SO_REUSEADDR would."""
+    """True when a server that sets SO_REUSEADDR can bind the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""The whole product on one machine: what runs, in which order, and how others find it."""
+"""The whole product on one machine: its parts, their order, and the file that tells clients where it is."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _LOOK_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class StackOptions:
-    """How `alignez up` runs.
+    """Options of `alignez up`.
 
     Args:
-        data_dir: everything the stack keeps.
+        data_dir: directory of everything that the stack keeps.
         host, port: of the REST API; port 0 is a free one.
-        model: for all processes: name of the catalogue, GGUF file, directory or hub id; None is what `ALIGNEZ_MODEL`
-            says, else the shipped model.
+        model: for all processes: name of the catalogue, GGUF file, directory or hub id; None: `ALIGNEZ_MODEL`, else the
+            shipped model.
         workers: fit processes.
     """
 
@@ -44,11 +44,11 @@ class StackOptions:
 
 
 class LocalStack:
-    """Starts everything, keeps it running, stops it. Use it from one thread: the children die with that thread.
+    """Starts all parts, keeps them running, stops them. Use it from one thread: the children die with that thread.
 
     Args:
-        options: see there.
-        report: gets one line per event, for people.
+        options: see `StackOptions`.
+        report: gets one line of text per event.
     """
 
     def __init__(self, options: StackOptions, report: Callable[[str], None]) -> None:
@@ -59,6 +59,8 @@ class LocalStack:
         self._supervisor = Supervisor(report, self._write_run_info)
         self._run: RunInfo | None = None
         self._stopping = False
+        #: True when this start made the admin key, so that it has not been shown yet.
+        self.key_is_new = False
         #: Role → Prometheus endpoint.
         self._metrics: dict[str, str] = {}
 
@@ -68,7 +70,7 @@ class LocalStack:
         return self._data_dir / "admin.key"
 
     def start(self) -> RunInfo:
-        """Start all parts and wait until each is ready; returns (and has written) the content of `run.json`.
+        """Starts all parts, waits until each is ready, and writes `run.json`. Returns its content.
 
         Raises: StackError: with what to do; whatever had started is stopped.
         """
@@ -160,12 +162,12 @@ class LocalStack:
         """The settings of every child, on top of the user's own environment, which they may refine."""
         environment = dict(os.environ)
         defaults = {
-            # Two models on one machine: more threads in sum than cores, and both crawl.
+            # Two processes with a model share the cores: with more threads than cores both are slow.
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
             "ALIGNEZ_API_DRAIN_S": "5",
-            # One machine has no network between its parts: a lost worker or message is missed much sooner.
+            # On one machine there is no network, so a lost worker or message can be noticed much sooner.
             "ALIGNEZ_WORKER_LEASE_S": "8",
             "ALIGNEZ_WORKER_RELAY_RESEND_S": "5",
             "PYTHONUNBUFFERED": "1",
@@ -184,16 +186,16 @@ class LocalStack:
         return environment
 
     def _prepare_database(self, url: str) -> None:
-        """Migrate, and on the first start make the tenant `default` with its admin key."""
+        """Migrates, and on the first start makes the tenant `default` with its admin key."""
         with _Step(self._report, "migrations"):
             from cli.local_stack.first_key import ensure_admin_key
             from profiles import migrate
 
             migrate.upgrade(url)
-            ensure_admin_key(url, self.key_file)
+            self.key_is_new = ensure_admin_key(url, self.key_file)
 
     def _start_roles(self, environment: Mapping[str, str], port: int) -> None:
-        """Start relay, workers and API at once and wait for all of them: two of them load a model."""
+        """Starts relay, workers and API at once and waits for all: two of them load a model."""
         names = ["relay", *(_worker_name(i) for i in range(self._options.workers)), "api"]
         for name in names:
             flag = self._data_dir / f"{name}.ready"
@@ -213,7 +215,7 @@ class LocalStack:
                 self._supervisor.wait_ready(name, _READY_TIMEOUT_S)
 
     def _metrics_port(self, name: str) -> dict[str, str]:
-        """The setting that gives a process a metrics port of its own, the same at every start."""
+        """The setting for a process's own metrics port, which is the same at every start."""
         memory = self._data_dir / ("metrics.port" if name == "api" else f"{name}.metrics.port")
         port = process.remembered_port(memory)
         self._metrics[name] = f"http://127.0.0.1:{port}/metrics"
@@ -228,11 +230,11 @@ class LocalStack:
 
 
 def run_until_signal(stack: LocalStack, ready: Callable[[RunInfo], None]) -> None:
-    """Start a stack, call `ready`, keep it running until SIGINT, SIGTERM or SIGHUP, and stop it."""
+    """Starts a stack, calls `ready`, and stops the stack on SIGINT, SIGTERM or SIGHUP."""
 
     def on_signal(number: int, frame: object) -> None:
         for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(other, signal.SIG_IGN)  # the end is on its way and must not be cut short
+            signal.signal(other, signal.SIG_IGN)  # a further signal must not cut the shutdown short
         stack.request_stop()
         raise KeyboardInterrupt
 
@@ -268,10 +270,10 @@ def _worker_name(index: int) -> str:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether the API says that all its parts are ready."""
+    """True when the API reports that all its parts are ready."""
     address = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/ready"
-    # No proxy of the environment stands between us and our own child.
+    # The child is on this machine: a proxy of the environment is not for it.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as response:

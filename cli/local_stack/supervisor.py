@@ -21,17 +21,17 @@ _STEADY_S = 20.0
 
 
 class Child(Protocol):
-    """Something that runs as a process: an embedded server or a role of the product."""
+    """An embedded server or a role of the product, run as a process."""
 
     @property
     def pid(self) -> int | None:
         """Its process id, None when it is not running."""
 
     def start(self) -> object:
-        """Launches it; on a port and with a configuration that stay the same from start to start."""
+        """Launches it, with the same port and configuration at every start."""
 
     def is_ready(self) -> bool:
-        """Whether it does its work."""
+        """True when it does its work."""
 
     def ask_to_stop(self) -> None:
         """Tells it to end, without waiting."""
@@ -46,7 +46,7 @@ class RoleProcess:
 
     Args:
         argv: program and arguments. env: the whole environment.
-        ready: whether it does its work, asked while it runs.
+        ready: true when it does its work; called while the process runs.
         grace_s: from SIGTERM to SIGKILL.
     """
 
@@ -66,7 +66,7 @@ class RoleProcess:
     def start(self) -> None:
         self._bury()
         self.before_start()
-        # SIGKILL when we die: the product is made to lose its processes at any moment, and nobody waits for them then.
+        # SIGKILL when this process dies: the product tolerates the loss of any process, and nobody waits for it then.
         self._process = process.spawn(self.argv, log=self.log, death_signal=signal.SIGKILL, env=self.env)
 
     def is_ready(self) -> bool:
@@ -78,7 +78,7 @@ class RoleProcess:
 
     def stop(self) -> None:
         if self._process is not None:
-            # A second SIGTERM would mean "at once" to uvicorn and Celery.
+            # uvicorn and Celery take a second SIGTERM as an order to stop at once.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(self.grace_s)
         self._bury()
@@ -106,7 +106,7 @@ class Supervisor:
     """Runs children. Call everything from one long-lived thread: children die with the thread that started them.
 
     Args:
-        report: told in one line what happened (a child died, came back).
+        report: gets one line per event (a child died, came back).
         changed: called after a child got a new process id.
     """
 
@@ -140,7 +140,7 @@ class Supervisor:
             time.sleep(0.2)
 
     def check(self) -> None:
-        """One look at every child: notes who died, restarts whose pause is over."""
+        """Looks at every child once: notes those that died, restarts those with an expired pause."""
         for watched in self._watched:
             now = time.monotonic()
             if watched.restart_at is None:
@@ -150,7 +150,7 @@ class Supervisor:
                 self._restart(watched)
 
     def stop(self) -> None:
-        """Ends all, last started first; the ones that may take their time are told beforehand."""
+        """Ends all children, last started first. All are told to stop before the first is waited for."""
         for watched in reversed(self._watched):
             watched.child.ask_to_stop()
         for watched in reversed(self._watched):
@@ -177,7 +177,7 @@ class Supervisor:
 
 
 def _gave_up(name: str, log: Path) -> StackError:
-    """Why a role ended: its own last word for people where it left one, else the end of its log."""
+    """The reason why a role ended: its own error message if it printed one, else the end of its log."""
     said = process.tail(log)
     for line in reversed(said.splitlines()):
         if line.startswith(("alignez: ", "alignez worker: ", "error: ")):

@@ -1,4 +1,4 @@
-"""Which user a server that refuses root runs as, and whether that user can reach its files."""
+"""The user for a server that refuses root, and a check that this user can reach the server's files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ _USERS = ("nobody", "postgres", "daemon")
 def unprivileged_user(paths: Sequence[Path]) -> RunAs | None:
     """The identity for a server that refuses to run as root; None when we are not root ourselves.
 
-    Files may live where that user cannot go (a checkout or virtual environment under /root, mode 700). Copying 35 MB of
-    binaries and moving the data elsewhere would be the other way; instead the server keeps one capability, to pass
-    through directories. It is far less than the root its parent already is.
+    That user may have no access to the files (a checkout or virtual environment under /root, mode 700). The server
+    then keeps one capability, to pass through directories, which is far less than the rights of its parent.
 
     Args:
-        paths: what the server must be able to reach.
+        paths: files that the server must be able to reach.
     Raises: StackError: there is no such user, or the files cannot be reached and no capability helps.
     """
     if os.geteuid() != 0:
@@ -47,7 +46,7 @@ def unprivileged_user(paths: Sequence[Path]) -> RunAs | None:
 
 
 def reachable(path: Path, uid: int, gid: int) -> bool:
-    """Whether a user may enter every parent of `path` and read `path` itself, by the mode bits."""
+    """True when the mode bits let a user enter every parent of `path` and read `path` itself."""
     path = path.resolve()
     return all(_allows(parent, uid, gid, 0o1) for parent in path.parents) and _allows(path, uid, gid, 0o4)
 

@@ -1,4 +1,4 @@
-"""The job queue on Celery, and the one configuration that sender and worker share."""
+"""The job queue on Celery, and the configuration that sender and worker share."""
 
 from __future__ import annotations
 
@@ -12,48 +12,44 @@ from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.exceptions import KombuError, OperationalError
 
+from profiles.delivery.broker import is_redis, tls
 from profiles.errors import BrokerUnavailable
 
 FIT_TASK = "worker.fit_profile"
 FIT_QUEUE = "fits"
 
-#: A message that a dead worker held comes back by the broker after its task's time limit and this much more. The
-#: relay's sweep has sent another one long before: it goes by the lease, not by the broker.
+#: The broker delivers the message of a dead worker again after the task's time limit plus this margin. The relay's
+#: sweep, which goes by the lease, has sent another message long before.
 _REDELIVERY_MARGIN_S = 600
 
-#: A message that its workers do not survive this often is put aside. Its job has failed long before.
+#: A message that killed this many workers is set aside. Its job has failed long before.
 _DELIVERIES = 20
 
 
-def is_redis(broker_url: str) -> bool:
-    """Redis (TCP, TLS or socket), as opposed to RabbitMQ."""
-    return broker_url.startswith(("redis://", "rediss://", "redis+socket://", "unix://"))
-
-
 def redelivery_s(task_time_limit_s: int) -> int:
-    """When the broker gives a message to another worker: after the longest job, or a long one would run twice."""
+    """Redelivery time of the broker, seconds. It exceeds the longest job, which would otherwise run twice."""
     return task_time_limit_s + _REDELIVERY_MARGIN_S
 
 
 def fit_queue(queue: str, broker_url: str, task_time_limit_s: int) -> Queue:
-    """The queue of fits, as everybody who declares it must."""
+    """The queue of fits, as every process must declare it."""
     arguments: dict[str, Any] = {}
     if not is_redis(broker_url):
         arguments = {
-            # Survives a node. Its messages die into the queue beside it: those that workers reject, and those that
-            # came back too often.
+            # A quorum queue survives the loss of a node. Messages that workers reject, and messages that came back too
+            # often, go to the dead queue.
             "x-queue-type": "quorum",
             "x-delivery-limit": _DELIVERIES,
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": dead_queue(queue).name,
-            # Milliseconds; RabbitMQ's own redelivery time, 30 min otherwise.
+            # RabbitMQ's own redelivery time, milliseconds; 30 min by default.
             "x-consumer-timeout": redelivery_s(task_time_limit_s) * 1000,
         }
     return Queue(queue, queue_arguments=arguments, durable=True)
 
 
 def dead_queue(queue: str) -> Queue:
-    """Where RabbitMQ puts messages that died in `queue`. A classic queue: looking must not count as a delivery."""
+    """The queue of dead letters of `queue`. It is a classic queue, so that a look does not count as a delivery."""
     return Queue(f"{queue}.dead", durable=True)
 
 
@@ -77,6 +73,7 @@ def broker_configuration(
         options = {"confirm_publish": True, "connect_timeout": 5, "read_timeout": 10, "write_timeout": 10}
     return {
         "broker_url": broker_url,
+        "broker_use_ssl": tls(broker_url),
         "broker_transport_options": options,
         "broker_connection_timeout": 5,
         "broker_connection_retry_on_startup": True,
@@ -132,18 +129,10 @@ class CeleryQueue:
                 raise BrokerUnavailable from error
         return sent
 
-    def ping(self) -> None:
-        """Raises: BrokerUnavailable: no connection within a few seconds."""
-        try:
-            with self._app.connection_for_write(connect_timeout=3) as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=3)
-        except self._errors as error:
-            raise BrokerUnavailable from error
-
     def close(self) -> None:
         """Drops the connection; the next `publish` makes a new one."""
         if self._connection is not None:
-            with contextlib.suppress(Exception):  # it is often broken already, in a way of its transport's own
+            with contextlib.suppress(Exception):  # often broken already; each transport raises its own error
                 self._connection.release()
             self._connection = None
 
@@ -152,7 +141,7 @@ class CeleryQueue:
             self._connection = self._app.connection_for_write()
             self._connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5)
             if not is_redis(self._url):
-                # Messages that die while this queue is not there are gone.
+                # A message that dies while this queue does not exist is lost.
                 dead_queue(self._queue)(self._connection.default_channel).declare()
         self._connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5)
         return self._connection

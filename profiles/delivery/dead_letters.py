@@ -1,10 +1,10 @@
-"""Messages that RabbitMQ took out of the fit queue, because no worker could do anything with them.
+"""Dead letters: messages that RabbitMQ took out of the fit queue because no worker could handle them.
 
-There are two kinds: those that a worker rejected (a task it does not know, as after a rollback to an older release) and
-those that were delivered too often (each delivery killed its worker). Nothing depends on them: the job's row is the
-truth, and the relay's sweep sends a job that is queued again. They are kept so that somebody can see what happened.
+There are two kinds: messages that a worker rejected (a task it does not know, as after a rollback to an older release)
+and messages that were delivered too often (each delivery killed its worker). Nothing depends on them: the job's row is
+the truth, and the relay's sweep sends a queued job again. They are kept for inspection.
 
-Redis has no such thing: what a worker rejects is gone there, and the sweep alone mends it.
+Redis keeps no dead letters. A message that a worker rejects is lost there, and the sweep sends the job again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from kombu.connection import Connection
 from kombu.exceptions import KombuError
 from kombu.message import Message
 
-from profiles.delivery.celery_queue import FIT_QUEUE, dead_queue, fit_queue, is_redis
+from profiles.delivery.broker import is_redis
+from profiles.delivery.celery_queue import FIT_QUEUE, dead_queue, fit_queue
 from profiles.errors import BrokerUnavailable
 
 
@@ -52,16 +53,20 @@ class DeadLetters:
 
     @property
     def are_kept(self) -> bool:
-        """Whether this broker keeps any."""
+        """True when the broker keeps dead letters."""
         return not is_redis(self._url)
 
     def look(self, limit: int = 100) -> list[DeadLetter]:
-        """The oldest ones; they stay where they are."""
+        """The oldest messages, which stay in the queue."""
         with self._messages(limit) as (messages, _):
-            return [_letter(message) for message in messages]  # not acknowledged: they go back with the connection
+            # Not acknowledged, so they return to the queue when the connection closes.
+            return [_letter(message) for message in messages]
 
     def replay(self, limit: int = 100) -> list[DeadLetter]:
-        """Sends the oldest ones to the workers again. Killed in between, it may send one twice, which is harmless."""
+        """Sends the oldest messages to the workers again.
+
+        A process that is killed meanwhile may send one twice, which is harmless.
+        """
         with self._messages(limit) as (messages, connection):
             target = fit_queue(self._queue, self._url, self._time_limit_s)
             with connection.Producer() as producer:
@@ -81,7 +86,7 @@ class DeadLetters:
             return [_letter(message) for message in messages]
 
     def drop(self, limit: int = 100) -> int:
-        """Removes the oldest ones; returns how many."""
+        """Removes the oldest messages. Returns their number."""
         with self._messages(limit) as (messages, _):
             for message in messages:
                 message.ack()

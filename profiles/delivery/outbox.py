@@ -16,6 +16,7 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import NoOpTracer, SpanKind, Tracer
 
+from profiles.connection import DeadlineConnection
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable
 from profiles.fitting import claims as jobs
 from profiles.ports import JobQueue
@@ -27,6 +28,8 @@ _log = structlog.get_logger("relay")
 
 _BATCH = 100
 _LONGEST_PAUSE_S = 5.0
+#: For LISTEN to be answered.
+_LISTEN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Relay:
         self._url = url.replace("postgresql+psycopg://", "postgresql://", 1)
         self._options = options
         self._stop = threading.Event()
-        self._listener: psycopg.Connection[tuple[object, ...]] | None = None
+        self._listener: DeadlineConnection | None = None
         self._next_sweep = 0.0
         self._next_cleaning = 0.0
 
@@ -171,17 +174,18 @@ class Relay:
             _log.info("sweep", leases_ended=ended, resent=resent)
         return bool(ended or resent)
 
-    def _listening(self) -> psycopg.Connection[tuple[object, ...]]:
+    def _listening(self) -> DeadlineConnection:
         if self._listener is None or self._listener.closed:
             try:
-                self._listener = psycopg.connect(self._url, autocommit=True, connect_timeout=3)
+                self._listener = DeadlineConnection.connect(self._url, autocommit=True, connect_timeout=3)
+                self._listener.statement_timeout_s = _LISTEN_S
                 self._listener.execute(f"LISTEN {OUTBOX_CHANNEL}")
             except psycopg.Error as error:
                 self._close_listener()
                 raise DatabaseUnavailable from error
         return self._listener
 
-    def _wait(self, listener: psycopg.Connection[tuple[object, ...]]) -> None:
+    def _wait(self, listener: DeadlineConnection) -> None:
         """Until a notification, or `poll_s` at most; in short slices, so that `stop` is noticed."""
         deadline = time.monotonic() + self._options.poll_s
         try:

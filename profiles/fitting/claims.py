@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import func
+
 from profiles.errors import JobCancelled, LeaseLost, ModelConflict, NotFound
 from profiles.models import BaseModelRow, Job, JobKind, JobStatus
 from profiles.text import storable
@@ -62,6 +64,12 @@ def claim(uow: UnitOfWork, job_id: UUID, worker: str, lease_s: float) -> Claim |
     )  # fmt: skip
 
 
+def claim_next(uow: UnitOfWork, worker: str, lease_s: float) -> Claim | None:
+    """Takes the queued job whose tenant's turn it is; None when none is due. Arguments as in `claim`."""
+    job_id = uow.repository.jobs.next_in_turn()
+    return None if job_id is None else claim(uow, job_id, worker, lease_s)
+
+
 def heartbeat(uow: UnitOfWork, claim: Claim, lease_s: float) -> bool:
     """Extends the lease; returns whether somebody asked to cancel the job. Raises: LeaseLost."""
     cancelled = uow.repository.jobs.extend_lease(claim.job_id, claim.attempt, lease_s)
@@ -95,6 +103,13 @@ def record_progress(uow: UnitOfWork, claim: Claim, stage: str, done: int, total:
     with fenced(uow, claim) as job:
         stop_if_cancelled(job)
         uow.repository.jobs.set_progress(job, stage, done, total)
+
+
+def count_tokens(uow: UnitOfWork, claim: Claim, tokens: int) -> None:
+    """Adds tokens that an attempt generated to the tenant's usage, also of an attempt that has lost its lease."""
+    if tokens:
+        spent = {"tenant_id": claim.tenant_id, "profile_id": claim.profile_id, "fit_tokens": tokens}
+        uow.repository.accounts.add_usage([{**spent, "day": func.current_date()}])
 
 
 def fail(

@@ -24,7 +24,6 @@ class Verdict:
     Args:
         judge: whose verdicts they are. quality: "good" or "weak", which never comes without reasons.
         report, choice: as the core makes them; choice only from a fit.
-        tokens: that the job generated.
     """
 
     judge: str
@@ -32,7 +31,6 @@ class Verdict:
     reasons: tuple[str, ...]
     report: Mapping[str, Any]
     choice: Mapping[str, Any] | None = None
-    tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +128,7 @@ def _fill(version: ProfileVersion, fitted: FittedVersion) -> None:
 
 
 def _conclude(uow: UnitOfWork, claim: Claim, job: Job, verdict: Verdict) -> None:
-    """Writes evaluation and usage, and ends the job as succeeded."""
+    """Writes the evaluation, and ends the job as succeeded."""
     uow.repository.fits.add_evaluation(
         Evaluation(
             tenant_id=claim.tenant_id,
@@ -143,6 +141,4 @@ def _conclude(uow: UnitOfWork, claim: Claim, job: Job, verdict: Verdict) -> None
             choice=None if verdict.choice is None else json_safe(dict(verdict.choice)),
         )
     )
-    spent = {"tenant_id": claim.tenant_id, "profile_id": claim.profile_id, "fit_tokens": verdict.tokens}
-    uow.repository.accounts.add_usage([{**spent, "day": func.current_date()}])
     uow.repository.jobs.finish(job, JobStatus.SUCCEEDED)

@@ -1,4 +1,4 @@
-"""All tables. Every row but a base model's belongs to a tenant; base models are facts of the deployment."""
+"""All tables. Every row belongs to a tenant, except base models, which belong to the deployment."""
 
 from profiles.models.accounts import ApiKey, AuditEntry, IdempotencyKey, Role, Tenant, Usage
 from profiles.models.base import Base

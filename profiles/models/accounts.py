@@ -1,4 +1,4 @@
-"""Tenants, their keys, and what is kept about what they did."""
+"""Tenants, API keys, the audit log, stored answers and usage counters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, 
 
 
 class Role(StrEnum):
-    """What a key may do: `member` uses profiles of its tenant, `admin` also manages tenants and keys."""
+    """The rights of a key: `member` uses profiles of its tenant, `admin` also manages tenants and keys."""
 
     ADMIN = "admin"
     MEMBER = "member"
 
 
 class Tenant(Base):
-    """A customer: owns profiles, keys, jobs and end users; sees nobody else's."""
+    """A customer, who owns profiles, keys, jobs and end users and sees only those."""
 
     __tablename__ = "tenants"
     __table_args__ = (CheckConstraint("max_queued_jobs > 0", name="max_queued_jobs_positive"),)
@@ -33,7 +33,7 @@ class Tenant(Base):
 
 
 class ApiKey(Base):
-    """A bearer key; only the SHA-256 of its secret is kept."""
+    """A bearer key. Only the SHA-256 of its secret is stored."""
 
     __tablename__ = "api_keys"
 
@@ -41,7 +41,7 @@ class ApiKey(Base):
     tenant_id: Mapped[TenantId] = mapped_column(index=True)
     name: Mapped[str] = mapped_column(String(100))
     role: Mapped[Role] = mapped_column(state_column(Role, "role"))
-    prefix: Mapped[str] = mapped_column(String(16))  #: the secret's first characters, to recognise it by
+    prefix: Mapped[str] = mapped_column(String(16))  #: first characters of the secret, for people to recognise it
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
@@ -50,23 +50,23 @@ class ApiKey(Base):
 
 
 class AuditEntry(Base):
-    """One act that somebody may ask about later. Rows are never changed or removed (a trigger says so)."""
+    """One entry of the audit log. A trigger refuses to change or remove entries."""
 
     __tablename__ = "audit_log"
     __table_args__ = (Index(None, "tenant_id", "id"),)
 
     id: Mapped[SerialId]
     tenant_id: Mapped[TenantId]
-    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))  #: None: the system itself
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))  #: None: the system
     action: Mapped[str] = mapped_column(String(64))
-    subject: Mapped[str] = mapped_column(String(64))  #: kind of thing: profile, key, tenant, …
+    subject: Mapped[str] = mapped_column(String(64))  #: kind of object: profile, key, tenant, …
     subject_id: Mapped[str] = mapped_column(String(200))
     details: Mapped[dict[str, Any]]
     created_at: Mapped[CreatedAt]
 
 
 class IdempotencyKey(Base):
-    """The answer given to a creating request, replayed when the same request comes again."""
+    """The stored answer to a creating request, which a repetition of the request gets again."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index(None, "created_at"),)
@@ -80,7 +80,7 @@ class IdempotencyKey(Base):
 
 
 class Usage(Base):
-    """Counters of one day; `profile_id` None counts requests to the bare base model."""
+    """Counters of one day and profile. `profile_id` is None for requests to the bare base model."""
 
     __tablename__ = "usage"
     __table_args__ = (UniqueConstraint("tenant_id", "day", "profile_id", postgresql_nulls_not_distinct=True),)

@@ -1,4 +1,4 @@
-"""The declarative base, and columns that many tables share."""
+"""The declarative base, and the column types that many tables share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, mapped_column
 
 from profiles.ids import new_id
 
-#: Constraints have names that a migration can use, the same on every machine.
+#: Names of constraints and indexes, the same on every machine, so that a migration can refer to them.
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",

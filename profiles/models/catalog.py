@@ -1,4 +1,4 @@
-"""Base models, profiles, their versions, and the pointers that say which version is in use."""
+"""Base models, profiles, versions, and the aliases and assignments that select a version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, 
 
 
 class BaseModelRow(Base):
-    """A language model that a process of this deployment has loaded. Identity is the fingerprint, not the name."""
+    """A language model that a process of this deployment has loaded, identified by its fingerprint.
+
+    Fingerprint, layer count and hidden size never change (a trigger refuses it).
+    """
 
     __tablename__ = "base_models"
 
@@ -29,11 +32,11 @@ class BaseModelRow(Base):
     context_length: Mapped[int]
     prompt_format: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[CreatedAt]
-    seen_at: Mapped[CreatedAt]  #: when a process last loaded it; the latest is the default of new profiles
+    seen_at: Mapped[CreatedAt]  #: last load by a process; new profiles use the model loaded last
 
 
 class Profile(Base):
-    """A named behaviour. Deleting sets `archived_at`, which frees the name and keeps the history."""
+    """A named behaviour. Deletion sets `archived_at`, which frees the name and keeps the history."""
 
     __tablename__ = "profiles"
     __table_args__ = (
@@ -45,7 +48,7 @@ class Profile(Base):
     tenant_id: Mapped[TenantId]
     name: Mapped[str] = mapped_column(String(64))
     description: Mapped[str | None] = mapped_column(Text)
-    #: None until a worker takes the first job, when no process had registered a model at creation.
+    #: None until a worker claims the first job, if no model was registered when the profile was created.
     base_model_id: Mapped[UUID | None] = mapped_column(ForeignKey("base_models.id"))
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
@@ -60,7 +63,7 @@ class VersionState(StrEnum):
 
 
 class ProfileVersion(Base):
-    """One fit of a profile. Once `ready` nothing but its state can change, and only to `archived` (by trigger)."""
+    """One fit of a profile. A trigger keeps a `ready` version as it is; only its state may change, to `archived`."""
 
     __tablename__ = "profile_versions"
     __table_args__ = (
@@ -83,29 +86,29 @@ class ProfileVersion(Base):
     state: Mapped[VersionState] = mapped_column(state_column(VersionState, "state"))
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("profile_versions.id"))
     base_model_id: Mapped[UUID | None] = mapped_column(ForeignKey("base_models.id"))
-    spec: Mapped[dict[str, Any]]  #: as asked for: persona, queries, pairs, fit
-    fit_config: Mapped[dict[str, Any] | None]  #: as resolved, defaults filled in
-    method: Mapped[str | None] = mapped_column(String(16))  #: that made it; "auto" is resolved
+    spec: Mapped[dict[str, Any]]  #: as requested: persona, queries, pairs, fit
+    fit_config: Mapped[dict[str, Any] | None]  #: with all defaults filled in
+    method: Mapped[str | None] = mapped_column(String(16))  #: the method used; "auto" is resolved
     layers: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))  #: edited layers, ascending; [] for a prefix alone
-    #: Put before a conversation: {"system": text or null, "examples": [[user, assistant], …]}.
+    #: Prepended to a conversation: {"system": text or null, "examples": [[user, assistant], …]}.
     prefix: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     steps: Mapped[int | None]  #: edited positions from the last prompt token on; None: no end
     positions: Mapped[str] = mapped_column(String(16), default="answer", server_default="answer")
-    #: What a request looks up among the fit queries: nothing, its group by vote, or rows to fit its own edit on.
+    #: Lookup among the fit queries at request time: none, the group by vote, or rows to fit an edit on.
     lookup: Mapped[str] = mapped_column(String(16), default="none", server_default="none")
     embedding_layer: Mapped[int | None]
     diagnostics: Mapped[dict[str, Any] | None]
     quality: Mapped[str | None] = mapped_column(String(16))
     quality_reasons: Mapped[list[Any] | None]
     sha256: Mapped[str | None] = mapped_column(String(64))
-    promote: Mapped[bool] = mapped_column(server_default=text("false"))  #: make it the default when it is ready
+    promote: Mapped[bool] = mapped_column(server_default=text("false"))  #: becomes the default when it is ready
     created_at: Mapped[CreatedAt]
     ready_at: Mapped[datetime | None]
     archived_at: Mapped[datetime | None]
 
 
 class ProfileAlias(Base):
-    """One target of an alias. Rows of one (profile, alias) share its traffic by weight."""
+    """One target of an alias. The rows of one (profile, alias) share its traffic by weight."""
 
     __tablename__ = "profile_aliases"
     __table_args__ = (CheckConstraint("weight > 0", name="weight_positive"),)
@@ -119,7 +122,10 @@ class ProfileAlias(Base):
 
 
 class AliasMove(Base):
-    """History of an alias: what it pointed to from when on. Rolling back undoes the latest move that stands."""
+    """One entry of an alias's history: its targets and when they took effect.
+
+    A rollback undoes the latest move that is not undone.
+    """
 
     __tablename__ = "alias_moves"
     __table_args__ = (Index(None, "profile_id", "alias", "id"),)
@@ -135,7 +141,7 @@ class AliasMove(Base):
 
 
 class Assignment(Base):
-    """Which profile an end user gets; with neither alias nor version, the profile's default."""
+    """The profile of an end user. Without alias and version, it is the profile's default version."""
 
     __tablename__ = "assignments"
     __table_args__ = (CheckConstraint("alias IS NULL OR version_id IS NULL", name="alias_or_version"),)

@@ -1,7 +1,7 @@
-"""What a fit leaves behind: queries, preference pairs, representations, edits and evaluations.
+"""The results of a fit: queries, preference pairs, representations, edits and evaluations.
 
-Vectors that SQL compares are pgvector columns without a dimension, because it differs from base model to base model.
-All others are bytes, written and read by `profiles.vectors`; the ORM classes exist for the schema and for rows without
+Vectors that SQL compares are pgvector columns. They have no fixed dimension, because it differs between base models.
+All other vectors are bytes, written and read by `profiles.vectors`. The ORM classes serve the schema and reads without
 vectors.
 """
 
@@ -12,7 +12,17 @@ from typing import Any
 from uuid import UUID
 
 from pgvector.sqlalchemy import VECTOR
-from sqlalchemy import CheckConstraint, ForeignKey, Index, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, deferred, mapped_column
 
@@ -30,7 +40,7 @@ class QuerySource(StrEnum):
 
 
 class QuerySplit(StrEnum):
-    """What a query is for: nothing is judged on what it was fitted or chosen on."""
+    """The use of a query. A version is judged on queries that it was neither fitted nor tuned on."""
 
     FIT = "fit"
     TUNE = "tune"
@@ -39,10 +49,10 @@ class QuerySplit(StrEnum):
 
 
 class FitQueryRow(Base):
-    """One query of a version, in its order. The fit split of a version that looks something up has embeddings."""
+    """One query of a version. Queries of the fit split have embeddings if the version looks them up."""
 
     __tablename__ = "fit_queries"
-    __table_args__ = (UniqueConstraint("version_id", "position"),)
+    __table_args__ = (UniqueConstraint("version_id", "position"), UniqueConstraint("id", "version_id"))
 
     id: Mapped[PublicId]
     tenant_id: Mapped[TenantId]
@@ -55,42 +65,49 @@ class FitQueryRow(Base):
     split: Mapped[QuerySplit] = mapped_column(
         state_column(QuerySplit, "split"), default=QuerySplit.FIT, server_default=QuerySplit.FIT
     )
-    #: Queries of one group have one persona; the version has one edit per group.
+    #: Queries of one group share a persona; the version has one edit per group.
     persona_group: Mapped[int] = mapped_column(default=0, server_default="0")
-    #: (D,) unit length (the search takes inner products), float32; out of line when wide.
+    #: (D,) float32 of unit length, because the search uses inner products; stored out of line when wide.
     embedding: Mapped[list[float] | None] = deferred(mapped_column(VECTOR()))
-    #: (SKETCH_SIZE,) projection of the embedding, always in line: finds candidates without reading the wide column.
+    #: (SKETCH_SIZE,) projection of the embedding, stored in line: proposes candidates without reading the wide column.
     embedding_sketch: Mapped[list[float] | None] = deferred(mapped_column(VECTOR()))
 
 
+def _same_version_as_query() -> ForeignKeyConstraint:
+    """Ties a row to the version of its query, so that nothing can be added to a ready version."""
+    columns = ["query_id", "version_id"]
+    return ForeignKeyConstraint(columns, ["fit_queries.id", "fit_queries.version_id"], ondelete="CASCADE")
+
+
 class PreferencePairRow(Base):
-    """What the model (or the caller) said for one fit query; a field is None until its chunk is finished."""
+    """The texts of one fit query, by the model or the caller. A field is None until its chunk is finished."""
 
     __tablename__ = "preference_pairs"
+    __table_args__ = (_same_version_as_query(),)
 
-    query_id: Mapped[UUID] = mapped_column(ForeignKey("fit_queries.id", ondelete="CASCADE"), primary_key=True)
+    query_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[TenantId]
     version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id", ondelete="CASCADE"), index=True)
     help_characteristics: Mapped[str | None] = mapped_column(Text)
     harm_characteristics: Mapped[str | None] = mapped_column(Text)
     help_response: Mapped[str | None] = mapped_column(Text)
     harm_response: Mapped[str | None] = mapped_column(Text)
-    #: Why the pair is not used, if it is not (an empty answer, say).
+    #: Reason for not using the pair, such as an empty answer.
     dropped: Mapped[str | None] = mapped_column(String(200))
 
 
 class QueryRepresentations(Base):
-    """Representations of one fit query at all L edited layers: per side one value of (L, D) numbers, in the order of
-    `layers`, as `vectors.pack` writes them.
+    """Representations of one fit query at all L edited layers: per side (L, D) numbers, packed by `vectors.pack`.
 
-    Bytes and not vectors, because no SQL compares them and bytes are read in half the time; two bytes a number, because
-    the lookup's time is the bytes that it reads; one value a side, because each value that lies out of line is a search
-    of its own. The version's own edits are fitted on the full numbers.
+    The columns are bytes, because no SQL compares them and bytes are read in half the time of vectors. A number takes
+    two bytes, because the time of a lookup grows with the bytes it reads. A side is one value, because each value
+    stored out of line costs a search of its own. The version's own edits are fitted on full precision.
     """
 
     __tablename__ = "query_representations"
+    __table_args__ = (_same_version_as_query(),)
 
-    query_id: Mapped[UUID] = mapped_column(ForeignKey("fit_queries.id", ondelete="CASCADE"), primary_key=True)
+    query_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[TenantId]
     version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id", ondelete="CASCADE"), index=True)
     layers: Mapped[list[int]] = mapped_column(ARRAY(Integer))  #: L, ascending
@@ -113,7 +130,7 @@ class VersionEdit(Base):
 
 
 class Evaluation(Base):
-    """One proof of a version: the fit's own, or that of an evaluation job. A job has one at most."""
+    """One proof of a version, by its fit or by an evaluation job. A trigger refuses to change it."""
 
     __tablename__ = "evaluations"
     __table_args__ = (
@@ -129,5 +146,5 @@ class Evaluation(Base):
     quality: Mapped[str] = mapped_column(String(16))
     reasons: Mapped[list[Any]]
     report: Mapped[dict[str, Any]]
-    choice: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  #: of the fit: why this form
+    choice: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  #: by a fit: the choice's trace
     created_at: Mapped[CreatedAt]

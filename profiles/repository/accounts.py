@@ -17,7 +17,7 @@ from profiles.paging import Page, fetch_page
 
 
 class Accounts:
-    """Queries on who may do what, and what they did."""
+    """Queries on tenants, keys, the audit log, stored answers and usage."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -38,8 +38,8 @@ class Accounts:
         return fetch_page(self._session, select(Tenant), Tenant.id, cursor, limit)
 
     def lock_tenant(self, tenant_id: UUID) -> Tenant:
-        """Holds others that count this tenant's jobs back until the transaction ends."""
-        # FOR NO KEY UPDATE, so that rows which merely refer to the tenant can still be written.
+        """Makes other transactions that count this tenant's jobs wait until this one ends."""
+        # FOR NO KEY UPDATE, so that others can still write rows that refer to the tenant.
         statement = select(Tenant).where(Tenant.id == tenant_id).with_for_update(key_share=True)
         return self._session.scalars(statement).one()
 
@@ -48,7 +48,7 @@ class Accounts:
         self._session.flush()
 
     def key_by_digest(self, secret_sha256: bytes) -> ApiKey | None:
-        """The key if it is valid now; the clock is the database's."""
+        """The key, or None when it is not valid now by the clock of the database."""
         statement = select(ApiKey).where(
             ApiKey.secret_sha256 == secret_sha256,
             ApiKey.revoked_at.is_(None),
@@ -57,7 +57,7 @@ class Accounts:
         return self._session.scalars(statement).one_or_none()
 
     def touch_key(self, key_id: UUID) -> None:
-        """Notes the key's use, at most once a minute, so that requests do not queue up for the row."""
+        """Stores the time of use, at most once a minute, so that requests do not wait for each other's row lock."""
         stale = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at < func.now() - timedelta(minutes=1))
         free = select(ApiKey.id).where(ApiKey.id == key_id, stale).with_for_update(skip_locked=True)
         statement = update(ApiKey).where(ApiKey.id == free.scalar_subquery()).values(last_used_at=func.now())
@@ -72,7 +72,7 @@ class Accounts:
         return fetch_page(self._session, statement, ApiKey.id, cursor, limit)
 
     def other_admin_keys(self, tenant_id: UUID, key_id: UUID) -> int:
-        """How many admin keys of the tenant work beside this one."""
+        """Number of other admin keys of the tenant that are valid."""
         statement = select(func.count()).where(
             ApiKey.tenant_id == tenant_id,
             ApiKey.id != key_id,
@@ -102,7 +102,7 @@ class Accounts:
         return fetch_page(self._session, statement, AuditEntry.id, cursor, limit)
 
     def claim_idempotency_key(self, tenant_id: UUID, key: str, request_sha256: bytes) -> IdempotencyKey | None:
-        """None when the key is ours now, else the row that holds it; waits for a transaction that is using it."""
+        """None when this request now holds the key, else the existing row. Waits for a transaction that uses it."""
         statement = (
             insert(IdempotencyKey)
             .values(tenant_id=tenant_id, key=key, request_sha256=request_sha256)

@@ -24,7 +24,7 @@ from profiles.paging import Page, fetch_page
 
 
 class Catalog:
-    """Queries on what exists and what points to it. Every one that reads for a caller takes the tenant."""
+    """Queries on profiles, versions, aliases and assignments. Reads on behalf of a caller take the tenant."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -32,7 +32,7 @@ class Catalog:
     # Base models
 
     def upsert_base_model(self, values: Mapping[str, Any]) -> BaseModelRow:
-        """The row of this fingerprint, its facts and `seen_at` brought up to date."""
+        """The row of this fingerprint, with its facts and `seen_at` updated."""
         statement = insert(BaseModelRow).values(id=new_id(), **values)
         fresh = {name: statement.excluded[name] for name in values if name != "fingerprint"}
         statement = statement.on_conflict_do_update(
@@ -109,7 +109,7 @@ class Catalog:
         return self._session.scalars(statement).one_or_none()
 
     def latest_ready(self, profile_id: UUID) -> tuple[UUID, int, list[Any]] | None:
-        """(id, number, reasons) of the highest ready version; columns only, for requests ask."""
+        """(id, number, reasons) of the highest ready version. Selects columns only, because requests need it fast."""
         statement = (
             select(ProfileVersion.id, ProfileVersion.number, ProfileVersion.quality_reasons)
             .where(ProfileVersion.profile_id == profile_id, ProfileVersion.state == VersionState.READY)
@@ -227,7 +227,7 @@ class Catalog:
         return self._session.scalars(returning, execution_options={"populate_existing": True}).one()
 
     def assigned_users(self, profile_id: UUID, *, alias: str | None = None, version_id: UUID | None = None) -> int:
-        """How many end users have exactly this alias, or this version, of a profile."""
+        """Number of end users assigned to this alias, or to this version, of a profile."""
         pointer = Assignment.alias == alias if alias is not None else Assignment.version_id == version_id
         statement = select(func.count()).select_from(Assignment).where(Assignment.profile_id == profile_id, pointer)
         return self._session.scalars(statement).one()

@@ -1,4 +1,4 @@
-"""What fits produce: texts by the ORM, vectors by binary COPY and binary reads."""
+"""Content of versions: texts through the ORM, vectors through binary COPY and binary reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from profiles.vectors import Vector
 #: The kinds of representation that a neighbourhood can be read with.
 SIDES = ("help", "harm")
 
-#: How many candidates the sketch proposes for the exact ranking (at least; always 4 K). Measured in bench/lookup.py.
+#: How many candidates the sketch proposes for the exact ranking (at least; always 4 K): `bench.service.lookup`.
 CANDIDATES = 64
 
 
@@ -123,7 +123,7 @@ class Fits:
             self._session.execute(statement.on_conflict_do_update(index_elements=["query_id"], set_=fresh))
 
     def drop_pair(self, tenant_id: UUID, version_id: UUID, position: int, reason: str) -> None:
-        """Notes why a query is not used; it belongs to no split then."""
+        """Stores the reason for not using a query and takes the query out of its split."""
         row = {
             "query_id": self.query_ids(version_id, [position])[position],
             "tenant_id": tenant_id,
@@ -272,7 +272,7 @@ class Fits:
 
         Two steps in one statement, both exact scans of the version's rows behind its btree (HNSW is slower and wrong
         with a filter): the in-line sketch proposes max(64, 4 K) candidates, the full vectors rank them. Up to 256
-        dimensions, or up to that many queries, the result is exact; above, recall is measured in `bench/lookup.py`.
+        dimensions, or up to that many queries, the result is exact; above, `bench.service.lookup` measures recall.
 
         Args:
             embedding: (D,) float32, unit length. sides: which representations to read; the others come as None.

@@ -23,6 +23,33 @@ _EVENT_SPACING = timedelta(milliseconds=300)
 
 _OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
 
+#: `load`: how many jobs its tenant would run with this one. The job that the tenant asked for just before tells when it
+#: was served last; one that was cancelled in the queue has no start. As many are looked at as workers can claim at the
+#: same moment, for each locks another one.
+_NEXT_IN_TURN = text(
+    """
+    WITH running AS (
+        SELECT tenant_id, count(*) AS jobs FROM jobs WHERE status = 'running' GROUP BY tenant_id
+    ), queued AS (
+        SELECT id, tenant_id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS place
+        FROM jobs WHERE status = 'queued' AND (run_after IS NULL OR run_after <= clock_timestamp())
+    ), candidates AS (
+        SELECT queued.id, coalesce(running.jobs, 0) + queued.place AS load,
+               CASE WHEN queued.place = 1 THEN (
+                   SELECT coalesce(before.started_at, before.finished_at) FROM jobs AS before
+                   WHERE before.tenant_id = queued.tenant_id AND before.id < queued.id
+                   ORDER BY before.id DESC LIMIT 1
+               ) END AS served_at
+        FROM queued LEFT JOIN running ON running.tenant_id = queued.tenant_id
+        ORDER BY load, served_at NULLS FIRST, queued.id LIMIT 100
+    )
+    SELECT jobs.id FROM candidates JOIN jobs ON jobs.id = candidates.id
+    WHERE jobs.status = 'queued'
+    ORDER BY candidates.load, candidates.served_at NULLS FIRST, jobs.id
+    LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED
+    """
+)
+
 
 @dataclass(frozen=True)
 class Backlog:
@@ -118,6 +145,15 @@ class Jobs:
             .returning(Job)
         )
         return self._session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
+
+    def next_in_turn(self) -> UUID | None:
+        """The queued job that a worker is to take now, locked until the transaction ends; None when none is due.
+
+        Tenants take turns: first the one with the fewest jobs running, and among equals the one that was served the
+        longest ago. Within a tenant the first to come is the first to go. Reads the index of open jobs, and of each
+        tenant in it one job more.
+        """
+        return self._session.scalars(_NEXT_IN_TURN).one_or_none()
 
     def fenced(self, job_id: UUID, attempt: int) -> Job | None:
         """The locked job if this attempt still owns it; nobody takes it before the transaction ends."""

@@ -1,6 +1,6 @@
-"""From what a request names to the version that it gets, in one statement each, because every request asks.
+"""Resolves what a request names to a version, with one statement per request.
 
-Columns only: a version's row also holds its spec, queries and diagnostics, which may be megabytes.
+The statements select columns, because a whole version row may hold megabytes of spec and diagnostics.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ALIAS, _ASSIGNMENT = ProfileAlias.__table__.c, Assignment.__table__.c
 
 @dataclass(frozen=True)
 class Target:
-    """A version that a pointer leads to, and its share of the pointer's requests."""
+    """A version that a pointer selects, and its share of the requests."""
 
     version_id: UUID
     number: int
@@ -32,11 +32,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Route:
-    """A live profile, and where a pointer into it leads.
+    """A live profile and the versions that a pointer into it selects.
 
     Args:
         alias: None when a version was named.
-        targets: by version number; none where the alias, or the version, does not exist.
+        targets: by version number; empty when the alias or the version does not exist.
     """
 
     profile_id: UUID
@@ -46,7 +46,7 @@ class Route:
 
 
 class Routes:
-    """Reads for a caller, so every query takes the tenant."""
+    """Reads on behalf of a caller; every query takes the tenant."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -117,7 +117,7 @@ _FOUND: list[ColumnElement[Any]] = [
     _PROFILE.id.label("profile_id"), _PROFILE.name,
     _VERSION.id.label("version_id"), _VERSION.number, _VERSION.state, _VERSION.sha256,
 ]  # fmt: skip
-# Built once: making a statement anew costs a request more than sending it. By whether the profile is named, not by id.
+# Built once, because building a statement costs more than sending it. The key is True for a profile given by name.
 _BY_ALIAS = {by_name: _by_alias(by_name) for by_name in (False, True)}
 _BY_NUMBER = {by_name: _by_number(by_name) for by_name in (False, True)}
 _OF_USER = _of_user()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
@@ -16,6 +15,8 @@ from profiles.uow import UnitOfWork
 
 DEFAULT_ALIAS = "default"
 MAX_TARGETS = 10
+#: Bounds of a weight. Near 0 its share of the traffic would be rounded to none, which no target may have.
+MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
@@ -157,20 +158,20 @@ def assign_user(
 
 
 def get_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> AssignedProfile:
-    """Raises: NotFound: the end user has no profile."""
+    """Raises: NotFound: the end user has no profile. InvalidSpec: no end user's id."""
     catalog = uow.repository.catalog
-    found = None if "\x00" in end_user else catalog.assignment(caller.tenant_id, end_user)
+    found = catalog.assignment(caller.tenant_id, check_end_user(end_user))
     if found is None:
-        raise NotFound("profile of user", end_user.replace("\x00", ""))
+        raise NotFound("profile of user", end_user)
     row = get_profile(uow, caller, found.profile_id)
     numbers = catalog.version_numbers([found.version_id]) if found.version_id else {}
     return AssignedProfile(found, row, numbers[found.version_id] if found.version_id else None)
 
 
 def remove_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> None:
-    """Raises: NotFound: the end user has no profile."""
-    if "\x00" in end_user or not uow.repository.catalog.remove_assignment(caller.tenant_id, end_user):
-        raise NotFound("profile of user", end_user.replace("\x00", ""))
+    """Raises: NotFound: the end user has no profile. InvalidSpec: no end user's id."""
+    if not uow.repository.catalog.remove_assignment(caller.tenant_id, check_end_user(end_user)):
+        raise NotFound("profile of user", end_user)
 
 
 def _point(
@@ -211,8 +212,8 @@ def _shares(weights: Mapping[int, float]) -> dict[int, float]:
     if not 1 <= len(weights) <= MAX_TARGETS:
         raise InvalidSpec("weights", f"must name 1 to {MAX_TARGETS} versions")
     for number, weight in weights.items():
-        if not math.isfinite(weight) or not 0 < weight <= 1e6:
-            raise InvalidSpec(f"weights.{number}", "must be above 0 and at most 1000000")
+        if not MIN_WEIGHT <= weight <= MAX_WEIGHT:  # also when it is not a number
+            raise InvalidSpec(f"weights.{number}", f"must be between {MIN_WEIGHT:.6f} and {MAX_WEIGHT:.0f}")
     total = sum(weights.values())
     return {number: weight / total for number, weight in sorted(weights.items())}
 

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a creating request that comes twice creates once and gets the same answer."""
+"""`Idempotency-Key`: a request that comes twice changes things once and gets the same answer."""
 
 from __future__ import annotations
 

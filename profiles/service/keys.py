@@ -11,7 +11,7 @@ from uuid import UUID
 from profiles.errors import Conflict, Forbidden, InvalidSpec, NameTaken, NotFound, Unauthenticated
 from profiles.models import ApiKey, AuditEntry, Role, Tenant
 from profiles.paging import Page
-from profiles.spec import check_text
+from profiles.spec import check_text, check_time
 from profiles.uow import UnitOfWork
 
 _PREFIX = "az_"
@@ -74,10 +74,10 @@ def create_key(
     check_text("name", name, 100)
     if role not in list(Role):
         raise InvalidSpec("role", f"must be one of {', '.join(Role)}")
-    if expires_at is not None and expires_at.tzinfo is None:
-        raise InvalidSpec("expires_at", "must have a time zone")
-    if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise InvalidSpec("expires_at", "is in the past")
+    if expires_at is not None:
+        expires_at = check_time("expires_at", expires_at)
+        if expires_at <= datetime.now(UTC):
+            raise InvalidSpec("expires_at", "is in the past")
     accounts = uow.repository.accounts
     if accounts.tenant(tenant_id) is None:
         raise NotFound("tenant", tenant_id)

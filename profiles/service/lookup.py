@@ -16,6 +16,7 @@ from profiles.repository.resolution import Route, Target
 from profiles.service.aliases import DEFAULT_ALIAS
 from profiles.service.keys import Caller
 from profiles.service.profiles import profile_ref
+from profiles.spec import check_end_user
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
 
@@ -144,13 +145,12 @@ def load_active(uow: UnitOfWork, version_id: UUID) -> ActiveProfile:
 
 
 def resolve_for_user(uow: UnitOfWork, caller: Caller, end_user: str) -> ResolvedVersion | Unserved | None:
-    """The version that an end user's assignment means; None without one. Raises: VersionNotReady.
+    """The version that an end user's assignment means; None without one.
 
+    Raises: VersionNotReady. InvalidSpec: no end user's id.
     Returns: `Unserved` where no version of the profile is its default: the end user gets the bare model.
     """
-    if "\x00" in end_user:
-        return None
-    route = uow.repository.routes.of_user(caller.tenant_id, end_user, DEFAULT_ALIAS)
+    route = uow.repository.routes.of_user(caller.tenant_id, check_end_user(end_user), DEFAULT_ALIAS)
     if route is None:
         return None
     try:

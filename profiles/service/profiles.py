@@ -12,6 +12,7 @@ from profiles.models import FitQueryRow, JobStatus, PreferencePairRow, Profile, 
 from profiles.paging import Page
 from profiles.service.keys import Caller
 from profiles.spec import DESCRIPTION_LIMIT, check_name, check_text, parse_id
+from profiles.text import storable, unstorable
 from profiles.uow import UnitOfWork
 
 
@@ -50,8 +51,8 @@ def get_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str, *, lock: b
 def profile_ref(profile: UUID | str) -> UUID | str:
     """An id where the text is one, else a name. Raises: NotFound: what cannot be a name."""
     ref = profile if isinstance(profile, UUID) else parse_id(profile) or profile
-    if isinstance(ref, str) and "\x00" in ref:
-        raise NotFound("profile", "with a NUL byte")
+    if isinstance(ref, str) and unstorable(ref) is not None:
+        raise NotFound("profile", storable(ref))
     return ref
 
 

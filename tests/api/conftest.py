@@ -13,7 +13,6 @@ from uuid import UUID
 
 import pytest
 import structlog
-import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -21,7 +20,7 @@ from alignez_core.engines.base import Engine
 from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.fit import FittedProfile
 from api.app import create_app
-from api.server import Server
+from api.server import Server, server_config
 from api.settings import ApiSettings
 from profiles.service import Caller, create_key, create_tenant
 from profiles.settings import DatabaseSettings
@@ -154,9 +153,9 @@ def admin(client: TestClient, sessions: SessionFactory, engine: FakeEngine) -> T
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[tuple[str, Server]]:
-    """A real uvicorn in a thread; yields its URL and the server."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on")
-    server = Server(config, app.state.services)
+    """The real server in a thread, on a free port; yields its URL and the server."""
+    services = app.state.services
+    server = Server(server_config(app, services.settings.model_copy(update={"port": 0})), services)
     thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
     thread.start()
     deadline = time.monotonic() + 20

@@ -15,7 +15,8 @@ from alignez_core.engines.fake.engine import FakeEngine
 from profiles.models import ApiKey
 from profiles.service import create_key, revoke_key
 from profiles.uow import SessionFactory, UnitOfWork
-from tests.api.conftest import Tenant
+from tests.api.conftest import Tenant, serving
+from tests.api.raw_http import raw_connection, read_reply
 
 OPEN = {"/health", "/ready"}
 
@@ -28,11 +29,22 @@ def test_every_route_but_the_probes_needs_a_key(client: TestClient) -> None:
             if path in OPEN:
                 continue
             url = path.replace("{", "").replace("}", "").replace("number", "1")
-            reply = client.request(method, url, json={} if method in ("post", "put", "patch") else None)
+            # Malformed, so that only a key checked before the body is parsed gives 401.
+            reply = client.request(method, url, content=b"{", headers={"content-type": "application/json"})
             assert reply.status_code == 401, (method, path)
             assert reply.headers["www-authenticate"] == "Bearer"
             seen += 1
     assert seen > 30
+
+
+def test_without_a_key_the_body_is_not_waited_for_and_the_connection_stays(make_app: Any) -> None:
+    body = b"x" * 200_000
+    with serving(make_app(role="control")) as (url, _), raw_connection(url) as connection:
+        head = b"POST /v1/profiles HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        connection.sendall(head % len(body))
+        assert read_reply(connection)[0] == 401  # nothing of the body was sent yet
+        connection.sendall(body + b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert read_reply(connection)[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-from alembic.script import ScriptDirectory
+import psutil
+import psycopg
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from alignez_core.engines.fake.engine import FakeEngine
+from api.app import create_app
+from api.settings import ApiSettings
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
 from profiles.service import create_key, create_tenant
@@ -45,23 +50,16 @@ def test_ready_when_everything_is_there(
 def test_not_ready_behind_the_migrations(make_app: Any, sessions: SessionFactory) -> None:
     with TestClient(make_app(role="inference", engine=FakeEngine())) as client:
         assert client.get("/ready").status_code == 200
-        scripts = ScriptDirectory.from_config(migrate.alembic_config())
-        older = scripts.get_bases()[0]
-        with sessions() as session:
-            change = text("UPDATE alembic_version SET version_num = :older RETURNING 1")
-            kept = session.scalars(change, {"older": older}).all()
-            assert kept
-            session.commit()
+        with sessions() as session, session.begin():
+            head = session.scalars(text("DELETE FROM alembic_version RETURNING version_num")).one()
         try:
             checks = client.get("/ready").json()["checks"]
             assert checks["database"]["ok"]
             assert not checks["migrations"]["ok"]
             assert "alignez migrate" in checks["migrations"]["detail"]
         finally:
-            with sessions() as session:
-                heads = migrate._heads()
-                session.execute(text("UPDATE alembic_version SET version_num = :head"), {"head": heads[0]})
-                session.commit()
+            with sessions() as session, session.begin():
+                session.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": head})
 
 
 def test_every_answer_bears_a_request_id_and_takes_a_harmless_one_from_the_caller(client: TestClient) -> None:
@@ -97,9 +95,6 @@ def test_without_the_database_calls_get_503_and_the_process_recovers(tmp_path: P
         with UnitOfWork.open(sessions) as uow:
             secret = create_key(uow, create_tenant(uow, "t").id, "member", "k")[1]
         header = {"Authorization": f"Bearer {secret}"}
-        from api.app import create_app
-        from api.settings import ApiSettings
-
         app = create_app(ApiSettings(auth_cache_s=60), engine=FakeEngine(), session_factory=sessions, database=database)
         chat = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
         with TestClient(app) as client:
@@ -122,6 +117,76 @@ def test_without_the_database_calls_get_503_and_the_process_recovers(tmp_path: P
         sessions.kw["bind"].dispose()
     finally:
         server.stop()
+
+
+@contextmanager
+def frozen(server: PostgresServer) -> Iterator[None]:
+    """Stops all processes of a Postgres where they are: its kernel answers for it, it does not."""
+    assert server.pid is not None
+    postmaster = psutil.Process(server.pid)
+    processes = [postmaster, *postmaster.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
+def test_a_database_that_hangs_is_given_up_and_serves_on_when_it_wakes(tmp_path: Path) -> None:
+    with PostgresServer(tmp_path) as server:
+        server.start()
+        migrate.upgrade(server.url)
+        # The shared timeout is far beyond what this test would wait for.
+        database = DatabaseSettings(database_url=server.url, connect_timeout_s=1, pool_size=2, statement_timeout_s=300)
+        settings = ApiSettings(auth_cache_s=60, statement_timeout_s=0.2, ready_timeout_s=0.5)
+        app = create_app(settings, engine=FakeEngine(), database=database)
+        sessions = app.state.services.sessions
+        with TestClient(app) as client:
+            with UnitOfWork.open(sessions) as uow:
+                secret = create_key(uow, create_tenant(uow, "t").id, "member", "k")[1]
+            header = {"Authorization": f"Bearer {secret}"}
+            assert client.get("/v1/jobs", headers=header).status_code == 200
+            with frozen(server):
+                for _ in range(2):  # on a connection that was open, and on a new one
+                    reply = client.get("/v1/jobs", headers=header)
+                    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "database_unavailable")
+                assert not client.get("/ready").json()["checks"]["database"]["ok"]
+                assert client.get("/health").status_code == 200
+            assert client.get("/v1/jobs", headers=header).status_code == 200
+            assert client.get("/ready").json()["checks"]["database"]["ok"]
+
+
+def test_a_full_disk_is_told_and_not_ready_until_there_is_room(
+    make_app: Any, tenant: Tenant, postgres_url: str
+) -> None:
+    sessions = make_session_factory(postgres_url)
+    bind = sessions.kw["bind"]
+
+    def extend_nothing(*args: Any) -> None:
+        if args[2].lstrip().startswith(("INSERT", "CREATE")):
+            raise psycopg.errors.DiskFull("could not extend file: No space left on device")
+
+    try:
+        with TestClient(make_app(role="control", sessions=sessions)) as client:
+            event.listen(bind, "before_cursor_execute", extend_nothing)
+            assert client.get("/ready").json()["checks"]["database"]["ok"]  # nothing was written yet
+            body = {"name": "p", "persona": {"preferred": "calm"}}
+            reply = client.post("/v1/profiles", json=body, headers=tenant.headers)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "database_full")
+            assert "disk is full" in reply.json()["error"]["message"]
+            assert int(reply.headers["retry-after"]) >= 1
+            assert client.get("/v1/profiles", headers=tenant.headers).status_code == 200
+            for _ in range(2):
+                checks = client.get("/ready").json()["checks"]
+                assert not checks["database"]["ok"]
+                assert "disk is full" in checks["database"]["detail"]
+            event.remove(bind, "before_cursor_execute", extend_nothing)
+            assert client.get("/ready").json()["checks"]["database"]["ok"]
+            assert client.post("/v1/profiles", json=body, headers=tenant.headers).status_code == 202
+    finally:
+        bind.dispose()
 
 
 def test_metrics_are_on_their_own_port_with_vllms_names(make_app: Any, tenant: Tenant) -> None:

@@ -22,16 +22,23 @@ def test_the_base_model_and_usable_profiles_are_listed(tenant: Tenant, stranger:
 
 def test_every_name_that_a_request_may_use_can_be_shown(tenant: Tenant) -> None:
     tenant.ready("p")
-    for name in ("fake", "fake@p", "fake@p:default", "fake@p#1"):
-        reply = tenant.get(f"/v1/models/{quote(name, safe='')}")
-        assert reply.status_code == 200, name
-        assert reply.json()["id"] == name
+    for base in ("/v1", "/v1/users/anna"):
+        listed = {row["id"]: row for row in tenant.get(f"{base}/models").json()["data"]}
+        for name in ("fake", "fake@p", "fake@p:default", "fake@p#1"):
+            reply = tenant.get(f"{base}/models/{quote(name, safe='')}")
+            assert reply.status_code == 200, name
+            alike = listed["fake" if name == "fake" else "fake@p"]
+            assert alike["created"] > 0
+            assert reply.json() == {**alike, "id": name}
 
 
 def test_what_cannot_be_used_is_not_shown(tenant: Tenant, stranger: Tenant) -> None:
     tenant.ready("p")
     tenant.pending("q")
-    assert tenant.get("/v1/models/none").json()["error"]["code"] == "model_not_found"
-    assert tenant.get("/v1/models/fake@none").status_code == 404
-    assert stranger.get("/v1/models/fake@p").status_code == 404
-    assert tenant.get("/v1/models/fake@q").status_code == 409
+    for base in ("/v1", "/v1/users/anna"):
+        assert tenant.get(f"{base}/models/none").json()["error"]["code"] == "model_not_found"
+        assert tenant.get(f"{base}/models/fake@none").status_code == 404
+        assert stranger.get(f"{base}/models/fake@p").status_code == 404
+        assert tenant.get(f"{base}/models/fake@q").status_code == 409
+        for name in ("none", "fake@none", "fake@p:none", "fake@p%239", "fake@q"):
+            assert tenant.get(f"{base}/models/{name}").json()["error"]["param"] == "model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -93,8 +94,9 @@ def test_text_completions(ai: OpenAI) -> None:
 
 def test_models(ai: OpenAI, tenant: Tenant) -> None:
     tenant.ready("p")
-    assert [model.id for model in ai.models.list()] == ["fake", "fake@p"]
-    assert ai.models.retrieve("fake@p").id == "fake@p"
+    listed = list(ai.models.list())
+    assert [model.id for model in listed] == ["fake", "fake@p"]
+    assert [ai.models.retrieve(model.id) for model in listed] == listed
 
 
 def test_an_end_users_base_url_is_all_that_a_client_needs(url: str, tenant: Tenant) -> None:
@@ -102,6 +104,7 @@ def test_an_end_users_base_url_is_all_that_a_client_needs(url: str, tenant: Tena
     tenant.put("/v1/users/anna/profile", json={"profile": "p"})
     with OpenAI(base_url=f"{url}/v1/users/anna", api_key=tenant.secret, max_retries=0) as client:
         assert next(model.id for model in client.models.list()) == "fake"
+        assert client.models.retrieve("fake@p").id == "fake@p"
         chat = client.chat.completions.create(model="fake", messages=[{"role": "user", "content": "Hi"}])
         assert chat.alignez["sha256"] == fitted.sha256  # type: ignore[attr-defined]
         assert client.completions.create(model="fake", prompt="x").alignez["profile"] == "p"  # type: ignore[attr-defined]
@@ -154,3 +157,22 @@ def test_the_async_client_streams_many_answers_at_once(url: str, tenant: Tenant)
 
     answers = asyncio.run(all_of_them())
     assert len(set(answers)) == 16
+
+
+def test_what_the_client_has_read_can_be_sent_back(ai: OpenAI) -> None:
+    question: Any = {"role": "user", "content": "Hi"}
+    answer = ai.chat.completions.create(model="fake", messages=[question]).choices[0].message
+    ai.chat.completions.create(model="fake", messages=[question, answer, question])  # type: ignore[list-item]
+    ai.chat.completions.create(model="fake", messages=[question, answer.model_dump(), question])  # type: ignore[list-item]
+
+
+def test_a_refused_field_is_the_clients_bad_request(ai: OpenAI) -> None:
+    hello: Any = [{"role": "user", "content": "Hi"}]
+    for extra, code in (({"min_p": 0.1}, "unsupported_parameter"), ({"max_tokns": 1}, "unknown_parameter")):
+        with pytest.raises(openai.BadRequestError) as refused:
+            ai.chat.completions.create(model="fake", messages=hello, extra_body=extra)
+        assert (refused.value.code, refused.value.param) == (code, next(iter(extra)))
+    ai.chat.completions.create(
+        model="fake", messages=hello, store=True, metadata={"a": "b"}, parallel_tool_calls=False, tool_choice="none",
+        service_tier="auto", safety_identifier="u", prompt_cache_key="k", frequency_penalty=0, presence_penalty=0,
+    )  # fmt: skip

@@ -67,3 +67,35 @@ def test_a_version_that_is_not_ready_cannot_be_assigned(tenant: Tenant) -> None:
     tenant.pending("p")
     reply = tenant.put("/v1/users/anna/profile", json={"profile": "p", "version": 1})
     assert (reply.status_code, reply.json()["error"]["code"]) == (409, "version_not_ready")
+
+
+@pytest.mark.parametrize("user", [".", "..", "a/b", "/", "a\tb", "a\x7f", "   ", "x" * 201])
+def test_an_id_is_refused_as_user_wherever_it_cannot_be_assigned(tenant: Tenant, user: str) -> None:
+    """What `user` takes can be given a profile, and the other way round."""
+    reply = tenant.chat(user=user)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "user")
+    reply = tenant.post("/v1/completions", json={"prompt": "x", "user": user})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "user")
+    path = f"/v1/users/{quote(user, safe='').replace('.', '%2E')}/profile"
+    for reply in (tenant.get(path), tenant.delete(path), tenant.put(path, json={"profile": "p"})):
+        assert reply.status_code in (404, 422)
+        assert reply.status_code == 422 or "/" in user or user in (".", "..")
+
+
+def test_a_refused_slash_is_named(tenant: Tenant) -> None:
+    assert "'/'" in tenant.chat(user="a/b").json()["error"]["message"]
+    assert tenant.chat(user="").status_code == 200
+
+
+@pytest.mark.parametrize("user", ["%FF", "%FE", "a%C3", "%ED%A0%80", "%C0%AF"])
+def test_an_id_that_is_not_utf_8_is_refused(tenant: Tenant, user: str) -> None:
+    """A server replaces such bytes, so that all of them would be one end user."""
+    tenant.ready("p")
+    for suffix, body in (("profile", {"profile": "p"}), ("chat/completions", {}), ("completions", {})):
+        send = tenant.put if suffix == "profile" else tenant.post
+        reply = send(f"/v1/users/{user}/{suffix}", json=body)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_request")
+        assert "UTF-8" in reply.json()["error"]["message"]
+    for path in (f"/v1/profiles/{user}", f"/v1/models/{user}", f"/v1/profiles?cursor={user}"):
+        assert tenant.get(path).status_code == 400
+    assert tenant.put("/v1/users/%EF%BF%BD/profile", json={"profile": "p"}).json()["user"] == "\ufffd"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
+import re
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,148 +16,9 @@ from typer.testing import CliRunner
 from alignez_core import fit_run
 from cli import job_view
 from cli.main import app
+from tests.cli.fake_server import JOB, PROFILE, PROOF
 
 runner = CliRunner()
-PROFILE = {
-    "id": "p-1",
-    "name": "cheerful",
-    "aliases": {"default": {"1": 1.0}},
-    "base_model": "nano",
-    "created_at": "2026-11-24T08:03:46.5Z",
-}
-VERSION = {
-    "number": 1,
-    "state": "ready",
-    "quality": "weak",
-    "quality_reasons": ["too few"],
-    "method": "distill",
-    "layers": [0, 1],
-    "sha256": "ab" * 32,
-    "created_at": "2026-11-24T08:03:46.5Z",
-}
-PROOF = {
-    "profile": "cheerful",
-    "version": 1,
-    "judge": "self",
-    "quality": "good",
-    "reasons": [],
-    "choice": {"chosen": "4 layers, rank 3, λ 1", "reason": "largest net win", "trace": []},
-    "report": {
-        "n": 32,
-        "comparisons": {
-            "over_bare": {"win": 28, "tie": 1, "lose": 3, "net": 0.78, "interval": [0.56, 0.94]},
-            "over_prompt": {"win": 20, "tie": 2, "lose": 10, "net": 0.31, "interval": [-0.03, 0.6]},
-            "prompt_over_bare": {"win": 22, "tie": 0, "lose": 10, "net": 0.38, "interval": [0.1, 0.65]},
-        },
-        "cost": {
-            "bare": {"prompt_tokens": 31.0, "milliseconds": 20.5, "new_tokens": 8},
-            "prompt": {"prompt_tokens": 49.0, "milliseconds": 22.5, "new_tokens": 8},
-            "edited": {"prompt_tokens": 31.0, "milliseconds": 20.9, "new_tokens": 8},
-        },
-    },
-}
-WEAK = {
-    **PROOF,
-    "profile": "dull",
-    "quality": "weak",
-    "reasons": ["net win over the bare model is +0.03"],
-    "choice": None,
-}
-WEAK["report"] = {**PROOF["report"], "judge_fallback": "openai could not be reached"}  # type: ignore[dict-item]
-DULL = {"id": "p-2", "name": "dull", "aliases": {}}
-JOB = {
-    "id": "01a215a3-550f-7f53-b899-2f78183c5f24",
-    "kind": "evaluate",
-    "status": "running",
-    "stage": "evaluation",
-    "version": 1,
-    "created_at": "2026-11-24T08:03:46.5Z",
-    "error": None,
-}
-ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
-    ("GET", "/v1/profiles"): (200, {"data": [PROFILE], "next": None}),
-    ("POST", "/v1/profiles"): (202, {"profile": PROFILE, "version": {"number": 1}, "job": {"id": "j-1"}}),
-    ("GET", "/v1/profiles/p-1/versions/1"): (200, VERSION),
-    ("GET", "/v1/profiles/p-1/versions/1/report"): (200, PROOF),
-    ("GET", "/v1/profiles/cheerful"): (200, PROFILE),
-    ("GET", "/v1/profiles/cheerful/versions"): (200, {"data": [VERSION], "next": None}),
-    ("GET", "/v1/profiles/cheerful/versions/1/report"): (200, PROOF),
-    ("POST", "/v1/profiles/cheerful/versions/1/evaluate"): (202, {"job": {"id": "j-1", "version": 1}}),
-    ("POST", "/v1/profiles/dull/versions"): (202, {"profile": DULL, "version": {"number": 2}, "job": {"id": "j-1"}}),
-    ("GET", "/v1/profiles/dull"): (200, DULL),
-    ("GET", "/v1/profiles/dull/versions"): (
-        200,
-        {"data": [{"number": 3, "state": "failed"}, {"number": 2, "state": "ready"}], "next": None},
-    ),
-    ("GET", "/v1/profiles/p-2/versions/2/report"): (200, WEAK),
-    ("GET", "/v1/profiles/dull/versions/2/report"): (200, WEAK),
-    ("POST", "/v1/profiles/dull/promote"): (
-        409,
-        {"error": {"code": "version_weak", "message": "version 2 of profile 'dull' is weak", "details": {}}},
-    ),
-    ("GET", "/v1/jobs"): (200, {"data": [JOB], "next": None}),
-    ("GET", "/v1/profiles/empty"): (200, {"name": "empty", "aliases": {}}),
-    ("GET", "/v1/profiles/empty/versions"): (200, {"data": [{"number": 1, "state": "pending"}], "next": None}),
-    ("POST", "/v1/profiles/cheerful/promote"): (
-        409,
-        {"error": {"code": "version_not_ready", "message": "version 2 is pending", "details": {}}},
-    ),
-    ("GET", "/v1/models"): (200, {"data": [{"id": "nano"}, {"id": "nano@cheerful", "parent": "nano"}]}),
-}
-EVENTS = {
-    "/v1/jobs/j-1/events": [
-        {"status": "running", "stage": "responses", "progress": {"responses": {"done": 4, "total": 4}}},
-        {"status": "succeeded", "stage": "evaluation", "progress": {"evaluation": {"done": 1, "total": 1}}},
-    ],
-    "/v1/chat/completions": [{"choices": [{"delta": {"content": "Hel"}}]}, {"choices": [{"delta": {"content": "lo"}}]}],
-    "/v1/users/ben/chat/completions": [
-        {"choices": [{"delta": {"content": "Hi"}}], "alignez": {"profile": "dull", "reason": "no_default_version"}}
-    ],
-}
-
-
-@pytest.fixture
-def server() -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
-    """A server with fixed answers, and the requests that it got."""
-    seen: list[tuple[str, str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def _answer(self) -> None:
-            length = int(self.headers.get("content-length") or 0)
-            path, _, query = self.path.partition("?")
-            seen.append((self.command, path, json.loads(self.rfile.read(length)) if length else None))
-            if self.headers["authorization"] != "Bearer good":
-                return self._send(401, {"error": {"code": "unauthenticated", "message": "no"}})
-            if path in EVENTS:
-                text = "".join(f"data: {json.dumps(event)}\n\n" for event in EVENTS[path]) + "data: [DONE]\n\n"
-                return self._send(200, text, "text/event-stream")
-            if "format=html" in query:
-                return self._send(200, f"<!doctype html>{path}", "text/html")
-            status, body = ANSWERS.get(
-                (self.command, path), (404, {"error": {"code": "not_found", "message": f"no {path}"}})
-            )
-            return self._send(status, body)
-
-        def _send(self, status: int, body: Any, kind: str = "application/json") -> None:
-            content = (body if isinstance(body, str) else json.dumps(body)).encode()
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST = do_PUT = do_DELETE = _answer
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{http.server_port}", seen
-    http.shutdown()
-    http.server_close()
-    thread.join()
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -174,6 +34,8 @@ def test_every_command_has_help_that_says_what_it_does(path: tuple[str, ...]) ->
     assert result.exit_code == 0
     sentences = [line.strip() for line in result.output.splitlines() if line.strip() and "Usage" not in line]
     assert len(sentences[0]) > 12
+    if "COMMAND [ARGS]" not in result.output:
+        assert re.search(rf"Example: .*alignez {' '.join(path)}\b", result.output)
 
 
 def test_creating_a_profile_shows_progress_verdict_and_what_to_do_next(server: Any) -> None:
@@ -287,7 +149,7 @@ def test_chat_streams_the_answer_of_the_named_profile(server: Any) -> None:
     assert result.output == "Hello\n"
     body = seen[-1][2]
     assert body["profile"] == {"name": "cheerful", "version": 1}
-    assert body["model"] == "nano"
+    assert body["model"] == "base"
 
 
 @pytest.mark.parametrize("user", ["ada", "a/b", "a b#1?x=y", "anna@example.org", "Жанна", "../../admin"])

@@ -20,6 +20,7 @@ from cli.local_stack import broker, postgres
 from cli.local_stack.broker import RedisServer
 from cli.local_stack.errors import AlreadyRunning, MissingWheel, StackError
 from cli.local_stack.postgres import PostgresServer
+from tests.worker.processes import children, runs
 
 
 def query(url: str, sql: str) -> object:
@@ -165,11 +166,11 @@ def test_nothing_outlives_a_parent_however_it_dies(tmp_path: Path, death: signal
         try:
             assert parent.stdout is not None
             assert parent.stdout.readline() == b"ready\n"
-            children = psutil.Process(parent.pid).children(recursive=True)
-            assert {"postgres", "redis-server"} <= {child.name() for child in children}
+            started = children(parent.pid)
+            assert {"postgres", "redis-server"} <= {child.name() for child in started}
         finally:
             parent.send_signal(death)
-    wait_until(lambda: not any(child.is_running() for child in children))
+    wait_until(lambda: not any(runs(child) for child in started))
     with PostgresServer(tmp_path / "postgres") as server:  # and the directory is usable again
         assert query(server.url, "SELECT 1") == 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.chat import profile_choice
+from cli.client import profile_choice
 from cli.errors import CliError
 from cli.spec_file import read_json, read_pairs, read_queries, settings_of
 
@@ -28,7 +28,13 @@ def test_pairs_are_objects(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("ok?\n{nonsense", "line 2: not JSON"), ('{"words": 1}', "line 1: an object with text"), ("\n", "no queries")],
+    [
+        ("ok?\n{nonsense", "line 2: not JSON"),
+        ('{"words": 1}', "line 1: an object with text"),
+        ("\n", "no queries"),
+        ('ok?\n{"text": 3}', "line 2: text must be text, got 3"),
+        ("{" + "[" * 100_000, "line 1: not JSON"),
+    ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(CliError, match=message):
@@ -43,6 +49,8 @@ def test_a_missing_file_and_a_wrong_encoding_say_so(tmp_path: Path) -> None:
         read_queries(tmp_path / "latin")
     with pytest.raises(CliError, match="no JSON object"):
         read_json(write(tmp_path / "j", "[1]"))
+    with pytest.raises(CliError, match="line 2 column 8"):
+        read_json(write(tmp_path / "k", '{\n"fit": }'))
 
 
 def test_settings_are_json_where_they_can_be() -> None:

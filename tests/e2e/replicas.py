@@ -6,10 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -19,10 +15,8 @@ from typing import Any
 
 import httpx
 
-from cli.local_stack.process import free_port
-from tests.worker.processes import kill_tree, wait_for
+from bench.processes import ROOT, Processes, Running
 
-_ROOT = Path(__file__).parents[2]
 _FIT = {
     "method": "distill", "contrast": 1, "layers": 2, "answers": 4, "tune_queries": 0, "held_out_queries": 0,
     "answer_tokens": 12,
@@ -36,85 +30,15 @@ def small_profile(name: str, **fit: int) -> dict[str, Any]:
     return {"name": name, "persona": persona, "queries": queries, "fit": {**_FIT, **fit}}
 
 
-@dataclass
-class Replica:
-    """One process, started and ready."""
-
-    role: str
-    process: subprocess.Popen[bytes]
-    url: str = ""
-
-    def end(self) -> int:
-        """SIGTERM, as Kubernetes sends it; the exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-    def kill(self) -> int:
-        kill_tree(self.process)
-        return self.process.returncode
-
-
-@dataclass
-class Replicas:
-    """Starts processes on one database and broker; `close` kills what is left."""
-
-    database_url: str
-    broker_url: str
-    folder: Path
-    settings: dict[str, str] = field(default_factory=dict)
-    #: A release's code; this checkout's by default.
-    code: Path = _ROOT
-    _started: list[Replica] = field(default_factory=list)
-
-    def start(self, role: str, **settings: str) -> Replica:
-        """A process of a role (api, worker, relay), once it is ready."""
-        name = f"{role}-{len(self._started)}-{os.urandom(3).hex()}"
-        flag, port = self.folder / f"{name}.ready", free_port()
-        arguments = [] if role == "api" else ["--ready-file", str(flag)]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("ALIGNEZ_")}
-        environment |= {
-            "PYTHONPATH": str(self.code),
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "ALIGNEZ_DATABASE_URL": self.database_url,
-            "ALIGNEZ_BROKER_URL": self.broker_url,
-            "ALIGNEZ_API_PORT": str(port),
-            "ALIGNEZ_WORKER_RELAY_SWEEP_S": "0.5",
-            "ALIGNEZ_WORKER_RELAY_RESEND_S": "2",
-            **self.settings,
-            **settings,
-        }
-        with (self.folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", role, *arguments],
-                cwd=self.code, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        replica = Replica(role, process, f"http://127.0.0.1:{port}" if role == "api" else "")
-        self._started.append(replica)
-
-        def ready() -> bool:
-            assert process.poll() is None, f"{name} ended:\n{self.log(name)}"
-            return _is_ready(replica.url) if role == "api" else flag.exists()
-
-        wait_for(ready, 120, f"{name} ready")
-        return replica
-
-    def log(self, name: str = "") -> str:
-        """What processes have written, the last of it."""
-        return "\n".join(
-            f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob(f"{name}*.log"))
-        )
-
-    def close(self) -> None:
-        for replica in self._started:
-            replica.kill()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready", timeout=5, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
+def replicas_of(database_url: str, broker_url: str, folder: Path, code: Path = ROOT, **settings: str) -> Processes:
+    """Starts processes of a checkout (this one by default) on one database and broker, with short pauses."""
+    common = {
+        "ALIGNEZ_DATABASE_URL": database_url,
+        "ALIGNEZ_BROKER_URL": broker_url,
+        "ALIGNEZ_WORKER_RELAY_SWEEP_S": "0.5",
+        "ALIGNEZ_WORKER_RELAY_RESEND_S": "2",
+    }
+    return Processes(folder, {**common, **settings}, code)
 
 
 class Balancer:
@@ -126,7 +50,7 @@ class Balancer:
 
     POLL_S = 0.2
 
-    def __init__(self, replicas: list[Replica], headers: dict[str, str]) -> None:
+    def __init__(self, replicas: list[Running], headers: dict[str, str]) -> None:
         self._headers = headers
         self._clients: dict[str, httpx.AsyncClient] = {}
         self._ready: list[str] = []
@@ -134,7 +58,7 @@ class Balancer:
         for replica in replicas:
             self.add(replica)
 
-    def add(self, replica: Replica) -> None:
+    def add(self, replica: Running) -> None:
         self._clients[replica.url] = httpx.AsyncClient(
             base_url=replica.url, headers=self._headers, timeout=60, trust_env=False
         )

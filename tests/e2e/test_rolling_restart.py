@@ -12,10 +12,11 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from bench.processes import Processes, Running
 from cli.local_stack.broker import RedisServer
 from profiles.models import Job, JobEvent, JobStatus
 from profiles.uow import SessionFactory
-from tests.e2e.replicas import Balancer, Load, Replica, Replicas, small_profile
+from tests.e2e.replicas import Balancer, Load, replicas_of, small_profile
 from tests.worker.processes import model_process, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -24,12 +25,11 @@ CALLERS = 4
 
 
 @pytest.fixture
-def replicas(postgres_url: str, tmp_path: Path) -> Iterator[Replicas]:
+def replicas(postgres_url: str, tmp_path: Path) -> Iterator[Processes]:
     with RedisServer(tmp_path / "redis") as redis:
-        made = Replicas(postgres_url, redis.url, tmp_path, {"ALIGNEZ_API_DRAIN_DELAY_S": "2"})
-        yield made
-        made.close()
-    print(made.log())
+        with replicas_of(postgres_url, redis.url, tmp_path, ALIGNEZ_API_DRAIN_DELAY_S="2") as made:
+            yield made
+        print(made.logs())
 
 
 def question(model: str, text: str, tokens: int) -> dict[str, Any]:
@@ -44,7 +44,7 @@ QUESTIONS = [
 ]
 
 
-def first_profile(api: Replica, headers: dict[str, str]) -> list[str]:
+def first_profile(api: Running, headers: dict[str, str]) -> list[str]:
     """Makes the profile that is asked for, and returns the answer to every question, asked alone."""
     with httpx.Client(base_url=api.url, headers=headers, timeout=60, trust_env=False) as client:
         job = client.post("/v1/profiles", json=small_profile("cheerful")).json()["job"]["id"]
@@ -56,13 +56,13 @@ def first_profile(api: Replica, headers: dict[str, str]) -> list[str]:
     return [reply["choices"][0]["message"]["content"] for reply in replies]
 
 
-def start_all(replicas: Replicas, headers: dict[str, str]) -> tuple[dict[str, list[Replica]], Load]:
+def start_all(replicas: Processes, headers: dict[str, str]) -> tuple[dict[str, list[Running]], Load]:
     running = {role: [replicas.start(role) for _ in range(2)] for role in ("relay", "worker", "api")}
     answers = first_profile(running["api"][0], headers)
     return running, Load(Balancer(running["api"], headers), QUESTIONS, answers)
 
 
-def is_at_work(sessions: SessionFactory, worker: Replica) -> bool:
+def is_at_work(sessions: SessionFactory, worker: Running) -> bool:
     """Whether a fit runs on it now."""
     name = f"%:{model_process(worker.process).pid}"
     with sessions() as session:
@@ -71,7 +71,7 @@ def is_at_work(sessions: SessionFactory, worker: Replica) -> bool:
 
 
 def test_nothing_is_lost_when_every_process_is_replaced_under_load(
-    replicas: Replicas, headers: dict[str, str], committed: SessionFactory
+    replicas: Processes, headers: dict[str, str], committed: SessionFactory
 ) -> None:
     running, load = start_all(replicas, headers)
     statuses: dict[str, int] = {}
@@ -117,7 +117,7 @@ def test_nothing_is_lost_when_every_process_is_replaced_under_load(
     assert {ends[job] for job in load.jobs} == {1}
 
 
-def test_streams_that_are_cut_are_noticed(replicas: Replicas, headers: dict[str, str]) -> None:
+def test_streams_that_are_cut_are_noticed(replicas: Processes, headers: dict[str, str]) -> None:
     """The load would see it if a replacement cut something off: here a replica is killed, and another one is there."""
     apis = [replicas.start("api") for _ in range(2)]
     replicas.start("relay")

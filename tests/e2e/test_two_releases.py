@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.processes import Processes
 from cli.local_stack.broker import RedisServer
-from tests.e2e.replicas import Replicas, small_profile
+from tests.e2e.replicas import replicas_of, small_profile
 from tests.worker.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -55,18 +56,17 @@ def release_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def releases(postgres_url: str, release_before: Path, tmp_path: Path) -> Iterator[tuple[Replicas, Replicas]]:
+def releases(postgres_url: str, release_before: Path, tmp_path: Path) -> Iterator[tuple[Processes, Processes]]:
     """The one before, and this one. `postgres_url` is at this one's newest migration."""
     folders = tmp_path / "before", tmp_path / "now"
     for folder in folders:
         folder.mkdir()
     with RedisServer(tmp_path / "redis") as redis:
-        before = Replicas(postgres_url, redis.url, folders[0], code=release_before)
-        now = Replicas(postgres_url, redis.url, folders[1])
-        yield before, now
-        before.close()
-        now.close()
-    print(before.log(), now.log())
+        before = replicas_of(postgres_url, redis.url, folders[0], code=release_before)
+        now = replicas_of(postgres_url, redis.url, folders[1])
+        with before, now:
+            yield before, now
+    print(before.logs(), now.logs())
 
 
 class Api:
@@ -112,11 +112,11 @@ class Api:
 
 
 @pytest.fixture
-def apis(releases: tuple[Replicas, Replicas], headers: dict[str, str]) -> Iterator[tuple[Api, Api]]:
+def apis(releases: tuple[Processes, Processes], headers: dict[str, str]) -> Iterator[tuple[Api, Api]]:
     """The API of the release before, and this one's."""
     with ExitStack() as clients:
 
-        def started(release: Replicas) -> Api:
+        def started(release: Processes) -> Api:
             url = release.start("api").url
             return Api(clients.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False)))
 
@@ -124,7 +124,7 @@ def apis(releases: tuple[Replicas, Replicas], headers: dict[str, str]) -> Iterat
         yield started(before), started(now)
 
 
-def test_both_releases_serve_what_either_made(releases: tuple[Replicas, Replicas], apis: tuple[Api, Api]) -> None:
+def test_both_releases_serve_what_either_made(releases: tuple[Processes, Processes], apis: tuple[Api, Api]) -> None:
     before, now = releases
     old, new = apis
     assert old.client.get("/ready").json()["status"] == new.client.get("/ready").json()["status"] == "ready"

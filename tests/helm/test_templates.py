@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 
 from api.settings import ApiSettings
-from profiles.delivery.celery_queue import is_redis
+from profiles.delivery.broker import is_redis
 from profiles.settings import DatabaseSettings
 from tests.helm.charts import (
     Manifest,
@@ -164,7 +165,7 @@ def test_images_are_named_by_registry_tag_and_digest() -> None:
     settings = {"images.registry": "r.example.com/t", "images.control.tag": "1.2", "images.worker.digest": digest}
     manifests = render(nested(settings))
     assert container(manifests, "control")["image"] == "r.example.com/t/alignez-control:1.2"
-    assert container(manifests, "inference")["image"] == "r.example.com/t/alignez-inference:0.1.0"
+    assert container(manifests, "inference")["image"] == f"r.example.com/t/alignez-inference:{version('alignez')}"
     assert container(manifests, "worker")["image"] == f"r.example.com/t/alignez-worker@{digest}"
     for component, kind in (("relay", "Deployment"), ("migrate", "Job")):
         assert container(manifests, component, kind)["image"] == "r.example.com/t/alignez-control:1.2"

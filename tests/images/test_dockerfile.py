@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,83 +25,106 @@ from cli.local_stack.postgres import PostgresServer
 from cli.main import app as command_line
 from images import requirements
 from tests.helm.settings_env import PROCESSES, unknown
-from tests.images.dockerfile import Stage, complaints, parse
+from tests.images.dockerfile import Dockerfile, Stage, findings
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("control", "inference", "worker")
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+DOCKERFILE = Dockerfile(TEXT)
 
 helm = pytest.mark.helm
 
 
 @helm
-def test_the_dockerfile_holds_the_rules() -> None:
-    assert complaints(TEXT, ROOT, targets=TARGETS) == []
+def test_hadolint_finds_nothing() -> None:
+    assert findings(TEXT, ROOT) == []
 
 
 _MISTAKES: dict[str, tuple[str, str, str]] = {
-    "no version": ("VLLM_IMAGE=vllm/vllm-openai:v0.32.0", "VLLM_IMAGE=vllm/vllm-openai", "is not pinned"),
-    "latest": ("python:3.11.14-slim-trixie\nARG", "python:latest\nARG", "base 'python:latest' is not pinned"),
-    "half a version": ("python:3.11.14-slim-trixie\nARG", "python:3.11-slim\nARG", "is not pinned to a full version"),
-    "root": ("USER 10001:10001\nEXPOSE", "USER root\nEXPOSE", "target control: USER has to be a number"),
-    "user zero": ("USER 10001:10001\n# No port", "USER 0\n# No port", "target worker: USER has to be a number"),
-    "no health check": (
-        "HEALTHCHECK --interval=10s --timeout=5s --start-period=30s",
-        "STOPSIGNAL",
-        "control: no HEALTH",
-    ),
-    "no reason": ("HEALTHCHECK NONE", "\nHEALTHCHECK NONE", "HEALTHCHECK NONE, and no comment"),
-    "shell form": ('CMD ["alignez", "worker"]', "CMD alignez worker", "target worker: CMD in shell form"),
-    "ADD": ("COPY api/ api/", "ADD https://example.com/api.tar.gz api/", "ADD (of a URL"),
-    "a file that is not there": ("COPY api/ api/", "COPY apis/ api/", "apis/ does not exist"),
-    "a file outside the context": ("COPY api/ api/", "COPY tests/ api/", ".dockerignore leaves tests/ out"),
-    "an unknown stage": ("COPY --from=wheel", "COPY --from=whee", "no stage whee"),
-    "pip's cache": ("pip wheel --no-cache-dir", "pip wheel", "pip without --no-cache-dir"),
-    "apt's lists": ("RUN mkdir -p /cache", "RUN apt-get update && apt-get install -y git", "apt's lists stay"),
-    "a piped installer": ("RUN mkdir -p /cache", "RUN curl -s https://example.com | sh", "runs what a URL gives"),
-    "a secret argument": ("ARG REVISION=unknown", "ARG HF_TOKEN", "ARG HF_TOKEN looks like a secret"),
-    "a secret variable": ("HF_HOME=/cache", "DB_PASSWORD=/cache", "ENV DB_PASSWORD looks like a secret"),
-    "a missing label": ("org.opencontainers.image.licenses", "licenses", "no label org.opencontainers.image.licenses"),
-    "a home to write to": ("HOME=/tmp \\\n    PYTHON", "HOME=/root \\\n    PYTHON", "control: HOME is not where"),
-    "a missing target": ("AS worker", "AS workers", "no target worker"),
+    "root": ("USER 10001:10001\nEXPOSE", "USER root\nEXPOSE", "DL3002"),
+    "a user without a number": ("USER 10001:10001\nEXPOSE", "USER alignez\nEXPOSE", "DL3066"),
+    "shell form": ('CMD ["alignez", "worker"]', "CMD alignez worker", "DL3025"),
+    "an unknown stage": ("COPY --from=wheel", "COPY --from=whee", "DL3022"),
+    "apt's lists": ("RUN mkdir -p /cache", "RUN apt-get update && apt-get install -y git", "DL3009"),
+    "a piped installer": ("RUN mkdir -p /cache", "RUN curl -s https://example.com | sh", "DL4006"),
+    "a secret argument": ("ARG REVISION=unknown", "ARG HF_TOKEN", "DL3064"),
+    "a missing label": ("org.opencontainers.image.licenses", "licenses", "DL3049"),
 }
 
 
 @helm
 @pytest.mark.parametrize("mistake", _MISTAKES)
-def test_a_mistake_is_found(mistake: str) -> None:
-    text, instead, complaint = _MISTAKES[mistake]
+def test_hadolint_finds_a_mistake(mistake: str) -> None:
+    text, instead, rule = _MISTAKES[mistake]
     assert text in TEXT, "the mistake has no place any more"
-    found = complaints(TEXT.replace(text, instead), ROOT, targets=TARGETS)
-    assert any(complaint in one for one in found), found
+    found = findings(TEXT.replace(text, instead), ROOT)
+    assert any(rule in one for one in found), found
+
+
+@helm
+def test_bases_are_pinned_to_a_full_version() -> None:
+    """`3.11` is another image next month."""
+    bases = {stage.base for stage in DOCKERFILE.stages.values()} - set(DOCKERFILE.stages)
+    assert bases
+    assert not [base for base in bases if not re.search(r":v?\d+\.\d+\.\d+[^/]*$|@sha256:", base)]
+
+
+@helm
+def test_what_is_copied_is_in_the_build_context() -> None:
+    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert next(rule for rule in rules if not rule.startswith("#")) == "*"
+    instructions = [each for stage in DOCKERFILE.stages.values() for each in stage.instructions]
+    assert "ADD" not in {each.keyword for each in instructions}  # of a URL, it brings what nobody has looked at
+    copies = [each for each in instructions if each.keyword == "COPY" and "from" not in each.flags]
+    sources = [source for each in copies for source in each.words[:-1]]
+    assert sources
+    assert not [source for source in sources if not (ROOT / source).exists()]
+    assert not [source for source in sources if f"!{source.split('/')[0]}" not in rules]
+
+
+@helm
+def test_pip_leaves_no_cache_in_a_layer() -> None:
+    runs = [each.text for stage in DOCKERFILE.stages.values() for each in stage.all("RUN")]
+    calls = [call for text in runs for call in text.split("&&") if re.search(r"pip (install|wheel)", call)]
+    assert calls
+    assert not [call for call in calls if "--no-cache-dir" not in call]
+
+
+@helm
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_has_a_health_check_and_writes_below_tmp_only(target: str) -> None:
+    health = DOCKERFILE.last(target, "HEALTHCHECK")
+    assert health is not None
+    assert health.text == "NONE" or health.text.startswith("CMD [")
+    environment = " ".join(each.text for stage in DOCKERFILE.lineage(target) for each in stage.all("ENV"))
+    assert re.search(r"\bHOME=/tmp\b", environment), "the root file system may be read-only"
 
 
 @helm
 def test_variables_are_settings_and_commands_are_ours() -> None:
-    parsed = parse(TEXT)
     roles = {command.name or command.callback.__name__ for command in command_line.registered_commands}  # type: ignore[union-attr]
     for target in TARGETS:
-        lineage = parsed.lineage(parsed.stage(target))
         names = {
             name
-            for stage in lineage
+            for stage in DOCKERFILE.lineage(target)
             for instruction in stage.all("ENV")
             for name in re.findall(r"(ALIGNEZ_\w+)=", instruction.text)
         }
         assert not set.intersection(*(unknown(process, names) for process in PROCESSES)), target
-        command = parsed.last(parsed.stage(target), "CMD")
+        command = DOCKERFILE.last(target, "CMD")
         assert command is not None
-        assert command.words[0] == "alignez"
-        assert command.words[1] in roles
+        program, role, *_ = json.loads(command.text)
+        assert program == "alignez"
+        assert role in roles
 
 
 @helm
 def test_all_packages_are_in_the_wheel_that_the_processes_need() -> None:
-    copied = {each.words[0].rstrip("/") for each in parse(TEXT).stage("wheel").all("COPY")}
-    pattern = r"^(?:from|import) (alignez_core|api|bench|cli|migrations|profiles|worker)\b"
+    copied = {each.words[0].rstrip("/") for each in DOCKERFILE.stages["wheel"].all("COPY")}
+    pattern = r"^(?:from|import) (alignez_core|api|bench|cli|migrations|profiles|telemetry|worker)\b"
     imported = {
         name
-        for package in ("alignez_core", "api", "cli", "migrations", "profiles", "worker")
+        for package in ("alignez_core", "api", "cli", "migrations", "profiles", "telemetry", "worker")
         for file in (ROOT / package).rglob("*.py")
         for name in re.findall(pattern, file.read_text(encoding="utf-8"), re.MULTILINE)
     }
@@ -110,10 +135,18 @@ def test_all_packages_are_in_the_wheel_that_the_processes_need() -> None:
 def test_expensive_layers_do_not_change_with_the_code() -> None:
     """Dependencies are installed before any of our code is copied."""
     for name in ("control-build", "inference"):
-        instructions = parse(TEXT).stage(name).instructions
+        instructions = DOCKERFILE.stages[name].instructions
         dependencies = next(each.line for each in instructions if "-r requirements.txt" in each.text)
         code = next(each.line for each in instructions if each.flags.get("from") == "wheel")
         assert dependencies < code
+
+
+def test_the_version_is_that_of_pyproject_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    chart, usage = ((ROOT / "helm" / name).read_text(encoding="utf-8") for name in ("Chart.yaml", "README.md"))
+    assert re.findall(r"^ARG VERSION=(.*)$", TEXT, re.MULTILINE) == [version] * 2
+    assert re.findall(r'^(?:appV|v)ersion: "?([^"\n]+)', chart, re.MULTILINE) == [version] * 2
+    assert set(re.findall(r"alignez-\$image:([\w.-]+)", usage)) == {version}
 
 
 # images/requirements.py
@@ -171,7 +204,7 @@ def control_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The environment that the control target copies into its image."""
     root = tmp_path_factory.mktemp("image")
     for name in ("wheel", "control-build"):
-        _perform(parse(TEXT).stage(name), root, ROOT)
+        _perform(DOCKERFILE.stages[name], root, ROOT)
     return root / "opt" / "alignez"
 
 

@@ -345,9 +345,16 @@ class TestPublish:
         assert pairs[0].dropped is None
         assert load_queries(uow, claim)[12].split is QuerySplit.UNUSED
 
-    def test_counts_the_tokens_of_the_fit(self, uow: UnitOfWork, make: Factory) -> None:
+    def test_the_tokens_of_all_attempts_are_counted(self, uow: UnitOfWork, make: Factory) -> None:
         caller = make.caller()
-        request = make.ready(caller)
+        request = make.fit(caller)
+        first = make.claimed(request)
+        jobs.count_tokens(uow, first, 60)
+        jobs.hand_back(uow, first)
+        second = make.claimed(request)
+        jobs.count_tokens(uow, second, 30)
+        jobs.count_tokens(uow, first, 10)  # it ended its chunk after the lease was lost
+        jobs.count_tokens(uow, second, 0)
         [usage] = usage_since(uow, caller.tenant_id, request.job.created_at.date() - timedelta(days=1)).rows
         assert (usage.profile_id, usage.fit_tokens, usage.requests) == (request.profile.id, 100, 0)
 

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
 import pytest
 
 from alignez_core.engines.base import Engine
 from alignez_core.errors import EngineClosed
 from tests.core.engines.contract import greedy, plan_for, wait_until
 from tests.vllm.conftest import Start
+from tests.worker.processes import children, command_line
 
 pytestmark = pytest.mark.vllm
 
@@ -55,8 +55,7 @@ class Call:
 def test_callers_of_a_core_that_is_killed_get_an_error_also_while_a_plan_is_under_way(
     engine: Any, lost: list[str]
 ) -> None:
-    children = psutil.Process().children(recursive=True)
-    cores = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    cores = [child for child in children(os.getpid()) if "resource_tracker" not in command_line(child)]
     engine.generate([greedy(edit=plan_for(engine))])
     for core in cores:  # what is asked now is not answered any more
         os.kill(core.pid, signal.SIGSTOP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -78,19 +79,41 @@ class Processes:
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """kill -9 of a process and all its children, the children last, so that nobody restarts or reports them."""
     if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
+        started = children(process.pid)
         process.kill()
-        for child in children:
-            try:
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-            except psutil.NoSuchProcess:
-                continue
     process.wait(10)
+
+
+def runs(process: psutil.Process) -> bool:
+    """False for a process that has ended, also for a zombie, whose parent has not waited for it."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def children(pid: int, *, recursive: bool = True) -> list[psutil.Process]:
+    """Processes that a process has started, directly or not, and that run."""
+    try:
+        return [child for child in psutil.Process(pid).children(recursive=recursive) if runs(child)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def command_line(process: psutil.Process) -> str:
+    """Program and arguments; empty for a process that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie's too: psutil.ZombieProcess is one
+        return ""
 
 
 def model_process(worker: subprocess.Popen[bytes]) -> psutil.Process:
     """The child that holds the model."""
-    (child,) = psutil.Process(worker.pid).children()
+    (child,) = children(worker.pid, recursive=False)
     return child
 
 

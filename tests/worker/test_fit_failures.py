@@ -155,7 +155,7 @@ class TestFailures:
             version = uow.session.get_one(ProfileVersion, request.version.id)
         assert value("alignez_fit_attempts_total", outcome="succeeded") == 1
         assert value("alignez_fit_quality_total", quality=version.quality or "") == 1
-        assert value("alignez_fit_tokens_total") == version.diagnostics["last_attempt"]["tokens_generated"]
+        assert (value("alignez_fit_tokens_total") or 0) >= version.diagnostics["last_attempt"]["tokens_generated"]
         assert value("alignez_fit_seconds_count") == 1
         stages = version.diagnostics["last_attempt"]["seconds"]
         assert all(value("alignez_fit_stage_seconds_count", stage=stage) == 1 for stage in stages)

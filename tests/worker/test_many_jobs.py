@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import time
@@ -21,7 +22,7 @@ from profiles.models import Evaluation, Job, JobEvent, JobStatus, JobText, Profi
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.conftest import empty_tables
 from tests.factories import Factory
-from tests.worker.processes import RELAY, WORKER, Processes, kill_tree
+from tests.worker.processes import RELAY, WORKER, Processes, children, kill_tree
 from tests.worker.test_processes import RABBITMQ_URL, require_rabbitmq
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -88,10 +89,11 @@ def kill_something(chance: random.Random, workers: Group, relays: Group) -> str:
     elif kind == "worker":
         kill_tree(chance.choice(workers))
     else:
-        children = psutil.Process(chance.choice(workers).pid).children()
-        for child in children:
-            child.kill()
-        kind = "model" if children else "none"
+        models = children(chance.choice(workers).pid, recursive=False)
+        for model in models:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                model.kill()
+        kind = "model" if models else "none"
     return kind
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -57,7 +57,8 @@ class _Line(Generic[W]):
 
 
 class FairQueue(Generic[W]):
-    """Groups take turns, one request each; within a group the first to come is the first to go.
+    """The group with the fewest requests running goes first, and equals take turns; within a group the first to come is
+    the first to go. So a newcomer has the next free place, however many places and waiting requests another group has.
 
     A request for which there is no room now holds up its own group only, until `patience` requests of others have
     overtaken it: then nobody else is let in before it, so that room comes to be and small requests cannot starve it.
@@ -67,7 +68,7 @@ class FairQueue(Generic[W]):
 
     def __init__(self, patience: int = 32) -> None:
         self._patience = patience
-        # In the order of their turns: a group that was served, or is new, goes to the end.
+        # In the order of their turns: a group that was served, or is new, goes to the end of its equals.
         self._lines: dict[str | None, _Line[W]] = {}
         self._count = 0
 
@@ -85,13 +86,16 @@ class FairQueue(Generic[W]):
             self._lines.setdefault(row.group, _Line()).rows.append(row)
             self._count += 1
 
-    def first(self, room: int | None = None, longest: int | None = None) -> W | None:
+    def first(self, running: Mapping[str | None, int], room: int | None = None, longest: int | None = None) -> W | None:
         """The row whose turn it is, or None when none waits that may go.
 
         Args:
+            running: how many requests of each group have a place.
             room: cache tokens that are free; None: no end of them.
             longest: tokens that a prompt may have now; None: any number. A longer one keeps its turn.
         """
+        # Stable, so that among equals the order of turns stays.
+        self._lines = dict(sorted(self._lines.items(), key=lambda item: running.get(item[0], 0)))
         lines: Iterable[_Line[W]] = self._lines.values()
         if room is not None:
             patient = [line for line in lines if line.overtaken >= self._patience]

@@ -15,11 +15,11 @@ from alignez_core.errors import InvalidInput
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO = "auto"
 #: Models below this many parameters compute in float32: their steps are too short to gain. persona-nano (3.4M) would
-#: lose a fifth of its tokens per second at 64 rows, and a third alone (`bench.dtypes`, one thread).
+#: lose a fifth of its tokens per second at 64 rows, and a third alone (`bench.engine.step`, one thread).
 SMALL = 32_000_000
 #: Flags of `torch.cpu.get_capabilities()` (torch 2.13) without which bfloat16 products are emulated.
 _NATIVE = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
-#: bfloat16 products must be this much faster than float32's to be worth their precision. Measured by `bench.dtypes`:
+#: bfloat16 products must be this much faster than float32's to be worth their precision. `bench.engine.step` measured
 #: 0.57 on an Intel Xeon (family 6, model 207) that has AVX512_BF16 but shows no AMX. On another machine with the same
 #: flag a whole prefill of SmolLM2-135M was 4 times as fast in bfloat16, so the flag does not decide.
 _WORTH = 1.3

@@ -89,8 +89,8 @@ class SpecialTokens:
                 copy.add_tokens([AddedToken(self._mark, normalized=False)])
                 self._marked = copy, copy.token_to_id(self._mark)
             copy, mark = self._marked
-        encoding = copy.encode(self._with_marks(text, breaks), add_special_tokens=add_special_tokens)
-        return [token for token in encoding.ids if token != mark]
+        ids = encode(copy, self._with_marks(text, breaks), add_special_tokens=add_special_tokens)
+        return [token for token in ids if token != mark]
 
     def stop_ids(self, stops: Iterable[str]) -> frozenset[int]:
         """Ids of the stop strings that are special tokens; decoded text never holds those."""
@@ -106,6 +106,17 @@ class SpecialTokens:
         edges = [0, *breaks, len(text)]
         return self._mark.join(text[a:b] for a, b in itertools.pairwise(edges))
 
+
+def encode(backend: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text, by the Rust tokenizer alone."""
+    if len(text) < _LONG_TEXT:
+        return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
+    # `encode` holds the interpreter's lock all the time, a second for a million characters, and needs twice the memory.
+    return list(backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+
+#: Characters from which the millisecond that a batch takes to wake its threads does not matter.
+_LONG_TEXT = 4000
 
 #: Contents of a conversation that is rendered once to see what a template writes around them.
 _PROBES = ("4071936825140", "4071936825141", "4071936825142")

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from alignez_core.engines.base import Prompt
-from alignez_core.engines.common.special_tokens import SpecialTokens
+from alignez_core.engines.base import Prompt, TokenLogprob
+from alignez_core.engines.common.special_tokens import SpecialTokens, encode
 from alignez_core.errors import InvalidInput
 from alignez_core.prompts import ChatFormat, Message, PlainFormat, PromptFormat, Rendered
 
 PromptFormatName = Literal["auto", "plain", "chat"]
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+#: The space before a word, and a byte, in SentencePiece vocabularies.
+_WORD_OPENS = "\N{LOWER ONE EIGHTH BLOCK}"
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable characters that byte-level BPE writes bytes with, and these bytes.
+
+    Source: `bytes_to_unicode` of GPT-2's `encoder.py`.
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
 
 
 class TextTokens:
@@ -33,6 +52,8 @@ class TextTokens:
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
         self._encodes = self._fast is not None and _encodes_alike(tokenizer)
         self._specials = SpecialTokens(tokenizer, self._apply_template if tokenizer.chat_template else None)
+        added = dict(getattr(tokenizer, "added_tokens_decoder", {}))
+        self._left_out = frozenset(number for number, entry in added.items() if entry.special)
         self._appends_eos = tokenizer.eos_token_id is not None and self._ends_with_eos("a")
         self.eos_ids = eos_ids | self._specials.end_of_turn
 
@@ -70,11 +91,40 @@ class TextTokens:
 
     def token_text(self, token: int) -> str:
         """Text of one token, special ones and its leading space included."""
-        text = str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
         piece = self._tokenizer.convert_ids_to_tokens(token)
-        # SentencePiece decoders drop the space that opens a text.
-        opens_word = isinstance(piece, str) and piece.startswith("\N{LOWER ONE EIGHTH BLOCK}")
-        return f" {text}" if opens_word and not text.startswith(" ") else text
+        if isinstance(piece, str) and piece.startswith(_WORD_OPENS):
+            # SentencePiece decoders drop the space that opens a text.
+            return piece.replace(_WORD_OPENS, " ")
+        return str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def token_bytes(self, token: int, *, first: bool) -> bytes:
+        """The bytes that a token adds to an answer's text; none for special tokens, which text leaves out.
+
+        Args:
+            first: it is the answer's first token, whose leading space SentencePiece decoders drop.
+        """
+        if token in self._left_out:
+            return b""
+        piece, text = self._tokenizer.convert_ids_to_tokens(token), self.token_text(token)
+        if isinstance(piece, str) and _BYTE_PIECE.fullmatch(piece) and text != piece:
+            raw = bytes([int(piece[3:5], 16)])
+        elif isinstance(piece, str) and _BROKEN in text and all(symbol in _BYTE_OF for symbol in piece):
+            raw = bytes(_BYTE_OF[symbol] for symbol in piece)
+        else:
+            raw = text.encode()
+        dropped = first and raw.startswith(b" ") and self.text([token]) == raw[1:].decode("utf-8", "replace")
+        return raw[1:] if dropped else raw
+
+    def logprob(
+        self, token: int, logprob: float, *, first: bool, top: Iterable[tuple[int, float]] = ()
+    ) -> TokenLogprob:
+        """The entry of one token of an answer.
+
+        Args:
+            first: it is the answer's first token. top: alternatives, ids and log-probabilities.
+        """
+        alternatives = tuple(self.logprob(other, value, first=first) for other, value in top)
+        return TokenLogprob(token, self.token_text(token), logprob, self.token_bytes(token, first=first), alternatives)
 
     def format(self, name: PromptFormatName) -> PromptFormat:
         """The prompt format: with "auto" the chat template if there is one, else plain text.
@@ -117,7 +167,7 @@ class TextTokens:
 
     def _encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         if self._encodes and self._fast is not None:
-            return list(self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
+            return encode(self._fast, text, add_special_tokens=add_special_tokens)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 

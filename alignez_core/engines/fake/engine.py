@@ -303,7 +303,7 @@ def _logprob(key: str, ids: Sequence[int], token: int) -> float:
 
 def _token_logprob(token: int, piece: str, alternatives: int) -> TokenLogprob:
     chosen = _logprob("", (), token)
-    top = [(token, piece, chosen)] + [
-        (_token_id(f" {word}"), f" {word}", chosen - n) for n, word in enumerate(_WORDS[: max(alternatives - 1, 0)], 1)
-    ]
-    return TokenLogprob(token, piece, chosen, tuple(top[:alternatives]))
+    top = [TokenLogprob(token, piece, chosen, piece.encode())]
+    for n, word in enumerate(_WORDS[: max(alternatives - 1, 0)], 1):
+        top.append(TokenLogprob(_token_id(f" {word}"), f" {word}", chosen - n, f" {word}".encode()))
+    return TokenLogprob(token, piece, chosen, piece.encode(), tuple(top[:alternatives]))

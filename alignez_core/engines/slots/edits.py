@@ -71,11 +71,6 @@ class SlotEdits:
         self._ends[slot] = _NO_END if endless else prompt_length - 1 + (plan.steps or 0)
         self._plans[slot] = plan
 
-    @property
-    def tables_bytes(self) -> int:
-        """Memory that the tables take."""
-        return sum(table.nbytes for table in (self._u, self._v, self._c))
-
     def clear(self) -> None:
         """Forgets all plans and gives all memory back."""
         n_layers, max_slots, hidden = self._shape

@@ -215,6 +215,5 @@ class Row:
     def token_logprob(self, token: int, found: TokenAlternatives, index: int) -> TokenLogprob:
         """This row's entry of one step's alternatives."""
         count = self.request.logprobs or 0
-        pairs = zip(found.top_ids[index][:count], found.top[index][:count], strict=True)
-        top = tuple((i, self._tokens.token_text(i), value) for i, value in pairs)
-        return TokenLogprob(token, self._tokens.token_text(token), found.chosen[index], top)
+        top = zip(found.top_ids[index][:count], found.top[index][:count], strict=True)
+        return self._tokens.logprob(token, found.chosen[index], first=not self.generated, top=top)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -204,8 +204,9 @@ class Scheduler:
         longest = 0
         room = self._free_tokens()
         with self._changed:
+            running = Counter(row.group for row in self._let_in()) if self._waiting else Counter()
             while self._taken < self._runner.max_slots:
-                row = self._waiting.first(room, None if self._long is None else self._prefill_piece)
+                row = self._waiting.first(running, room, None if self._long is None else self._prefill_piece)
                 if row is None:
                     break
                 is_long = len(row.prompt) > self._prefill_piece
@@ -215,6 +216,7 @@ class Scheduler:
                         break
                 self._waiting.remove(row, room)
                 row.admit()
+                running[row.group] += 1
                 self._taken += 1
                 room = None if room is None else room - row.cache_tokens
                 if is_long:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,8 +89,10 @@ class Admission:
     def _let_in(self) -> None:
         admitted: list[Ticket] = []
         with self._guard:
-            while len(self._admitted) < self._most and (ticket := self._waiting.first()) is not None:
+            running = Counter(ticket.group for ticket in self._admitted) if self._waiting else Counter()
+            while len(self._admitted) < self._most and (ticket := self._waiting.first(running)) is not None:
                 self._waiting.remove(ticket)
+                running[ticket.group] += 1
                 self._admitted[ticket] = None
                 admitted.append(ticket)
         for ticket in admitted:

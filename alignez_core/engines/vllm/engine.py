@@ -297,7 +297,7 @@ class VLLMEngine:
             output.text,
             ids,
             finish_reason(output.finish_reason) or "stop",
-            token_logprobs(ids, output.logprobs, request.logprobs, self._tokens),
+            token_logprobs(ids, output.logprobs, request.logprobs, self._tokens, opens=True),
             len(prompt),
             last.num_cached_tokens or 0,
         )
@@ -311,11 +311,13 @@ class VLLMEngine:
                 params = sampling_params(request, self._end_ids(request), to_extra_args(edit), streamed=True)
                 # Closed here and not by the garbage collector: closing is what aborts the request in vLLM.
                 async with contextlib.aclosing(self._outputs.stream(prompt, params)) as outputs:
+                    opens = True
                     async for piece in outputs:
                         output = piece.outputs[0]
                         ids = tuple(output.token_ids)
                         self._generated += len(ids)
-                        logprobs = token_logprobs(ids, output.logprobs, request.logprobs, self._tokens)
+                        logprobs = token_logprobs(ids, output.logprobs, request.logprobs, self._tokens, opens=opens)
+                        opens = opens and not ids
                         reason = finish_reason(output.finish_reason)
                         if reason is not None:
                             # Whoever reads the last token finds the engine without the request.

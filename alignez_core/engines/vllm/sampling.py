@@ -46,14 +46,24 @@ def finish_reason(reason: str | None) -> FinishReason | None:
 
 
 def token_logprobs(
-    ids: Sequence[int], found: Sequence[Mapping[int, Any]] | None, count: int | None, tokens: TextTokens
+    ids: Sequence[int],
+    found: Sequence[Mapping[int, Any]] | None,
+    count: int | None,
+    tokens: TextTokens,
+    *,
+    opens: bool,
 ) -> tuple[TokenLogprob, ...] | None:
-    """One entry per token, with the `count` most likely alternatives; None when none were asked for."""
+    """One entry per token, with the `count` most likely alternatives; None when none were asked for.
+
+    Args:
+        opens: these are an answer's first tokens.
+    """
     if count is None or found is None:
         return None
     entries = []
-    for token, alternatives in zip(ids, found, strict=True):
+    for i, (token, alternatives) in enumerate(zip(ids, found, strict=True)):
         ranked = sorted(alternatives.items(), key=lambda item: item[1].rank)[:count]
-        top = tuple((i, tokens.token_text(i), float(entry.logprob)) for i, entry in ranked)
-        entries.append(TokenLogprob(token, tokens.token_text(token), float(alternatives[token].logprob), top))
+        top = [(other, float(entry.logprob)) for other, entry in ranked]
+        first = opens and i == 0
+        entries.append(tokens.logprob(token, float(alternatives[token].logprob), first=first, top=top))
     return tuple(entries)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-from alignez_core.models.persona_nano.styles import ALL_STYLES, PERSONAS, NanoPersona
+from alignez_core.models.persona_nano.styles import ALL_STYLES
 from alignez_core.models.persona_nano.topics import TOPICS
 
 _SENTENCE = re.compile(r"[^.!?:]+[.!?:]+(?=\s|$)|[^.!?:]+$")
@@ -40,11 +40,6 @@ class StyleScore:
     recognised: int
     complete: bool
     topics: frozenset[str]
-
-
-def persona_styles() -> tuple[NanoPersona, ...]:
-    """The eight personas: preferred and dispreferred phrase, and the style that each means."""
-    return PERSONAS
 
 
 def style_of(answer: str) -> str | None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from api.deps import CallerDep, ModelDep, ServicesDep
+from api.deps import CallerDep, KeyedRoute, ModelDep, ServicesDep
 from api.generation.openai_format import CHAT_RESPONSES
 from api.generation.personalise import Query, personal_of
-from api.generation.protocol import ChatRequest
-from api.generation.run import CHAT, Generation, render_chat, rows
-from api.generation.selection import select
+from api.generation.protocol import ChatRequest, last_question
+from api.generation.run import CHAT, Generation, Prepared, engine_requests
+from api.generation.selection import full_name, select
 from api.http.fields import EndUserPath
 from api.services import Model, Services
 from profiles.service import Caller
 
-router = APIRouter(prefix="/v1", tags=["generation"])
+router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
 
 
 @router.post("/chat/completions", summary="Answer a conversation", response_model=None, responses=CHAT_RESPONSES)
@@ -27,6 +27,9 @@ async def chat_completions(
     what is assigned to `user`; with none of them the bare base model answers, and likewise where an assigned profile
     has no default version. The reply, and a stream's last chunk, say under `alignez` what was applied. A profile's
     prefix stands before your own system message, and `usage` counts its tokens.
+
+    A field that is unknown or not honoured is refused by name (400 `unknown_parameter`, `unsupported_parameter`),
+    unless its value means "off". A stream that waits sends comments.
     """
     return await _answer(body, request, caller, model, services, None)
 
@@ -49,9 +52,15 @@ async def _answer(
 ) -> Response:
     services.check_choices(body.n)
     selection = select(body, model.name, user)
-    personal = await personal_of(model.personaliser, caller, selection, Query(body.query or ""))
-    prompt, personal = await render_chat(model.engine, body, personal)
-    requests = rows(model.served, body, prompt, body.answer_tokens, body.alternatives, personal, chat=True)
-    whose = [personal] * len(requests)
-    generation = Generation(model.served, CHAT, body.model, requests, whose, caller.tenant_id, request.state.started)
+    served = model.served
+    served.prompts.check_length(sum(len(message.text) for message in body.messages), "messages")
+
+    async def prepare() -> Prepared:
+        personal = await personal_of(model.personaliser, caller, selection, Query(last_question(body.messages)))
+        prompt, personal = await served.prompts.chat(body.messages, personal)
+        made = engine_requests(served, body, prompt, body.answer_tokens, body.alternatives, personal, chat=True)
+        return made, [personal] * len(made)
+
+    name = full_name(body.model, model.name)
+    generation = Generation(served, CHAT, name, prepare, caller.tenant_id, request.state.started, "messages")
     return await generation.respond(request, stream=bool(body.stream), include_usage=body.include_usage)

@@ -6,17 +6,17 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from api.deps import CallerDep, ModelDep, ServicesDep
+from api.deps import CallerDep, KeyedRoute, ModelDep, ServicesDep
 from api.generation.compare_schemas import CompareRequest, Comparison
 from api.generation.compare_stream import compare_events, comparison
-from api.generation.personalise import BARE, Personalisation, Query, personal_of
-from api.generation.protocol import ChatMessage, ChatRequest
-from api.generation.run import CHAT, Generation, render_chat, rows
+from api.generation.personalise import BARE, Query, personal_of
+from api.generation.protocol import ChatMessage, SamplingFields, last_question
+from api.generation.run import CHAT, Generation, Prepared, engine_requests
 from api.generation.selection import Selection
 from api.http.errors import ApiError, own_body, problem_of
 from api.http.sse import EventStream, event, watching
 
-router = APIRouter(prefix="/v1", tags=["generation"])
+router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
 
 
 @router.post(
@@ -38,37 +38,40 @@ async def compare(
         raise ApiError(
             422, "too_many_profiles", f"{len(body.profiles)} profiles, the limit is {limit}", param="profiles"
         )
-    chat = ChatRequest(
-        model=model.name,
-        messages=body.messages or [ChatMessage(role="user", content=body.prompt or "")],
-        temperature=body.temperature,
-        top_p=body.top_p,
-        seed=body.seed,
-        stop=body.stop,
-    )
-    chosen = [Selection(c.name, c.alias, c.version, c.strength) for c in body.profiles]
-    found = await asyncio.gather(
-        *(personal_of(model.personaliser, caller, selection, Query(chat.query or "")) for selection in chosen)
-    )
-    columns = ([BARE] if body.include_base else []) + list(found)
-    rendered = await asyncio.gather(*(render_chat(model.engine, chat, personal) for personal in columns))
-    whose: list[Personalisation] = [personal for _, personal in rendered]
+    messages = body.messages or [ChatMessage(role="user", content=body.prompt or "")]
+    prompt_field = "prompt" if body.messages is None else "messages"
+    served = model.served
+    served.prompts.check_length(sum(len(message.text) for message in messages), prompt_field)
+    sampling = SamplingFields(temperature=body.temperature, top_p=body.top_p, seed=body.seed, stop=body.stop)
+    chosen = [
+        Selection(c.name, c.alias, c.version, c.strength, param=f"profiles.{i}") for i, c in enumerate(body.profiles)
+    ]
     names = (["base"] if body.include_base else []) + [
         c.label or _shown(c.name, c.alias, c.version) for c in body.profiles
     ]
-    requests = [
-        row
-        for prompt, personal in rendered
-        for row in rows(model.served, chat, prompt, body.max_tokens, None, personal, chat=True)
-    ]
-    generation = Generation(model.served, CHAT, model.name, requests, whose, caller.tenant_id, request.state.started)
-    generation.start()
+
+    async def prepare() -> Prepared:
+        query = Query(last_question(messages))
+        found = await asyncio.gather(
+            *(personal_of(model.personaliser, caller, selection, query) for selection in chosen)
+        )
+        columns = ([BARE] if body.include_base else []) + list(found)
+        rendered = await asyncio.gather(*(served.prompts.chat(messages, personal) for personal in columns))
+        requests = [
+            each
+            for prompt, personal in rendered
+            for each in engine_requests(served, sampling, prompt, body.max_tokens, None, personal, chat=True)
+        ]
+        return requests, [personal for _, personal in rendered]
+
+    generation = Generation(served, CHAT, model.name, prepare, caller.tenant_id, request.state.started, prompt_field)
     if body.stream:
         request_id = request.state.request_id
         return EventStream(
             compare_events(generation, names, body.seed),
-            on_gone=generation.abandon,
+            on_gone=generation.close,
             on_error=lambda error: event(own_body(problem_of(error), request_id), name="error"),
+            heartbeat_s=served.heartbeat_s,
         )
     async with watching(request.receive, generation.close):
         return await comparison(generation, names, body.seed)

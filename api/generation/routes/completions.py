@@ -6,18 +6,18 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from api.deps import CallerDep, ModelDep, ServicesDep
+from api.deps import CallerDep, KeyedRoute, ModelDep, ServicesDep
 from api.generation.openai_format import COMPLETION_RESPONSES
 from api.generation.personalise import Query, personal_of
 from api.generation.protocol import CompletionRequest
-from api.generation.run import TEXT, Generation, prefixed, rows, tokenise
-from api.generation.selection import select
+from api.generation.run import TEXT, Generation, Prepared, engine_requests
+from api.generation.selection import full_name, select
 from api.http.errors import ApiError
 from api.http.fields import EndUserPath
 from api.services import Model, Services
 from profiles.service import Caller
 
-router = APIRouter(prefix="/v1", tags=["generation"])
+router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
 
 
 @router.post("/completions", summary="Continue a prompt", response_model=None, responses=COMPLETION_RESPONSES)
@@ -29,7 +29,7 @@ async def create_completion(
     The profile is chosen as for chat completions; sample-conditional directions are looked up with the prompt itself.
     A profile with a query encoder of its own needs the prompt as text for that: for token ids its first edit is used.
     A profile's prefix stands before the prompt; on a chat model it needs `/v1/chat/completions`, else 400
-    `prefix_needs_chat`.
+    `prefix_needs_chat`. Unknown fields and those that are not honoured are refused as for chat completions.
     """
     return await _answer(body, request, caller, model, services, None)
 
@@ -66,25 +66,30 @@ async def _answer(
             f"{services.settings.max_prompts}",
             param="prompt",
         )
-    ids = [await tokenise(model.engine, prompt) for prompt in prompts]
-    queries = [
-        Query(prompt if isinstance(prompt, str) else None, tokens) for prompt, tokens in zip(prompts, ids, strict=True)
-    ]
-    personal = await asyncio.gather(*(personal_of(model.personaliser, caller, selection, query) for query in queries))
-    requests, whose = [], []
-    for asked, tokens, applied in zip(prompts, ids, personal, strict=True):
-        prompt, whom = await prefixed(model.engine, asked, tokens, applied)
-        made = rows(model.served, body, prompt, body.max_tokens, body.logprobs, whom, chat=False)
-        requests += made
-        whose += [whom] * len(made)
+    served = model.served
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            served.prompts.check_length(len(prompt), "prompt")
+
+    async def prepare() -> Prepared:
+        ids = [await served.prompts.text(prompt) for prompt in prompts]
+        queries = [
+            Query(prompt if isinstance(prompt, str) else None, tokens)
+            for prompt, tokens in zip(prompts, ids, strict=True)
+        ]
+        personal = await asyncio.gather(
+            *(personal_of(model.personaliser, caller, selection, query) for query in queries)
+        )
+        requests, whose = [], []
+        for asked, tokens, applied in zip(prompts, ids, personal, strict=True):
+            prompt, whom = await served.prompts.prefixed(asked, tokens, applied)
+            made = engine_requests(served, body, prompt, body.max_tokens, body.logprobs, whom, chat=False)
+            requests += made
+            whose += [whom] * len(made)
+        return requests, whose
+
+    name = full_name(body.model, model.name)
     generation = Generation(
-        model.served,
-        TEXT,
-        body.model,
-        requests,
-        whose,
-        caller.tenant_id,
-        request.state.started,
-        prompts=len(prompts),
+        served, TEXT, name, prepare, caller.tenant_id, request.state.started, "prompt", len(prompts)
     )
     return await generation.respond(request, stream=bool(body.stream), include_usage=body.include_usage)

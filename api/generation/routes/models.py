@@ -8,16 +8,19 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path
 from pydantic import BaseModel
 
-from api.deps import CallerDep, ModelDep, UowDep
-from api.generation.protocol import SamplingFields
-from api.generation.selection import select
-from api.http.fields import MAX_PAGE, EndUserPath
+from api.deps import CallerDep, KeyedRoute, ModelDep, UowDep
+from api.generation.blame import CHOICE, blaming
+from api.generation.protocol import MAX_MODEL_NAME
+from api.generation.selection import profile_in
+from api.http.fields import MAX_PAGE, EndUserPath, Text
 from api.services import Model
 from profiles.models import BaseModelRow, Profile
-from profiles.service import DEFAULT_ALIAS, Caller, list_base_models, list_profiles, pick_version
+from profiles.service import DEFAULT_ALIAS, Caller, get_profile, list_base_models, list_profiles, pick_version
 from profiles.uow import UnitOfWork
 
-router = APIRouter(prefix="/v1", tags=["generation"])
+router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
+
+ModelPath = Annotated[Text, Path(min_length=1, max_length=MAX_MODEL_NAME)]
 
 #: Models listed at most; OpenAI's list has no pages.
 _MOST = 1000
@@ -54,33 +57,30 @@ def user_index(user: EndUserPath, caller: CallerDep, uow: UowDep, model: ModelDe
 
 
 @router.get("/models/{name:path}", summary="Show a model")
-def show(
-    name: Annotated[str, Path(min_length=1, max_length=400, pattern=r"^[^\x00]+$")],
-    caller: CallerDep,
-    uow: UowDep,
-    model: ModelDep,
-) -> ModelCard:
+def show(name: ModelPath, caller: CallerDep, uow: UowDep, model: ModelDep) -> ModelCard:
     """`base`, `base@profile`, `base@profile:alias` or `base@profile#version`; 404 for what cannot be used."""
-    row = _base_row(uow, model)
-    chosen = select(SamplingFields.model_construct(model=name, profile=None, user=None), model.name)
-    if chosen.profile is None:
-        return _base_card(model, row)
-    pick_version(uow, caller, chosen.profile, alias=chosen.alias, version=chosen.version)
-    return ModelCard(id=name, created=_seconds(row), owned_by="tenant", parent=model.name)
+    return _show(uow, caller, model, name)
+
+
+@router.get("/users/{user}/models/{name:path}", summary="Show a model as an end user")
+def user_show(user: EndUserPath, name: ModelPath, caller: CallerDep, uow: UowDep, model: ModelDep) -> ModelCard:
+    """The same, for clients whose base URL is an end user's."""
+    return _show(uow, caller, model, name)
+
+
+def _show(uow: UnitOfWork, caller: Caller, model: Model, name: str) -> ModelCard:
+    chosen = profile_in(name, model.name)
+    if chosen is None:
+        return _base_card(model, _base_row(uow, model))
+    with blaming("model", CHOICE):
+        picked = pick_version(uow, caller, chosen.name, alias=chosen.alias, version=chosen.version)
+    return _profile_card(model, get_profile(uow, caller, picked.profile_id), name)
 
 
 def _index(uow: UnitOfWork, caller: Caller, model: Model) -> ModelList:
     row = _base_row(uow, model)
     cards = [_base_card(model, row)]
-    cards += [
-        ModelCard(
-            id=f"{model.name}@{profile.name}",
-            created=int(profile.created_at.timestamp()),
-            owned_by="tenant",
-            parent=model.name,
-        )
-        for profile in _usable(uow, caller, row)
-    ]
+    cards += [_profile_card(model, profile, f"{model.name}@{profile.name}") for profile in _usable(uow, caller, row)]
     return ModelList(data=cards[:_MOST])
 
 
@@ -104,9 +104,10 @@ def _base_row(uow: UnitOfWork, model: Model) -> BaseModelRow | None:
     return next((row for row in list_base_models(uow) if row.fingerprint == fingerprint), None)
 
 
+def _profile_card(model: Model, profile: Profile, name: str) -> ModelCard:
+    return ModelCard(id=name, created=int(profile.created_at.timestamp()), owned_by="tenant", parent=model.name)
+
+
 def _base_card(model: Model, row: BaseModelRow | None) -> ModelCard:
-    return ModelCard(id=model.name, created=_seconds(row), owned_by="alignez")
-
-
-def _seconds(row: BaseModelRow | None) -> int:
-    return int(row.created_at.timestamp()) if row is not None else 0
+    created = 0 if row is None else int(row.created_at.timestamp())
+    return ModelCard(id=model.name, created=created, owned_by="alignez")

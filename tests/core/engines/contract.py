@@ -121,6 +121,8 @@ class EngineContract:
         assert completion.logprobs is not None
         assert [entry.token_id for entry in completion.logprobs] == list(completion.token_ids)
         assert all(len(entry.top) == 3 and entry.logprob < 0 for entry in completion.logprobs)
+        written = b"".join(entry.raw for entry in completion.logprobs)
+        assert written.decode("utf-8", "replace") == completion.text
         assert engine.generate([greedy()])[0].logprobs is None
 
     def test_a_request_over_the_context_is_refused_with_the_numbers(self, engine: Engine) -> None:

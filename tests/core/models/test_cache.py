@@ -15,7 +15,7 @@ import pytest
 
 from alignez_core.errors import ModelNotFound
 from alignez_core.models import cache as cache_module
-from alignez_core.models import packages
+from alignez_core.models import packages, persona_nano
 from alignez_core.models.cache import ModelCache
 from alignez_core.models.catalogue import CATALOGUE
 from alignez_core.models.resolve import resolve_model
@@ -243,3 +243,8 @@ def test_smollm2_comes_from_its_package_and_answers(cache: ModelCache) -> None:
         assert (engine.info.name, engine.info.n_layers, engine.info.prompt_format) == ("smollm2-135m", 30, "chat")
         prompt = engine.prompt_format.wrap("What is the capital of France?")
         assert "Paris" in engine.generate([GenerationRequest(prompt, 24, 0)])[0].text
+
+
+@pytest.mark.parametrize("name", ["nano", "persona-nano"])
+def test_the_shipped_model_has_a_name_too(name: str, tmp_path: Path) -> None:
+    assert resolve_model(name, tmp_path) == str(persona_nano.MODEL_DIR)

@@ -95,6 +95,12 @@ def test_the_mean_over_all_situations_decides_among_the_finalists() -> None:
     assert chosen(arena).candidate.name == "b"
 
 
+def test_situations_count_by_their_queries() -> None:
+    """Eight plain queries that the prompt wins outweigh nine in three situations that the edit wins a little."""
+    net = {"a": -0.9, "a@own_system": 0.3, "a@third_turn": 0.3, "a@long": 0.3, "b": -0.95}
+    assert chosen(ScriptedArena(net), prompt=PROMPTED).candidate is PROMPTED
+
+
 def test_the_best_and_two_gentler_ones_that_come_near_are_asked_where_users_are() -> None:
     nets = {"far": 0.1, "gentle": 0.6, "middle": 0.8, "rough": 0.8, "best": 0.9}
     gaps = {"far": 0.0, "gentle": 0.05, "middle": 0.1, "rough": 0.28, "best": 0.31}

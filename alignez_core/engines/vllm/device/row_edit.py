@@ -15,8 +15,6 @@ import numpy.typing as npt
 from alignez_core.editing import EditPlan
 
 KEY = "alignez"
-#: Slot 0 changes nothing; rows without an edit use it.
-PLAIN_SLOT = 0
 _NO_END = 2**62
 
 
@@ -25,7 +23,7 @@ class RowEdit:
     """Which slot edits which positions of one request.
 
     Args:
-        slot: of the device table, ≥ 1.
+        slot: of the device table, ≥ 1; slot 0, which changes nothing, is that of rows without an edit.
         first: position of the first edited token.
         end: position after the last edited one.
         sha256: the plan's content hash; it names the edit in the prefix cache.

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from alignez_core.engines.base import SamplingDefaults
+from alignez_core.engines.common.detokenize import full_text
 from alignez_core.engines.common.tokens import TextTokens, eos_ids
 from alignez_core.models import persona_nano
 from alignez_core.prompts import ChatFormat, Message, PlainFormat, Rendered
@@ -268,3 +269,40 @@ def test_sampling_defaults_are_the_generation_config_s() -> None:
     given = GenerationConfig(temperature=0.6, top_p=0.95, top_k=20, do_sample=True)
     assert SamplingDefaults.of(given) == SamplingDefaults(0.6, 0.95, 20)
     assert SamplingDefaults.of(GenerationConfig(top_p=0.0, top_k=-1, temperature=-2.0)) == SamplingDefaults()
+
+
+TEXTS = (
+    "Hello, world.", "  two  spaces ", "h\u00e9llo \U0001f642 \u6f22\u5b57\n\ttab",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467", "\ufffd stays", "\U0001f642", " \u00fc",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_bytes_of_all_tokens_joined_are_the_text(name: str, text: str) -> None:
+    tokens = tokens_of(TOKENIZERS[name])
+    ids = tokens.continuation_ids(text)
+    joined = b"".join(tokens.token_bytes(token, first=i == 0) for i, token in enumerate(ids))
+    assert joined == full_text(tokens.text, ids).encode()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_part_of_a_character_has_its_own_byte_and_a_special_token_none(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    tokens = tokens_of(tokenizer)
+    raw = [tokens.token_bytes(token, first=False) for token in tokens.continuation_ids("\U0001f642")]
+    assert b"".join(raw).lstrip() == "\U0001f642".encode()
+    assert len([part for part in raw if part.strip()]) > 1
+    assert tokens.token_bytes(tokenizer.eos_token_id, first=False) == b""
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_long_text_has_the_tokens_of_a_short_one(name: str) -> None:
+    """Long texts take another way through the Rust tokenizer."""
+    tokens = tokens_of(TOKENIZERS[name])
+    text = "It is a tide. \U0001f642 h\u00e9llo</s>\n" * 300
+    assert tokens.continuation_ids(text) == TOKENIZERS[name].encode(text, add_special_tokens=False)
+    turns: list[Message] = [{"role": "user", "content": text}]
+    rendered = tokens.format("auto").render(turns)
+    # Of "legacy", each piece around an interrupted token opens with a space.
+    assert tokens.text(tokens.prompt_ids(rendered)).replace(" ", "").count("</s>") == 300

@@ -57,7 +57,7 @@ def test_rows_give_alone_what_they_give_in_company_but_for_near_ties(engine: Tra
         parting = next(((token, entry) for token, other, entry in pairs if token != other), None)
         if parting is not None:
             token, entry = parting
-            alternatives = {candidate: value for candidate, _, value in entry.top}
+            alternatives = {other.token_id: other.logprob for other in entry.top}
             gaps.append(entry.logprob - alternatives[token])  # KeyError: it was not even the second
     assert len(gaps) <= 12
     assert all(gap <= TIE for gap in gaps)

@@ -83,9 +83,9 @@ def test_an_idle_engine_gives_all_memory_back_and_goes_on_as_before() -> None:
         engine._scheduler._idle_s = 0.05
         runner = engine._runner
         first = tokens(engine, requests)
-        wait_until(lambda: not runner._cache.keys and not runner._edits.tables_bytes)
+        wait_until(lambda: not runner._cache.keys and not runner._edits._u.nbytes)
         assert tokens(engine, requests) == first
-        wait_until(lambda: not runner._cache.keys and not runner._edits.tables_bytes)
+        wait_until(lambda: not runner._cache.keys and not runner._edits._u.nbytes)
         stream = engine.stream(GenerationRequest(requests[0].prompt, 5, 0, ignore_eos=True, edit=requests[0].edit))
         got = tuple(token for chunk in stream for token in chunk.token_ids)
         assert got == engine.generate([replace(requests[0], max_tokens=5)])[0].token_ids

@@ -230,8 +230,8 @@ def test_logprobs_are_of_the_untempered_distribution(engine: TransformersEngine)
     for row, token, entry in zip(expected, tokens, completion.logprobs, strict=True):
         assert entry.logprob == pytest.approx(float(row[token]), abs=1e-4)
         values, ids = row.topk(4)
-        assert [item[0] for item in entry.top] == ids.tolist()
-        assert [item[2] for item in entry.top] == pytest.approx(values.tolist(), abs=1e-4)
+        assert [item.token_id for item in entry.top] == ids.tolist()
+        assert [item.logprob for item in entry.top] == pytest.approx(values.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neo", "opt", "gemma2"])

@@ -1,0 +1,94 @@
+"""Bounds on what one connection may cost: time for headers and bodies, time unread, and how many there are."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\ncontent-length: 28\r\n"
+    b"retry-after: 2\r\nconnection: close\r\n\r\nall connections are in use\r\n"
+)
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Seconds that a client has for a request's headers and for its body, and the most connections of the process."""
+
+    header_s: float
+    body_s: float
+    connections: int
+
+
+def limited_protocol(limits: ConnectionLimits) -> type[H11Protocol]:
+    """uvicorn's protocol with `limits`: uvicorn itself waits for ever for headers, bodies and readers."""
+
+    class Limited(_LimitedProtocol):
+        _limits = limits
+
+    return Limited
+
+
+class _LimitedProtocol(H11Protocol):
+    _limits: ConnectionLimits
+    #: What the connection waits for now, and in which request; the deadline is that of this wait.
+    _wait: tuple[float, RequestResponseCycle | None] | None = None
+    _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            transport.write(_FULL)
+            transport.close()
+        else:
+            self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self._limits.body_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._deadline, self._unread):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Starts a deadline when the connection begins to wait for something else of the client."""
+        wait = self._waits_for()
+        if wait == self._wait:
+            return
+        self._wait = wait
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(wait[0], self.transport.abort) if wait is not None else None
+
+    def _waits_for(self) -> tuple[float, RequestResponseCycle | None] | None:
+        if self.transport.is_closing():
+            return None
+        state = self.conn.their_state
+        if state is h11.SEND_BODY:
+            # `RequestContext` answers a slow body with 408 first. This closes what sends on after its answer.
+            return self._limits.body_s + 1, self.cycle
+        if state is not h11.IDLE or self.timeout_keep_alive_task is not None:
+            return None
+        # uvicorn's own timer for idle connections ends with the first byte, and with the rest of a refused body.
+        idle = self.cycle is not None and not self.conn.trailing_data[0]
+        return self.timeout_keep_alive if idle else self._limits.header_s, self.cycle

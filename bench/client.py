@@ -1,0 +1,175 @@
+"""The HTTP client of all measurements: httpx, in a process of its own wherever its work would disturb what is measured.
+
+`ask` sends one request. `ClientProcess` sends many from another process (`python -m bench.client`), and tells how much
+processor time it took itself, so that this can be subtracted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+import httpx
+
+#: Answered to the end; refused with a status of 400 or more; left by the client, as planned; not done by its deadline;
+#: cut off.
+Outcome = Literal["answered", "refused", "left", "stuck", "broken"]
+#: Key, method, path and body of a request.
+Request = tuple[str, str, str, dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The result of one request; `first_s` and `total_s` are seconds to the first text of a stream and to the end."""
+
+    outcome: Outcome
+    status: int
+    content: bytes = b""
+    first_s: float | None = None
+    total_s: float = 0.0
+    error: str = ""
+
+
+async def ask(
+    client: httpx.AsyncClient, request: Request, deadline_s: float = 120.0, leave_after: int | None = None
+) -> Reply:
+    """Sends a request and reads its reply; hangs up once `leave_after` bytes of the reply have arrived."""
+    key, method, path, body = request
+    started, status, first_s, error = time.perf_counter(), 0, None, ""
+    content = bytearray()
+    outcome: Outcome = "answered"
+    try:
+        async with (
+            asyncio.timeout(deadline_s),
+            client.stream(method, path, json=body, headers={"Authorization": f"Bearer {key}"}) as response,
+        ):
+            status = response.status_code
+            async for block in response.aiter_raw():
+                content += block
+                if first_s is None and _has_text(block):
+                    first_s = time.perf_counter() - started
+                if leave_after is not None and len(content) >= leave_after:
+                    outcome = "left"
+                    break
+    except TimeoutError:
+        outcome = "stuck"
+    except httpx.HTTPError as failure:
+        outcome, error = "broken", repr(failure)
+    if outcome == "answered" and status >= 400:
+        outcome = "refused"
+    return Reply(outcome, status, bytes(content), first_s, time.perf_counter() - started, error)
+
+
+def _has_text(block: bytes) -> bool:
+    return any(name + b'"' in block.replace(name + b'""', b"") for name in (b'"content":', b'"text":'))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A load for the client process."""
+
+    urls: Sequence[str]  #: of the servers, which get requests in turn
+    requests: Sequence[Request]
+    connections: int = 1  #: requests in flight to each server
+    seconds: float = 0.0  #: ask again from the beginning for so long; 0: each request once
+    rate: float = 0.0  #: requests a second at random moments, ended or not; 0: each as soon as another has ended
+
+
+@dataclass
+class Taken:
+    """Seconds of each request, of its first text and of all; the client's own processor seconds; bad replies."""
+
+    each: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    bad: list[str] = field(default_factory=list)
+
+
+class ClientProcess:
+    """The client in a process of its own."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.client"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+    def run(self, task: Task, tolerant: bool = False) -> Taken:
+        """Runs a load. Raises: RuntimeError: a reply was bad, unless `tolerant`."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("the client has no pipes")
+        stdin.write(json.dumps(asdict(task)) + "\n")
+        stdin.flush()
+        taken = Taken(**json.loads(stdout.readline()))
+        if taken.bad and not tolerant:
+            raise RuntimeError(taken.bad[0])
+        return taken
+
+
+async def _run(task: Task) -> Taken:
+    taken = Taken()
+    limits = httpx.Limits(max_connections=None)
+    clients = [httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=limits) for url in task.urls]
+
+    async def one(number: int, request: Request) -> None:
+        reply = await ask(clients[number % len(clients)], request)
+        taken.each.append(reply.total_s)
+        taken.first += [reply.first_s] if reply.first_s is not None else []
+        if reply.outcome != "answered":
+            what = f"{request[1]} {request[2]}: {reply.outcome} {reply.status} {reply.error}"
+            taken.bad.append(f"{what} {reply.content[:300].decode(errors='replace')}")
+
+    numbered = enumerate(itertools.cycle(task.requests) if task.seconds else task.requests)
+
+    async def again(until: float) -> None:
+        for number, request in numbered:
+            await one(number, request)
+            if time.perf_counter() > until:
+                return
+
+    async def at_random() -> None:
+        draw, due = random.Random(0), started
+        async with asyncio.TaskGroup() as group:
+            for number, request in numbered:
+                due += draw.expovariate(task.rate)
+                if due > started + task.seconds:
+                    return
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                group.create_task(one(number, request))
+
+    started, cpu_s = time.perf_counter(), time.process_time()
+    if task.rate:
+        await at_random()
+    else:
+        until = started + (task.seconds or float("inf"))
+        await asyncio.gather(*(again(until) for _ in range(task.connections * len(clients))))
+    taken.seconds, taken.cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
+    for client in clients:
+        await client.aclose()
+    return taken
+
+
+def main() -> None:
+    """Runs the loads that stdin names, a line of JSON each."""
+    for line in sys.stdin:
+        print(json.dumps(asdict(asyncio.run(_run(Task(**json.loads(line)))))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Speed of the engines: throughput by number of profiles, one step, number formats, a fit, other serving systems."""

@@ -1,0 +1,126 @@
+"""A database as many users leave it: copies of one profile that was really fitted.
+
+Each tenant has a key and 10 profiles, each with a ready, sample-conditional version of 10 fit queries with everything
+that belongs to it, a finished job with its events, an end user and a day's usage.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import text
+
+from alignez_core.engines.fake.engine import FakeEngine
+from alignez_core.query_bank import default_queries
+from profiles.fitting.request import request_fit
+from profiles.models.base import Base
+from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote
+from profiles.uow import SessionFactory, UnitOfWork
+from worker.engine import LoadedEngine
+from worker.job import JobOptions
+from worker.runner import JobRunner
+
+PER_TENANT = 10
+QUERIES = 10
+HIDDEN_SIZE, LAYERS = 64, 4
+#: The model of these profiles as `worker.engine` names it.
+MODEL = f"fake:?n_layers={LAYERS}&hidden_size={HIDDEN_SIZE}"
+SPEC = {
+    "persona": {"preferred": "cheerful", "dispreferred": "gloomy"},
+    "queries": [f"question number {i}" for i in range(QUERIES)],
+    "fit": {"method": "alignez", "neighbors": 5, "tune_queries": 0, "held_out_queries": 4, "answer_tokens": 16},
+}
+
+
+def fill(sessions: SessionFactory, profiles: int) -> None:
+    """Makes so many profiles, and has Postgres count them as autovacuum has by the time that there are so many."""
+    template = _fit_one(sessions)
+    values = {"tenants": profiles // PER_TENANT, "each": PER_TENANT, "template": template}
+    with sessions() as session, session.begin():
+        # Content of a ready version cannot be written, by trigger; and the copies' references are right as they are.
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        session.execute(text("SET LOCAL statement_timeout = 0"))
+        for statement in _statements():
+            names = {name: value for name, value in values.items() if f":{name}" in statement}
+            session.execute(text(statement), names)
+    with sessions.kw["bind"].connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text("VACUUM ANALYZE"))
+
+
+def runner(sessions: SessionFactory, engine: FakeEngine) -> JobRunner:
+    """What a worker with this engine runs its jobs with."""
+    info = engine.info
+    size = info.n_layers, info.hidden_size, info.context_length
+    facts = ModelFacts(info.name, "fake:", info.fingerprint, *size, info.prompt_format)
+    loaded = LoadedEngine(engine, facts, default_queries()[:8])
+    return JobRunner(sessions, loaded, JobOptions("bench", 60.0, 600.0, 1, 5.0, 256))
+
+
+def callers(sessions: SessionFactory, count: int) -> dict[str, Caller]:
+    """A new key of each of some of the tenants: secret → its caller."""
+    with UnitOfWork.open(sessions) as uow:
+        statement = text("SELECT id FROM tenants WHERE name <> 'template' ORDER BY id LIMIT :count")
+        found = uow.session.scalars(statement, {"count": count}).all()
+        made = [create_key(uow, tenant, "member", "bench") for tenant in found]
+        return {secret: Caller(row.id, row.tenant_id, row.role) for row, secret in made}
+
+
+def _fit_one(sessions: SessionFactory) -> UUID:
+    """The version that all others are copies of; returns its id."""
+    engine = FakeEngine(n_layers=LAYERS, hidden_size=HIDDEN_SIZE)
+    with UnitOfWork.open(sessions) as uow:
+        tenant = create_tenant(uow, "template")
+        row, _ = create_key(uow, tenant.id, "member", "bench")
+        caller = Caller(row.id, tenant.id, row.role)
+        request = request_fit(uow, caller, SPEC, name="template")
+        job, version = request.job.id, request.version.id
+    outcome = runner(sessions, engine).run(job)
+    engine.close()
+    if outcome != "succeeded":
+        raise RuntimeError(f"the template's fit ended as {outcome!r}")
+    with UnitOfWork.open(sessions) as uow:
+        promote(uow, caller, "template", 1, force=True)  # a fake model proves nothing
+    return version
+
+
+def _statements() -> list[str]:
+    """SQL in order; `made` says which tenant, profile, version and job belong together, `copied` which queries."""
+    return [
+        """CREATE TEMPORARY TABLE made ON COMMIT DROP AS
+        SELECT t.number AS tenant_number, p.number AS profile_number, t.tenant_id,
+               gen_random_uuid() AS profile_id, gen_random_uuid() AS version_id, gen_random_uuid() AS job_id
+        FROM (SELECT number, gen_random_uuid() AS tenant_id FROM generate_series(1, :tenants) AS number) AS t,
+             generate_series(0, :each - 1) AS p (number)""",
+        """INSERT INTO tenants (id, name) SELECT DISTINCT tenant_id, 'tenant-' || tenant_number FROM made""",
+        """INSERT INTO api_keys (id, tenant_id, name, role, prefix, secret_sha256)
+        SELECT gen_random_uuid(), tenant_id, 'filled', 'member', 'az_', sha256(tenant_id::text::bytea)
+        FROM made WHERE profile_number = 0""",
+        _copy("profiles", "o.id = (SELECT profile_id FROM profile_versions WHERE id = :template)",
+              id="made.profile_id", name="'p' || made.profile_number"),
+        _copy("profile_versions", "o.id = :template", id="made.version_id"),
+        _copy("profile_aliases"),
+        """INSERT INTO assignments (tenant_id, end_user, profile_id)
+        SELECT tenant_id, 'user-' || profile_number, profile_id FROM made""",
+        """INSERT INTO usage (tenant_id, day, profile_id, requests, prompt_tokens, completion_tokens)
+        SELECT tenant_id, current_date - 1, profile_id, 10, 1000, 1000 FROM made""",
+        _copy("jobs", id="made.job_id"),
+        _copy("job_events", "o.job_id = (SELECT id FROM jobs WHERE version_id = :template) ORDER BY o.id"),
+        _copy("version_edits"),
+        _copy("evaluations", id="gen_random_uuid()"),
+        """CREATE TEMPORARY TABLE copied ON COMMIT DROP AS
+        SELECT q.id AS original, gen_random_uuid() AS query_id, made.tenant_id, made.version_id
+        FROM made, fit_queries AS q WHERE q.version_id = :template""",
+        _copy("fit_queries", "o.id = made.original", "copied", id="made.query_id"),
+        _copy("preference_pairs", "o.query_id = made.original", "copied"),
+        _copy("query_representations", "o.query_id = made.original", "copied"),
+    ]  # fmt: skip
+
+
+def _copy(name: str, where: str = "o.version_id = :template", source: str = "made", **changed: str) -> str:
+    """Copies the template's rows of a table once for each row of `source`, with these columns changed."""
+    own = {column: f"made.{column}" for column in ("tenant_id", "profile_id", "version_id", "job_id", "query_id")}
+    names = [column.name for column in Base.metadata.tables[name].columns if column.identity is None]
+    values = ((own | changed).get(column, f"o.{column}") for column in names)
+    columns = f"INSERT INTO {name} ({', '.join(names)}) SELECT {', '.join(values)}"
+    return f"{columns} FROM {source} AS made, {name} AS o WHERE {where}"
