@@ -1,20 +1,19 @@
 """The HTTP client of all measurements: httpx, in a process of its own wherever its work would disturb what is measured.
 
-`ask` sends one request. `ClientProcess` sends many from another process (`python -m bench.client`), and tells how much
-processor time it took itself, so that this can be subtracted.
+`ask` sends one request. `ClientProcess` sends many from another process, and tells how much processor time it took
+itself, so that this can be subtracted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any, Literal, Self
 
 import httpx
@@ -85,62 +84,52 @@ class Task:
 
 @dataclass
 class Taken:
-    """Seconds of each request, of its first text and of all; the client's own processor seconds; bad replies."""
+    """Seconds of each request, of its first text and of all; the client's own processor seconds."""
 
     each: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     seconds: float = 0.0
     cpu_s: float = 0.0
-    bad: list[str] = field(default_factory=list)
 
 
 class ClientProcess:
     """The client in a process of its own."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.client"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.communicate()
+        self._pool.shutdown()
 
-    def run(self, task: Task, tolerant: bool = False) -> Taken:
-        """Runs a load. Raises: RuntimeError: a reply was bad, unless `tolerant`."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("the client has no pipes")
-        stdin.write(json.dumps(asdict(task)) + "\n")
-        stdin.flush()
-        taken = Taken(**json.loads(stdout.readline()))
-        if taken.bad and not tolerant:
-            raise RuntimeError(taken.bad[0])
-        return taken
+    def run(self, task: Task) -> Taken:
+        """Runs a load. Raises: RuntimeError: a request was not answered."""
+        return self._pool.submit(_run, task).result()
 
 
-async def _run(task: Task) -> Taken:
+def _run(task: Task) -> Taken:
+    return asyncio.run(_load(task))
+
+
+async def _load(task: Task) -> Taken:
     taken = Taken()
     limits = httpx.Limits(max_connections=None)
     clients = [httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=limits) for url in task.urls]
+    numbered = enumerate(itertools.cycle(task.requests) if task.seconds else task.requests)
 
     async def one(number: int, request: Request) -> None:
         reply = await ask(clients[number % len(clients)], request)
+        if reply.outcome != "answered":
+            raise RuntimeError(f"{request[1:3]}: {reply.outcome} {reply.status} {reply.error} {reply.content[:300]!r}")
         taken.each.append(reply.total_s)
         taken.first += [reply.first_s] if reply.first_s is not None else []
-        if reply.outcome != "answered":
-            what = f"{request[1]} {request[2]}: {reply.outcome} {reply.status} {reply.error}"
-            taken.bad.append(f"{what} {reply.content[:300].decode(errors='replace')}")
 
-    numbered = enumerate(itertools.cycle(task.requests) if task.seconds else task.requests)
-
-    async def again(until: float) -> None:
+    async def again() -> None:
         for number, request in numbered:
             await one(number, request)
-            if time.perf_counter() > until:
+            if task.seconds and time.perf_counter() > started + task.seconds:
                 return
 
     async def at_random() -> None:
@@ -154,22 +143,8 @@ async def _run(task: Task) -> Taken:
                 group.create_task(one(number, request))
 
     started, cpu_s = time.perf_counter(), time.process_time()
-    if task.rate:
-        await at_random()
-    else:
-        until = started + (task.seconds or float("inf"))
-        await asyncio.gather(*(again(until) for _ in range(task.connections * len(clients))))
+    await (at_random() if task.rate else asyncio.gather(*(again() for _ in range(task.connections * len(clients)))))
     taken.seconds, taken.cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
     for client in clients:
         await client.aclose()
     return taken
-
-
-def main() -> None:
-    """Runs the loads that stdin names, a line of JSON each."""
-    for line in sys.stdin:
-        print(json.dumps(asdict(asyncio.run(_run(Task(**json.loads(line)))))), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -127,9 +127,7 @@ def report(
     number: NumberPath,
     caller: CallerDep,
     uow: UowDep,
-    judge: Annotated[
-        Text | None, Query(max_length=200, description="the latest one by this judge")
-    ] = None,
+    judge: Annotated[Text | None, Query(max_length=200, description="the latest one by this judge")] = None,
     format: Annotated[Literal["json", "html"] | None, Query(description="wins over the Accept header")] = None,
     accept: Annotated[str | None, Header(max_length=1000, include_in_schema=False)] = None,
 ) -> Response:

@@ -40,13 +40,8 @@ def run(quick: bool = False, model: str | None = None) -> Report:
     return report
 
 
-def main() -> None:
-    """The command line."""
+if __name__ == "__main__":
     parser = options(__doc__)
     parser.add_argument("model", nargs="?")
     given = parser.parse_args()
     run(given.quick, given.model).show(given.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.common.dtypes import bfloat16_speedup
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.models import persona_nano
-from bench.engine.models import random_plans
+from bench.engine.systems import random_plans
 from bench.report import Report, options
 
 STEPS = 32
@@ -61,8 +61,7 @@ def _ms(engine: TransformersEngine, rows: int, new_tokens: int, steered: bool) -
     return (time.perf_counter() - began) * 1e3
 
 
-def main() -> None:
-    """The command line."""
+if __name__ == "__main__":
     parser = options(__doc__)
     parser.add_argument("models", nargs="*", type=Path, default=[persona_nano.MODEL_DIR])
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
@@ -72,7 +71,3 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     rows, repeats = ((4,), 1) if given.quick else ((1, 16, 64), given.repeats)
     run(given.models, given.dtype, rows, repeats).show(given.out)
-
-
-if __name__ == "__main__":
-    main()

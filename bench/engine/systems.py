@@ -1,11 +1,12 @@
-"""The serving systems that `bench.engine.throughput` compares, each behind one call: rows in, greedy tokens out.
+"""The serving systems that `bench.engine.throughput` compares, and the model with random weights that they run.
 
-Timed is everything between: looking profiles up, stacking or loading their tables, scheduling. Models, compiled code
-and adapters are loaded when a system is made.
+Each is one call, rows in and greedy tokens out. Timed is everything between: looking profiles up, stacking or loading
+their tables, scheduling. Models, compiled code and adapters are loaded when a system is made.
 """
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,13 +15,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import Engine, GenerationRequest
 from alignez_core.engines.slots.edits import low_rank_edit
 from alignez_core.engines.slots.engine import TransformersEngine
-from bench.engine.models import greedy, load
+from alignez_core.methods.distill import default_layers
+from alignez_core.spec.limits import Positions
+
+#: Rank of `distill`'s edit and of its strong form.
+RANKS = {"distill": 4, "distill, strong form": 8}
 
 
 class Row(NamedTuple):
@@ -53,7 +61,7 @@ class Bench:
 
 
 #: Of all three vLLM systems. No prefix cache, because prompts repeat from run to run.
-_VLLM = {"max_num_batched_tokens": 4096, "max_model_len": 512, "use_tqdm_on_load": False}
+_VLLM: dict[str, Any] = {"max_num_batched_tokens": 4096, "max_model_len": 512, "use_tqdm_on_load": False}
 
 
 class System(ABC):
@@ -176,9 +184,14 @@ class HuggingFace(System):
         return self._generate(self.bench.model, rows)
 
     def _generate(self, model: Any, rows: Sequence[Row], **arguments: Any) -> list[list[int]]:
-        prompts = torch.tensor([row.prompt for row in rows])
-        made = greedy(model, prompts, max(row.tokens for row in rows), **arguments).tolist()
-        return [tokens[: row.tokens] for tokens, row in zip(made, rows, strict=True)]  # the rest is padding
+        prompts = torch.tensor([row.prompt for row in rows])  # of one length
+        longest, start = max(row.tokens for row in rows), prompts.shape[1]
+        with torch.inference_mode():
+            made = model.generate(
+                input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=longest,
+                min_new_tokens=longest, do_sample=False, pad_token_id=0, **arguments,
+            ).tolist()  # fmt: skip
+        return [tokens[start : start + row.tokens] for tokens, row in zip(made, rows, strict=True)]
 
 
 class Hook(HuggingFace):
@@ -232,3 +245,60 @@ def _row_hook(u: Tensor, v: Tensor, c: Tensor) -> Callable[[Any, Any, Tensor], T
         return edited if output.shape[1] == 1 else torch.cat((output[:, :-1], edited), dim=1)
 
     return hook
+
+
+def random_llama(directory: Path) -> Any:
+    """Saves a Llama of the shipped model's size (8 M parameters), with a tokenizer of one word per id; returns it."""
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=256, intermediate_size=768, num_hidden_layers=7, num_attention_heads=8,
+        num_key_value_heads=8, max_position_embeddings=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
+    words = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(config.vocab_size)}, unk_token="<0>"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)  # type: ignore[no-untyped-call]
+    return load(directory)
+
+
+def load(directory: Path) -> Any:
+    """The bare model of Hugging Face in float32, without gradients."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).requires_grad_(False)
+
+
+def random_plans(n_layers: int, width: int, count: int, positions: Positions = "answer") -> list[EditPlan]:
+    """Distinct plans of the paper's method (rank 2) in the last five layers, strong enough to change random text."""
+    generator = torch.Generator().manual_seed(0)
+    layers = range(n_layers - min(5, n_layers), n_layers)
+    pairs = torch.randn(count, 2, len(layers), width, generator=generator)
+    return [EditPlan.alignez(layers, harm, help_, 4.0, positions=positions) for harm, help_ in pairs]
+
+
+def low_rank_plans(n_layers: int, width: int, count: int, method: str) -> list[EditPlan]:
+    """Distinct plans of the size that `distill` makes: in four layers, or in all of them in its strong form."""
+    layers = default_layers(n_layers) if method == "distill" else tuple(range(n_layers))
+    shape = (count, 2, len(layers), RANKS[method], width)
+    pairs = torch.randn(shape, generator=torch.Generator().manual_seed(0)) / width
+    return [EditPlan.low_rank(layers, u, v, torch.zeros(u.shape[:2])) for u, v in pairs]
+
+
+def save_lora(plan: EditPlan, model: Any, directory: Path) -> None:
+    """Writes a plan without offsets as a LoRA adapter in PEFT's file format, for a Llama.
+
+    An edit y = x + (x·Uᵀ)·V of an MLP's output x = W·z is a LoRA on `down_proj` with A = U·W and B = Vᵀ, which edits
+    every position, the prompt's too.
+    """
+    if plan.c.any() or plan.positions != "all":
+        raise ValueError("a LoRA adds no offset and edits every position")
+    tensors = {}
+    for i, layer in enumerate(plan.layers):
+        prefix = f"base_model.model.model.layers.{layer}.mlp.down_proj"
+        tensors[f"{prefix}.lora_A.weight"] = plan.U[i] @ model.model.layers[layer].mlp.down_proj.weight
+        tensors[f"{prefix}.lora_B.weight"] = plan.V[i].T.contiguous()
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "lora_dropout": 0.0,
+        "r": plan.rank, "lora_alpha": plan.rank,  # their quotient scales the adapter
+        "target_modules": ["down_proj"], "layers_to_transform": list(plan.layers), "layers_pattern": "layers",
+    }  # fmt: skip
+    directory.mkdir(parents=True)
+    save_file(tensors, directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")

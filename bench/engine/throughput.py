@@ -28,8 +28,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from alignez_core.engines.base import Engine, GenerationRequest
-from bench.engine.models import RANKS, low_rank_plans, random_llama, random_plans, save_lora
-from bench.engine.systems import SYSTEMS, VLLM, Bench, HuggingFace, PlainVLLM, Row, System, Transformers
+from bench.engine import systems
+from bench.engine.systems import VLLM, Bench, HuggingFace, PlainVLLM, Row, System, Transformers
 from bench.report import Report, options
 
 PROMPT_TOKENS = 32
@@ -78,20 +78,20 @@ def run(
     disable_progress_bar()  # type: ignore[no-untyped-call]
     rows, new_tokens, rounds = (8, 8, 1) if quick else (64, 64, rounds)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        model = random_llama(Path(scratch) / "model")
+        model = systems.random_llama(Path(scratch) / "model")
         depth, width = model.config.num_hidden_layers, model.config.hidden_size
-        plans, everywhere = (random_plans(depth, width, 4 * rows, positions) for positions in ("answer", "all"))
+        plans, everywhere = (systems.random_plans(depth, width, 4 * rows, positions) for positions in ("answer", "all"))
         adapters = [Path(scratch) / f"adapter-{i}" for i in range(4 * rows)]
         for plan, path in zip(everywhere, adapters, strict=True):
-            save_lora(plan, model, path)
-        ours = {method: low_rank_plans(depth, width, rows, method) for method in RANKS}
+            systems.save_lora(plan, model, path)
+        ours = {method: systems.low_rank_plans(depth, width, rows, method) for method in systems.RANKS}
         bench = Bench(Path(scratch) / "model", model, {"alignez": plans, **ours}, everywhere, adapters, rows, not quick)
         title = f"float32, {PROMPT_TOKENS} tokens in, {new_tokens} out, {rows} rows at once; medians of {rounds} rounds"
         report = Report("engine", title, ("tokens/s", "same tokens", "÷ no profiles"))
-        systems = _start(report, bench, only, stack)
-        cells = _cells(systems, bench, new_tokens)
+        running = _start(report, bench, only, stack)
+        cells = _cells(running, bench, new_tokens)
         cells.sweep(rounds)
-        engines = {s.name: s.engine for s in systems if isinstance(s, Transformers) and s.edits != "none"}
+        engines = {s.name: s.engine for s in running if isinstance(s, Transformers) and s.edits != "none"}
         _report(report, cells, bench, engines.get(Transformers.name))
         some = [Row(row.prompt, i, new_tokens) for i, row in enumerate(next(iter(cells.values())).rows[:rows])]
         for name, engine in engines.items():
@@ -100,8 +100,8 @@ def run(
 
 
 def _start(report: Report, bench: Bench, only: Sequence[str], stack: ExitStack) -> list[System]:
-    systems: list[System] = []
-    for kind in SYSTEMS:
+    running: list[System] = []
+    for kind in systems.SYSTEMS:
         if only and not any(word.lower() in kind.name.lower() for word in only):
             continue
         try:
@@ -110,12 +110,12 @@ def _start(report: Report, bench: Bench, only: Sequence[str], stack: ExitStack) 
             report.details.append(f"left out: {kind.name} ({type(error).__name__}: {error})".splitlines()[0])
             continue
         stack.callback(system.close)
-        systems.append(system)
+        running.append(system)
         print(f"{kind.name} is loaded", flush=True)
-    return systems
+    return running
 
 
-def _cells(systems: Sequence[System], bench: Bench, new_tokens: int) -> Cells:
+def _cells(running: Sequence[System], bench: Bench, new_tokens: int) -> Cells:
     rows = bench.concurrency
     generator = torch.Generator().manual_seed(1)
     shape = (4 * rows, PROMPT_TOKENS)
@@ -130,7 +130,7 @@ def _cells(systems: Sequence[System], bench: Bench, new_tokens: int) -> Cells:
         ]
         cells[system.name, what] = Cell(system, method, profiles, work)
 
-    for system in systems:
+    for system in running:
         for count in (0, 1, 8, rows, 4 * rows):
             if system.edits != "none" if count else not system.unsteered:
                 add(system, f"{count} profiles", "alignez", count, [new_tokens] * 4 * rows)
@@ -138,7 +138,7 @@ def _cells(systems: Sequence[System], bench: Bench, new_tokens: int) -> Cells:
             for what, lengths in (("1 row", [new_tokens]), ("16 rows", [new_tokens] * 16), ("ragged", ragged)):
                 add(system, what, "alignez", 0, lengths)
         if system.name == Transformers.name:
-            for method in RANKS:
+            for method in systems.RANKS:
                 for count in (1, rows):
                     add(system, f"{count} profiles, {method}", method, count, [new_tokens] * 4 * rows)
     return cells
@@ -195,15 +195,10 @@ def _latency(report: Report, name: str, engine: Engine, requests: list[Generatio
             report.add(f"{name}, {count} streams, {what}: p50, p95", p50, p95, unit="ms")
 
 
-def main() -> None:
-    """The command line."""
+if __name__ == "__main__":
     parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=2, help="default %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default %(default)s)")
     parser.add_argument("--only", nargs="*", default=(), metavar="WORD", help="of the systems' names")
     given = parser.parse_args()
     run(given.quick, given.only, given.rounds, given.threads).show(given.out)
-
-
-if __name__ == "__main__":
-    main()

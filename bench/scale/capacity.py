@@ -55,8 +55,7 @@ def needed(users: int, a: SimpleNamespace) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Prints what is needed."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=100_000, help="default %(default)s")
     for name, value in ASSUMED.items():
@@ -64,7 +63,3 @@ def main() -> None:
     given = vars(parser.parse_args())
     for what, amount in needed(given.pop("users"), SimpleNamespace(**given)).items():
         print(f"{what}: {amount:,.4g}" if amount < 1e4 else f"{what}: {amount:,.0f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@ that belongs to it, a finished job with its events, an end user and a day's usag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from uuid import UUID
 
 from sqlalchemy import text
@@ -97,30 +98,32 @@ def _statements() -> list[str]:
         SELECT gen_random_uuid(), tenant_id, 'filled', 'member', 'az_', sha256(tenant_id::text::bytea)
         FROM made WHERE profile_number = 0""",
         _copy("profiles", "o.id = (SELECT profile_id FROM profile_versions WHERE id = :template)",
-              id="made.profile_id", name="'p' || made.profile_number"),
-        _copy("profile_versions", "o.id = :template", id="made.version_id"),
+              {"id": "made.profile_id", "name": "'p' || made.profile_number"}),
+        _copy("profile_versions", "o.id = :template", {"id": "made.version_id"}),
         _copy("profile_aliases"),
         """INSERT INTO assignments (tenant_id, end_user, profile_id)
         SELECT tenant_id, 'user-' || profile_number, profile_id FROM made""",
         """INSERT INTO usage (tenant_id, day, profile_id, requests, prompt_tokens, completion_tokens)
         SELECT tenant_id, current_date - 1, profile_id, 10, 1000, 1000 FROM made""",
-        _copy("jobs", id="made.job_id"),
+        _copy("jobs", changed={"id": "made.job_id"}),
         _copy("job_events", "o.job_id = (SELECT id FROM jobs WHERE version_id = :template) ORDER BY o.id"),
         _copy("version_edits"),
-        _copy("evaluations", id="gen_random_uuid()"),
+        _copy("evaluations", changed={"id": "gen_random_uuid()"}),
         """CREATE TEMPORARY TABLE copied ON COMMIT DROP AS
         SELECT q.id AS original, gen_random_uuid() AS query_id, made.tenant_id, made.version_id
         FROM made, fit_queries AS q WHERE q.version_id = :template""",
-        _copy("fit_queries", "o.id = made.original", "copied", id="made.query_id"),
-        _copy("preference_pairs", "o.query_id = made.original", "copied"),
-        _copy("query_representations", "o.query_id = made.original", "copied"),
+        _copy("fit_queries", "o.id = made.original", {"id": "made.query_id"}, "copied"),
+        _copy("preference_pairs", "o.query_id = made.original", source="copied"),
+        _copy("query_representations", "o.query_id = made.original", source="copied"),
     ]  # fmt: skip
 
 
-def _copy(name: str, where: str = "o.version_id = :template", source: str = "made", **changed: str) -> str:
+def _copy(
+    table: str, where: str = "o.version_id = :template", changed: Mapping[str, str] = {}, source: str = "made"
+) -> str:
     """Copies the template's rows of a table once for each row of `source`, with these columns changed."""
     own = {column: f"made.{column}" for column in ("tenant_id", "profile_id", "version_id", "job_id", "query_id")}
-    names = [column.name for column in Base.metadata.tables[name].columns if column.identity is None]
-    values = ((own | changed).get(column, f"o.{column}") for column in names)
-    columns = f"INSERT INTO {name} ({', '.join(names)}) SELECT {', '.join(values)}"
-    return f"{columns} FROM {source} AS made, {name} AS o WHERE {where}"
+    names = [column.name for column in Base.metadata.tables[table].columns if column.identity is None]
+    values = ({**own, **changed}.get(column, f"o.{column}") for column in names)
+    columns = f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)}"
+    return f"{columns} FROM {source} AS made, {table} AS o WHERE {where}"

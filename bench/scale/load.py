@@ -1,9 +1,9 @@
 """HTTP among many profiles on the engine without a model: one request after another, and 1 to 3 API processes.
 
-Requests name profiles drawn at random, so that caches help little. API, Postgres and client share the machine's cores,
-so three loads tell the replicas from it. *Full*: 16 connections to each, asking again at once. *Steady*: one rate for
-all numbers of replicas, half of what one can do, at random moments; the processor time of a request must stay the same.
-*Paced*: each engine is as slow as a model (8 places, a token every 40 ms), as in production; answers a second must grow.
+API, Postgres and client share the machine's cores, so three loads tell the replicas from it. *Full*: 16 connections to
+each, asking again at once. *Steady*: one rate for all numbers of replicas, half of what one can do, at random moments;
+the processor time of a request must stay the same. *Paced*: each engine is as slow as a model (8 places, a token every
+40 ms), as in production; answers a second must grow.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ STEP_S, PLACES, TOKENS = 0.04, 8, 16
 def reads(data: Database, keys: Sequence[str], requests: int, title: str) -> Report:
     """Latency on one API process, less the client's own processor time."""
     report = Report("scale", f"{title}; {requests} requests of each kind", ("p50", "p95"))
-    with _apis(data, 1, 0.0) as processes, ClientProcess() as client:
-        url = processes.started[0].url
+    with _processes(data) as processes, ClientProcess() as client:
+        url = processes.start("api", ["bench.scale.fake_api", "0", "4096"]).url
         found = {}
         for kind, asked in _kinds(keys, 1, requests).items():
             client.run(Task([url], asked[:20]))  # connections, keys and statements
@@ -47,8 +47,9 @@ def replicas(data: Database, keys: Sequence[str], seconds: float, title: str) ->
     """Full load and a steady rate, then slow engines, by number of API processes."""
     report = Report("replicas", f"{title}; {CONNECTIONS} connections each, {seconds:g} s", count_columns(COUNTS))
     for step_s in (0.0, STEP_S):
-        with _apis(data, max(COUNTS), step_s) as processes, ClientProcess() as client:
-            machine = _Machine(processes.started, data.pid, client, seconds)
+        with _processes(data) as processes, ClientProcess() as client:
+            module = ["bench.scale.fake_api", str(step_s), str(PLACES if step_s else 4096)]
+            machine = _Machine(processes.start_all(max(COUNTS), "api", module), data.pid, client, seconds)
             for kind, asked in _kinds(keys, TOKENS if step_s else 1, 2000).items():
                 machine.loads(asked, share=0.25)  # connections, keys, statements and first versions
                 if not step_s:
@@ -58,10 +59,8 @@ def replicas(data: Database, keys: Sequence[str], seconds: float, title: str) ->
     return report
 
 
-def _apis(data: Database, count: int, step_s: float) -> Processes:
-    processes = Processes(data.folder, {"ALIGNEZ_DATABASE_URL": data.url, "ALIGNEZ_API_LOG_LEVEL": "warning"})
-    processes.start_all(count, "api", ["bench.scale.fake_api", str(step_s), str(PLACES if step_s else 4096)])
-    return processes
+def _processes(data: Database) -> Processes:
+    return Processes(data.folder, {"ALIGNEZ_DATABASE_URL": data.url, "ALIGNEZ_API_LOG_LEVEL": "warning"})
 
 
 def _kinds(keys: Sequence[str], tokens: int, count: int) -> dict[str, list[Request]]:
@@ -90,60 +89,49 @@ def _percentiles(taken: Taken) -> list[float]:
 
 
 @dataclass(frozen=True)
-class _Load:
-    """Answers a second, ms, processor ms of a request by part, and cores kept busy."""
-
-    rate: float
-    p50: float
-    p95: float
-    cpu_ms: Mapping[str, float]
-    cores: float
-
-
-@dataclass(frozen=True)
 class _Machine:
     apis: Sequence[Running]
     postgres: int
     client: ClientProcess
     seconds: float
 
-    def loads(self, requests: Sequence[Request], rate: float = 0.0, share: float = 1.0) -> dict[int, _Load]:
-        """By number of replicas, each for a share of the seconds."""
+    def loads(self, requests: Sequence[Request], rate: float = 0.0, share: float = 1.0) -> dict[int, dict[str, float]]:
+        """Figures by number of replicas, each measured for a share of the seconds."""
         return {count: self._load(self.apis[:count], requests, rate, share * self.seconds) for count in COUNTS}
 
-    def _load(self, apis: Sequence[Running], requests: Sequence[Request], rate: float, seconds: float) -> _Load:
+    def _load(
+        self, apis: Sequence[Running], requests: Sequence[Request], rate: float, seconds: float
+    ) -> dict[str, float]:
         parts = {"API": [api.process.pid for api in apis], "Postgres": [self.postgres]}
         before = {part: cpu_s(pids) for part, pids in parts.items()}
         taken = self.client.run(Task([api.url for api in apis], requests, CONNECTIONS, seconds, rate))
         spent = {part: cpu_s(pids) - before[part] for part, pids in parts.items()} | {"client": taken.cpu_s}
         p50, p95 = _percentiles(taken)
         count, busy = len(taken.each), sum(spent.values()) / taken.seconds
-        return _Load(count / taken.seconds, p50, p95, {part: s / count * 1e3 for part, s in spent.items()}, busy)
+        per_request = {f"{part}, CPU ms": s / count * 1e3 for part, s in spent.items()}
+        return {"answers/s": count / taken.seconds, "p50, ms": p50, "p95, ms": p95, "cores busy": busy, **per_request}
 
 
 def _fast(report: Report, machine: _Machine, kind: str, requests: Sequence[Request]) -> None:
     full = machine.loads(requests)
-    steady = machine.loads(requests, rate=full[1].rate / 2)
+    steady = machine.loads(requests, rate=full[1]["answers/s"] / 2)
     _add(report, f"{kind}, full", full)
     _add(report, f"{kind}, steady", steady)
     for count in COUNTS[1:]:
-        ratio = steady[count].cpu_ms["API"] / steady[1].cpu_ms["API"]
+        ratio = steady[count]["API, CPU ms"] / steady[1]["API, CPU ms"]
         report.add(f"{kind}, steady, API ms of a request, {count} ÷ 1", ratio, least=0.9, most=1.1)
     if kind.startswith("GET"):
-        report.add(f"{kind}, steady, p95 on 1", steady[1].p95, unit="ms", most=20)
+        report.add(f"{kind}, steady, p95 on 1", steady[1]["p95, ms"], unit="ms", most=20)
 
 
 def _paced(report: Report, machine: _Machine, kind: str, requests: Sequence[Request]) -> None:
     paced = machine.loads(requests, share=2.0)
     _add(report, f"{kind}, paced", paced)
     for count in COUNTS[1:]:
-        report.add(f"{kind}, paced, answers/s, {count} ÷ 1", paced[count].rate / paced[1].rate, least=0.93 * count)
+        ratio = paced[count]["answers/s"] / paced[1]["answers/s"]
+        report.add(f"{kind}, paced, answers/s, {count} ÷ 1", ratio, least=0.93 * count)
 
 
-def _add(report: Report, what: str, loads: Mapping[int, _Load]) -> None:
-    report.add_by_count(f"{what}: answers/s", {n: load.rate for n, load in loads.items()})
-    report.add_by_count("  p50", {n: load.p50 for n, load in loads.items()}, "ms")
-    report.add_by_count("  p95", {n: load.p95 for n, load in loads.items()}, "ms")
-    for part in ("API", "Postgres", "client"):
-        report.add_by_count(f"  {part}, a request", {n: load.cpu_ms[part] for n, load in loads.items()}, "CPU ms")
-    report.add_by_count("  cores busy", {n: load.cores for n, load in loads.items()})
+def _add(report: Report, what: str, loads: Mapping[int, Mapping[str, float]]) -> None:
+    for figure in loads[1]:
+        report.add_by_count(f"{what}: {figure}", {count: load[figure] for count, load in loads.items()})

@@ -1,8 +1,8 @@
 """One, two and three Celery workers on the engine without a model, with the embedded Redis and a real relay.
 
 Jobs are asked for by `POST /v1/profiles` while no relay runs; then it starts, with every worker waiting. Jobs a second
-are counted from the first claim to the last publication. *Full*: our own work only. *Paced*: a token takes 4 ms, so jobs
-a second must grow with the workers.
+are counted from the first claim to the last publication. *Full*: our own work only. *Paced*: a token takes 4 ms, so
+jobs a second must grow with the workers.
 """
 
 from __future__ import annotations

@@ -34,19 +34,14 @@ class Churn:
     def __init__(self, client: httpx.AsyncClient, world: World, job_deadline_s: float) -> None:
         self._client, self._world, self._deadline_s = client, world, job_deadline_s
         self._names = [f"churn-{i}" for i in range(8)]  # so few that names come back after a deletion
-        self._stopping = asyncio.Event()
+        self.stopping = asyncio.Event()  #: what has begun is finished, nothing new begins
         self.done: Counter[str] = Counter()
-        #: Replies and jobs that nothing explains.
-        self.failures: list[str] = []
-
-    def stop(self) -> None:
-        """What has begun is finished, nothing new begins."""
-        self._stopping.set()
+        self.failures: list[str] = []  #: replies and jobs that nothing explains
 
     async def run(self, pause_s: float) -> None:
-        """One profile's life after another, about `pause_s` apart, until `stop`."""
+        """One profile's life after another, about `pause_s` apart, until it is stopping."""
         rng = self._world.rng
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             name = self._names.pop(rng.randrange(len(self._names)))
             profile = await self.make(rng.randrange(len(self._world.keys)), name, rng.randrange(len(_KINDS)), 8)
             if profile is not None:
@@ -74,7 +69,7 @@ class Churn:
         """A second version by canary, promotion and roll-back, then out of use and archived."""
         rng = self._world.rng
         spec = self._spec(rng.randrange(len(_KINDS)), 8)
-        if self._stopping.is_set() or not await self._fit(profile, f"/v1/profiles/{profile.id}/versions", spec):
+        if self.stopping.is_set() or not await self._fit(profile, f"/v1/profiles/{profile.id}/versions", spec):
             return
         await self._call("aliases set", profile, "PUT", "/aliases/canary", {"weights": {"1": 0.5, "2": 0.5}})
         await self._call("promoted", profile, "POST", "/promote", {"version": 2, "force": True})
@@ -122,7 +117,7 @@ class Churn:
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            await asyncio.wait_for(self.stopping.wait(), seconds)
 
     def _spec(self, kind: int, queries: int) -> dict[str, Any]:
         rng = self._world.rng

@@ -15,9 +15,8 @@ import psycopg
 
 from bench.soak.answers import AnswerBook, Identity, explain
 from bench.soak.churn import Churn
-from bench.soak.judge import Options, Outcome
+from bench.soak.judge import Options, Outcome, Watch
 from bench.soak.load import Alone, Load
-from bench.soak.memory import Watch
 from bench.soak.world import World, make_questions
 from cli.config import RunInfo
 from cli.local_stack.background import BackgroundStack
@@ -64,7 +63,7 @@ async def _soak(options: Options, info: RunInfo, data_dir: Path) -> Outcome:
         base_url=info.url, timeout=options.deadline_s, limits=limits, trust_env=False
     ) as client:
         tenant_ids, keys = await _make_tenants(client, info, options.tenants)
-        world = World(keys, make_questions(options.questions), options.seed)
+        world = World(keys, make_questions(options.questions))
         churn, book = Churn(client, world, max(180.0, options.deadline_s)), AnswerBook()
         outcome = Outcome(options, book, Load(world, book, client, options.deadline_s), churn, Watch())
         for i in range(options.lasting):
@@ -102,7 +101,7 @@ async def _load_and_churn(outcome: Outcome, data_dir: Path) -> None:
     try:
         outcome.unanswered = await load.run(options.streams, 60 * options.minutes)
         outcome.seconds = time.perf_counter() - load.started
-        churn.stop()
+        churn.stopping.set()
         await asyncio.gather(*churning)
     except Exception as error:
         outcome.errors.append(f"the load ended early: {error!r}")

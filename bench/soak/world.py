@@ -78,10 +78,10 @@ class Asked:
 class World:
     """Tenants with their keys, one for each; the live profiles; and the dice."""
 
-    def __init__(self, keys: Sequence[str], questions: Sequence[Question], seed: int) -> None:
+    def __init__(self, keys: Sequence[str], questions: Sequence[Question]) -> None:
         self.keys = list(keys)
         self.questions = list(questions)
-        self.rng = random.Random(seed)
+        self.rng = random.Random(0)
         self.profiles: list[SoakProfile] = []
 
     def next_request(self, tenant: int) -> Asked:

@@ -13,9 +13,8 @@ import pytest
 from bench.client import Reply, ask
 from bench.soak.answers import TIE_TEMPERATURE, Answer, AnswerBook, Identity, Wrong, explain
 from bench.soak.churn import Churn
-from bench.soak.judge import Options, Outcome, judge
+from bench.soak.judge import Options, Outcome, Series, Watch, judge
 from bench.soak.load import Load
-from bench.soak.memory import Series, Watch
 from bench.soak.world import Asked, SoakProfile, World, make_questions
 
 ADA = Identity(0, "aa", None, 1)
@@ -27,7 +26,7 @@ class Soaked:
     """A soak without a server, of requests for one lasting version whose solo run is known."""
 
     def __init__(self) -> None:
-        self.world = World(["key"], make_questions(2), seed=0)
+        self.world = World(["key"], make_questions(2))
         self.profile = SoakProfile(0, "cheerful", "1", {1: "aa"}, user="ada", lasting=True)
         client = httpx.AsyncClient()
         book = AnswerBook()
@@ -52,7 +51,7 @@ def whole(answer: Answer, applied: Mapping[str, Any] = APPLIED) -> Reply:
 
 
 def events(*texts: str, finish: str | None = None) -> bytes:
-    made = [{"choices": [{"delta": {"content": text}, "finish_reason": None}]} for text in texts]
+    made: list[dict[str, Any]] = [{"choices": [{"delta": {"content": text}, "finish_reason": None}]} for text in texts]
     if finish is not None:
         made.append({"choices": [{"delta": {}, "finish_reason": finish}], "alignez": APPLIED})
     return b"".join(b"data: %s\n\n" % json.dumps(event, separators=(",", ":")).encode() for event in made)

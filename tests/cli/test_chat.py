@@ -86,10 +86,14 @@ def test_a_strength_without_a_profile_is_refused(server: Any) -> None:
     assert not seen
 
 
-#: Ctrl-C reaches the foreground group of the terminal that controls the session.
-_ON_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
+#: Ctrl-C reaches the foreground group of the terminal that controls the session. A background job starts with SIGINT
+#: ignored, and so would its children.
+_ON_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 #: Without output for this long, keys are pressed again.
