@@ -63,7 +63,7 @@ def apply_edit(
 
 @dataclass(frozen=True, eq=False)
 class EditPlan:
-    """What to do to the MLP outputs of some layers, for one row of a batch.
+    """Edit of the MLP outputs of some layers, for one request of a batch.
 
     Identity is the content hash `sha256`, never a name: two plans with the same numbers are the same plan.
 
@@ -125,7 +125,7 @@ class EditPlan:
         return not bool(self.V.any())
 
     def covers(self, position: int, prompt_length: int) -> bool:
-        """Whether the token at `position` (0-based) of a sequence with this prompt length is edited."""
+        """True if the token at `position` (0-based) of a sequence with this prompt length is edited."""
         if self.positions == "all":
             return True
         first = prompt_length - 1

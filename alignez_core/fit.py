@@ -229,7 +229,7 @@ def _samples(run: FitRun, spec: FitSpec) -> tuple[list[Sample], dict[int, str]]:
 
 
 def _characteristics(run: FitRun, fit: Sequence[Sample], needs: Needs) -> dict[int, TextPair]:
-    """What an answer of either side should be like, in the model's words (A.4.1); only where the method reads them."""
+    """Characteristics of either side's answers, in the model's words (A.4.1), where the method reads them."""
     if not needs.characteristics:
         return {}
     form = run.engine.prompt_format
@@ -326,7 +326,7 @@ def given_verdicts(arena: Arena, fit: Sequence[Sample]) -> list[int]:
 
 
 def _diagnostics(run: FitRun, chosen: Choice, dropped: Mapping[int, str], samples: Sequence[Sample]) -> dict[str, Any]:
-    """What section 3.7 of the design asks for, beside the report."""
+    """Diagnostics of a fit, beside the report: cosines, energy, layer scores, tokens, seconds per stage."""
     return {
         "layers": list(chosen.candidate.edits[0].layers) if chosen.candidate.edits else [],
         "settings": dict(chosen.candidate.settings),

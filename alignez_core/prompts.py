@@ -26,7 +26,7 @@ PLAIN_CUE = "\nAnswer:"
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a version puts before a conversation in place of an edit, or beside one.
+    """Text that a version puts before a conversation, in place of an edit or beside one.
 
     Args:
         system: text that opens the system turn, before the caller's own.
@@ -51,7 +51,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Situation:
-    """Where a query is asked: alone, under a caller's own system message, or late in a conversation.
+    """Context of a query: alone, under a caller's own system message, or late in a conversation.
 
     Args:
         name: for reports.
@@ -109,7 +109,7 @@ class Rendered(str):
 
 
 class PromptFormat(Protocol):
-    """How one base model expects a prompt to end, and how it separates turns."""
+    """Prompt format of one base model: how turns are separated and a prompt ends."""
 
     @property
     def name(self) -> str:
@@ -153,7 +153,7 @@ class PlainFormat:
         return Rendered(text, plain, adds_special=True)
 
     def _around(self, role: str) -> tuple[str, str]:
-        """What stands before and after the content of one turn."""
+        """Texts before and after the content of one turn."""
         if role == "system":
             return "", "\n"
         return ("", self.cue) if role == "user" else (" ", "\n\n")

@@ -1,4 +1,4 @@
-"""Which edit a query gets from a candidate: the global one, its group's by vote, or one fitted on its neighbours.
+"""The edit that a query gets from a candidate: the global one, its group's by vote, or one fitted on its neighbours.
 
 The API does the same at request time with pgvector in place of `neighbors.nearest`.
 """

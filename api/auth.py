@@ -1,4 +1,4 @@
-"""Who calls: bearer keys, looked up once and remembered for a few seconds."""
+"""Authentication: bearer keys, looked up once and remembered for a few seconds."""
 
 from __future__ import annotations
 

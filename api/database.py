@@ -39,7 +39,7 @@ class DatabaseThreads:
         self._threads = CapacityLimiter(math.inf)  # the places bound them
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns; it may use one connection at a time.
+        """Result of `work`, which may use one connection at a time.
 
         Raises: DatabaseUnavailable: no place became free in time. Whatever `work` raises.
         """
@@ -58,7 +58,7 @@ class DatabaseThreads:
             self._places.release_on_behalf_of(borrower)
 
     async def transaction(self, work: Callable[[UnitOfWork], T]) -> T:
-        """What `work` returns, in a transaction of its own that is committed when this returns. Raises: as `run`."""
+        """Result of `work`, in a transaction of its own that is committed when this returns. Raises: as `run`."""
 
         def whole() -> T:
             with UnitOfWork.open(self._sessions) as uow:

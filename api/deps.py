@@ -1,4 +1,4 @@
-"""What routes ask for: the process's parts, the caller, a transaction; and the route class that provides them."""
+"""Dependencies of routes: the process's parts, the caller, a transaction; and the route class that provides them."""
 
 from __future__ import annotations
 

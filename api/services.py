@@ -1,4 +1,4 @@
-"""What one API process is made of; built by `create_app`, reached by routes through `api/deps.py`."""
+"""The parts of one API process; built by `create_app`, reached by routes through `api/deps.py`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Role = Literal["all", "control", "inference"]
 
 
 class ApiSettings(BaseSettings):
-    """How one API process runs.
+    """Settings of one API process.
 
     `role`: "all" serves everything; "control" serves profiles and jobs, holds no model and never imports torch;
     "inference" serves generation only.
@@ -138,10 +138,10 @@ class ApiSettings(BaseSettings):
 
     @property
     def serves_control(self) -> bool:
-        """Whether profiles, jobs, users and admin routes are served."""
+        """True if profiles, jobs, users and admin routes are served."""
         return self.role != "inference"
 
     @property
     def serves_generation(self) -> bool:
-        """Whether this process holds a model."""
+        """True if this process holds a model."""
         return self.role != "control"

@@ -1,4 +1,4 @@
-"""How much each tenant uses: counted in memory as answers end, added to the database every few seconds."""
+"""Usage of each tenant: counted in memory as answers end, added to the database every few seconds."""
 
 from __future__ import annotations
 

@@ -258,17 +258,17 @@ class Client:
 
 
 def job_path(job_id: str) -> str:
-    """Where a job is found; the id may be anything that somebody typed."""
+    """Path of a job; the id may be anything that somebody typed."""
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
 def chat_path(user: str | None) -> str:
-    """Where chat completions are asked for; `user`: an end user whose assigned profile is to be used."""
+    """Path of chat completions; `user`: an end user whose assigned profile is to be used."""
     return f"/v1/users/{quote(user, safe='')}/chat/completions" if user else "/v1/chat/completions"
 
 
 def profile_path(name: str) -> str:
-    """Where a profile is found, by name or id."""
+    """Path of a profile, by name or id."""
     return f"/v1/profiles/{quote(name, safe='')}"
 
 

@@ -1,4 +1,4 @@
-"""Where the one-machine stack keeps its files, and which server a client command talks to."""
+"""Files of the one-machine stack, and the server that a client command talks to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Connection", "RunInfo", "default_data_dir", "default_model_cache", "
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a running stack tells others, in `run.json` of its data directory.
+    """A running stack as others see it, in `run.json` of its data directory.
 
     Args:
         url: of the REST API.
@@ -54,7 +54,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the API is, and the key to it."""
+    """Address of the API, and a key."""
 
     url: str
     key: str

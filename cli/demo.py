@@ -39,7 +39,7 @@ _TOKENS = 40
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to show.
+    """Options of the demo.
 
     Args:
         model: "nano", or what `alignez up --model` takes; None: `REAL_MODEL` if its package can be had, else nano.
@@ -58,7 +58,7 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What was shown: the model, the version's quality and report, answers by column, seconds by part."""
+    """Result of the demo: the model, the version's quality and report, answers by column, seconds by part."""
 
     model: str
     persona: dict[str, str]

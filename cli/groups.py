@@ -1,4 +1,4 @@
-"""How the command line is built: options that every command takes, help, and one line for every foreseen error."""
+"""Building blocks of the command line: options of every command, help, one line for every foreseen error."""
 
 from __future__ import annotations
 

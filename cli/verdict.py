@@ -1,4 +1,4 @@
-"""What a proof found, as a person reads it on a terminal."""
+"""A proof as text for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a machine keeps its data when nobody says otherwise; shared by all processes and the command line."""
+"""Default directories of data and models, shared by all processes and the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rest of the system asks of a message broker."""
+"""Port to the message broker."""
 
 from __future__ import annotations
 

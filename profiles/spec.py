@@ -1,4 +1,4 @@
-"""What a caller may ask for: limits, names, and the one normal form in which specs are stored."""
+"""Specs of callers: limits, names, and the one normal form in which specs are stored."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def check_layers(fit: Mapping[str, Any], n_layers: int, model: str) -> None:
 
 
 def uses_bank(spec: Mapping[str, Any]) -> bool:
-    """Whether a stored spec brings no queries of its own, so that it is fitted on the worker's query bank."""
+    """True if a stored spec brings no queries of its own, so that it is fitted on the worker's query bank."""
     return not spec["queries"] and not spec["pairs"]
 
 
@@ -177,7 +177,7 @@ _SHARED_SETTINGS = (
 
 
 def _inherited(before: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a new version's fit takes from the settings of the one before."""
+    """The settings that a new version's fit takes from the one before."""
     if "method" not in given or (given["method"] or DEFAULT_METHOD) == before.get("method", DEFAULT_METHOD):
         return before
     return {name: value for name, value in before.items() if name in _SHARED_SETTINGS}

@@ -1,4 +1,4 @@
-"""Where transactions begin and end. Services and repositories flush; only `UnitOfWork.open` commits."""
+"""Transactions. Services and repositories flush; only `UnitOfWork.open` commits."""
 
 from __future__ import annotations
 

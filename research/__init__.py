@@ -1,1 +1,1 @@
-"""What is not part of the product: how persona-nano was trained and how its effect is measured."""
+"""Experiments outside the product: persona-nano's training, and measurements of the effect."""

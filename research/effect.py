@@ -134,7 +134,7 @@ def kl(args: argparse.Namespace) -> None:
 
 
 def expressed(args: argparse.Namespace) -> None:
-    """What the gate asks of prompted answers, for the personas and for made-up adjectives."""
+    """Expressiveness of prompted answers, for the personas and for made-up adjectives."""
     rows = _read(args.out)
     done = {row["persona"] for row in rows}
     made_up = [{"name": a, "preferred": a, "dispreferred": b} for a, b in _MADE_UP]

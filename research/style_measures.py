@@ -9,7 +9,7 @@ from typing import Any
 
 
 def style_score(persona: dict[str, Any], answer: str) -> float:
-    """How much one answer shows a persona of `tests/personas`, by its own measure; more is better.
+    """Score of one answer by the measure of a persona of `tests/personas`; more is better.
 
     "words": 1 if any listed word occurs, else 0. "sentiment": VADER's compound, −1 to 1. "brevity": −words ÷ 50.
     """

@@ -7,7 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class TracingSettings(BaseSettings):
-    """Where traces go: OpenTelemetry's own variables, of which the SDK reads the others itself."""
+    """Settings of tracing: OpenTelemetry's own variables, of which the SDK reads the others itself."""
 
     model_config = SettingsConfigDict(env_prefix="OTEL_", extra="ignore", populate_by_name=True)
 

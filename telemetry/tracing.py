@@ -35,7 +35,7 @@ class Tracing:
 
     @property
     def enabled(self) -> bool:
-        """Whether spans are recorded at all."""
+        """True if spans are recorded."""
         return self._provider is not None
 
     def stop(self) -> None:
@@ -72,7 +72,7 @@ def start_tracing(role: str, settings: TracingSettings | None = None, exporter: 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a job comes from, as its row keeps it.
+    """Origin of a job, as its row keeps it.
 
     Args:
         request_id: of the API request that asked for it. traceparent: W3C trace context of that request's span.

@@ -1,4 +1,4 @@
-"""What one prefork child holds: the engine, its database pool, and the news that the parent shuts down."""
+"""State of one prefork child: the engine, its database pool, and the notice that the parent shuts down."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Child:
 
     @property
     def unusable(self) -> bool:
-        """Whether the child could not load its model, or has lost it."""
+        """True if the child could not load its model, or has lost it."""
         return self._unusable.is_set()
 
     def stop(self) -> None:

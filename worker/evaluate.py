@@ -37,7 +37,7 @@ _HISTORY = 2
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """What an evaluation needs of a version."""
+    """The parts of a version that an evaluation reads."""
 
     active: ActiveProfile
     samples: list[Sample]

@@ -1,4 +1,4 @@
-"""What a job's owner is told when it ends in an error, and whether it is worth trying again."""
+"""Errors as a job's owner sees them, and whether the job is tried again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TimeLimitExceeded(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """How a job ends: a code a person can act on, a short message, and whether it is tried again."""
+    """End of a failed job: a code that a person can act on, a short message, and whether it is tried again."""
 
     code: str
     message: str

@@ -59,7 +59,7 @@ def _prepare(uow: UnitOfWork, job: ClaimedJob, spec: FitSpec) -> None:
 
 
 def _resume(job: ClaimedJob) -> list[TextChunk]:
-    """What earlier attempts finished, as the core takes it."""
+    """Finished work of earlier attempts, as the core takes it."""
     queries = job.do(lambda uow: content.load_queries(uow, job.claim))
     invented = [query for query in queries if query.source is QuerySource.INVENTED]
     chunks = job.resume()

@@ -30,7 +30,7 @@ _BANK = "bank"
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What of the settings one job needs; see `WorkerSettings`."""
+    """The settings that a job reads; see `WorkerSettings`."""
 
     worker: str
     lease_s: float
@@ -41,7 +41,7 @@ class JobOptions:
 
 
 class ClaimedJob:
-    """What fits and evaluations share.
+    """State that fits and evaluations share.
 
     Args:
         engine: of `loaded`, for this job alone. stopping: whether the process is shutting down.
@@ -117,7 +117,7 @@ class ClaimedJob:
         return self.do(keep)
 
     def resume(self) -> list[TextChunk]:
-        """What earlier attempts have finished, but for queries that the model invented."""
+        """Finished work of earlier attempts, without queries that the model invented."""
         stored = self.do(lambda uow: content.load_texts(uow, self.claim))
         return [TextChunk(kind, tuple(rows), tuple(rows.values())) for kind, rows in stored.items() if kind != _BANK]
 

@@ -40,7 +40,7 @@ def make_judge(name: str, settings: WorkerSettings) -> Judge | None:
 
 
 def judged(make: JudgeMaker, config: FitConfig, act: Callable[[Judge | None], T]) -> tuple[T, str | None]:
-    """What `act` makes with the judge that the settings name, and why it was the model itself instead, if it was.
+    """Result of `act` with the judge that the settings name, and the reason if the model itself judged instead.
 
     A judge that fails on the way is not replaced there: `act` runs again, so that all verdicts are of one judge.
 

@@ -10,7 +10,7 @@ _STAGE_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21
 
 
 class WorkerMetrics:
-    """What one worker does. It lives in the process that holds the model."""
+    """Metrics of one worker, in the process that holds the model."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -52,7 +52,7 @@ class WorkerMetrics:
 
 
 class RelayMetrics:
-    """What the relay sends, and what waits in the database: a `RelayObserver`.
+    """Metrics of the relay and of the backlog in the database: a `RelayObserver`.
 
     Every relay tells the same backlog: take the highest.
     """

@@ -17,7 +17,7 @@ from profiles.fitting.claims import MAX_FAILURES
 
 
 class WorkerSettings(BaseSettings):
-    """How one worker (one process with a model, under one Celery parent) and the relay run."""
+    """Settings of one worker (one process with a model, under one Celery parent) and of the relay."""
 
     model_config = SettingsConfigDict(env_prefix="ALIGNEZ_WORKER_", extra="ignore", populate_by_name=True)
 

@@ -22,7 +22,7 @@ from alignez_core.spec.limits import MethodName
 
 @dataclass(frozen=True)
 class Needs:
-    """What the pipeline makes before a method fits.
+    """Inputs that the pipeline makes before a method fits.
 
     Args:
         characteristics: texts that describe either side's answers (A.4.1).
@@ -41,7 +41,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Material:
-    """What a method fits on.
+    """Inputs of a fit.
 
     Args:
         samples: of the fit split, each with its group. probes: samples that are not fitted on, to measure what a fit
@@ -108,7 +108,7 @@ class Method(Protocol):
     name: MethodName
 
     def needs(self, config: FitConfig) -> Needs:
-        """What has to be made before `candidates`."""
+        """Inputs that `candidates` needs."""
         ...
 
     def candidates(self, material: Material) -> list[Candidate]:

@@ -24,7 +24,7 @@ _LARGE = 1e8
 
 @dataclass(frozen=True)
 class Directions:
-    """What `fit_directions` found, per layer.
+    """Result of `fit_directions`, per layer.
 
     Args:
         theta_help, theta_harm: (L, D) unit rows.
@@ -42,7 +42,7 @@ class Directions:
 
 @dataclass(frozen=True)
 class Transport:
-    """What `fit_transport` found: theta (L, D) unit rows, tau (L,) the persona's mean component, energy (L,)."""
+    """Result of `fit_transport`: theta (L, D) unit rows, tau (L,) the persona's mean component, energy (L,)."""
 
     theta: Tensor
     tau: Tensor

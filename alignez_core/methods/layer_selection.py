@@ -1,4 +1,4 @@
-"""Which layers to edit: those whose directions agree with one another."""
+"""Selection of layers to edit: those whose directions agree with one another."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _MAX_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a GGUF file says of itself.
+    """Header of a GGUF file.
 
     Args:
         architecture: llama.cpp's name of it, such as "llama".

@@ -13,7 +13,7 @@ NANO_NAMES = ("nano", "persona-nano")
 
 
 def resolve_model(name: str | Path, cache_dir: Path) -> str:
-    """What an engine loads for `name`: a directory's path, or a hub id as it is.
+    """Source that an engine loads for `name`: a directory's path, or a hub id as it is.
 
     In this order: the shipped model by its name (`NANO_NAMES`), a name of the catalogue (a directory of that name is
     written `./name`), a GGUF file, which is converted into the cache unless it has been, a directory or a hub id.
@@ -43,6 +43,6 @@ def resolve_model(name: str | Path, cache_dir: Path) -> str:
 
 
 def is_gguf(name: str | Path) -> bool:
-    """Whether a model's name means a GGUF file, which need not exist."""
+    """True if a model's name means a GGUF file, which need not exist."""
     path = Path(name).expanduser()
     return path.suffix.lower() == ".gguf" or path.is_file()

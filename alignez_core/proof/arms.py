@@ -150,7 +150,7 @@ def kind_of(arm: Arm, situation: Situation) -> str:
 def user_trials(
     samples: Sequence[Sample], history: Sequence[tuple[str, str]], count: int, long_tokens: int | None = None
 ) -> list[Trial]:
-    """Where users are: under a caller's own system message, in a third turn, and in long answers.
+    """Trials in the situations of users: under a caller's own system message, in a third turn, in long answers.
 
     Args:
         samples: `count` of them are asked in each. history: earlier (query, bare answer) exchanges for the third turn.

@@ -176,7 +176,7 @@ def repetition_bound(base: Mapping[str, Measured]) -> float:
 
 
 def strain(found: Measured, base: Mapping[str, Measured], alone: bool = True) -> float:
-    """How much of its bounds an arm uses, the larger share of coherence and repetition; above 1 it is beyond them.
+    """Share of its bounds that an arm uses, the larger of coherence and repetition; above 1 it is beyond them.
 
     Args:
         alone: in queries asked alone, where coherence is bounded (`bounds`).

@@ -21,7 +21,7 @@ MIN_HELD_OUT = 8
 
 
 def weak_reasons(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """Why a report's version is weak; empty when it is good.
+    """Reasons why a report's version is weak; empty if it is good.
 
     Args:
         report: as `report.prove` makes it.
@@ -67,7 +67,7 @@ def weak_reasons(report: Mapping[str, Any]) -> tuple[str, ...]:
 def data_reasons(
     samples: Sequence[Sample], help_: Mapping[int, str], harm: Mapping[int, str], given_verdicts: Sequence[int] = ()
 ) -> tuple[str, ...]:
-    """What is wrong with the data that a fit started from.
+    """Faults of the data that a fit started from.
 
     Args:
         samples: of the fit split. help_, harm: answers by index.

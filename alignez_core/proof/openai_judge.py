@@ -103,7 +103,7 @@ class OpenAIJudge:
 
 
 def criterion(persona: Persona) -> str:
-    """What the judge is asked to rate."""
+    """Text that the judge is asked to rate."""
     if persona == Persona():
         return _HELPFUL
     wanted = f"{persona.preferred}; {persona.description}" if persona.description else persona.preferred

@@ -151,7 +151,7 @@ def _situation(arena: Arena, trial: Trial, texts: Mapping[tuple[str, str], dict[
 
 
 def expressiveness(arena: Arena, trial: Trial, prompted: Mapping[int, str]) -> dict[str, float] | None:
-    """How far the model tells the persona from its opposite in prompted answers.
+    """Contrast between the persona and its opposite in prompted answers.
 
     Returns: "contrast", how much likelier an answer is under the persona, mean nats per token, each token counting
         `_EXPRESSED_MOST` at most, so that a made-up word which answers repeat does not count as a persona; "effect",
@@ -221,7 +221,7 @@ def _refusals(arena: Arena, edited: Arm, trial: Trial) -> dict[str, Any]:
 
 
 def _cost(arena: Arena, arms: Sequence[Arm], samples: Sequence[Sample]) -> dict[str, Any]:
-    """What each arm costs a request: prompt tokens, and milliseconds for its prompt and eight new tokens."""
+    """Cost of a request in each arm: prompt tokens, and milliseconds for its prompt and eight new tokens."""
     engine, found = arena.run.engine, {}
     if not samples:
         return {}
@@ -266,7 +266,7 @@ def kl_closed(
     prompted: Mapping[int, str],
     plan_of: Callable[[Sample], EditPlan | None],
 ) -> dict[str, float] | None:
-    """How much of KL(prompted ‖ bare) the edit closes on prompted answers, nats per token.
+    """Share of KL(prompted ‖ bare) that the edit closes on prompted answers, nats per token.
 
     Returns: "prompted_bare", "prompted_edited", "closed" (1 − their ratio) and "edited_bare", how far the edit moves
         the model; None where the engine gives no logits or there is nothing to read.

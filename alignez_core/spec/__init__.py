@@ -1,4 +1,4 @@
-"""What a fit is asked to do, as plain data: settings, personas, queries and their limits.
+"""Fit requests as plain data: settings, personas, queries and their limits.
 
 Imports no torch, so the control-plane API, the worker and the core share these types as they are.
 """

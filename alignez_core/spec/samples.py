@@ -104,7 +104,7 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def fit_query_count(spec: FitSpec) -> int:
-    """How many queries the fit split of a spec has; the most neighbours that a request can have."""
+    """Number of queries in the fit split of a spec, which bounds the neighbours of a request."""
     own = [f"\x00{i}" for i in range(spec.config.own_queries)]
     return len(of_split(make_samples(spec, own), "fit"))
 

@@ -1,4 +1,4 @@
-"""Which profile a request asks for: its model name, its `profile` field, or its end user's assignment."""
+"""The profile that a request asks for: by its model name, its `profile` field, or its end user's assignment."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _of_route(request: Request, error: Exception) -> Problem | None:
 
 
 def problem_of(error: BaseException) -> Problem:
-    """What a caller is told about any error; an error that nobody foresaw is a 500 that says nothing of itself."""
+    """The problem that a caller sees for any error; an unforeseen error is a 500 without details."""
     if isinstance(error, ApiError):
         return error.problem
     if isinstance(error, RequestValidationError):
@@ -133,7 +133,7 @@ def problem_of(error: BaseException) -> Problem:
 
 
 def is_openai_path(path: str) -> bool:
-    """Whether errors of this path wear OpenAI's envelope."""
+    """True if errors of this path use OpenAI's envelope."""
     return _OPENAI_PATH.match(path) is not None
 
 

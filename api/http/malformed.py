@@ -40,7 +40,7 @@ class Finding:
 
 
 def findings(errors: Sequence[Mapping[str, Any]], body: object) -> list[Finding]:
-    """What is wrong, in pydantic's order, 20 things at most.
+    """The errors of a body in pydantic's order, 20 at most.
 
     Args:
         errors: of a `RequestValidationError`. body: the parsed body, by which keys are told from names of branches.
@@ -139,7 +139,7 @@ def _best(branches: Sequence[list[_Located]], depth: int) -> list[_Located]:
 
 
 def _is_wrong_type(error: Mapping[str, Any]) -> bool:
-    """Whether the value is of another type than this branch takes, as far as JSON tells types apart."""
+    """True if the value is of another type than this branch takes, as far as JSON tells types apart."""
     kind, value = str(error["type"]), error.get("input")
     if kind == "literal_error":
         return isinstance(value, str) != str(error["ctx"]["expected"]).startswith("'")

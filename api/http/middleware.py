@@ -1,4 +1,4 @@
-"""What every request passes: a request id, a body limit, a count and a log line. Plain ASGI, so streams stay cheap."""
+"""Middleware of every request: id, body limit, count and log line. Plain ASGI, so streams stay cheap."""
 
 from __future__ import annotations
 

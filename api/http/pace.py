@@ -1,4 +1,4 @@
-"""How often the live streams of a process send."""
+"""Rate at which the live streams of a process send."""
 
 from __future__ import annotations
 

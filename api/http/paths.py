@@ -1,4 +1,4 @@
-"""What stands at which path: answers for paths and methods that no route has."""
+"""Answers for paths and methods that no route has."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _routes(app: FastAPI) -> Iterator[Any]:
 
 
 def _shared(served: list[str], asked: list[str]) -> int:
-    """How many segments a route's path and an asked one have in common at the beginning."""
+    """Number of leading segments that a route's path and an asked one have in common."""
     count = 0
     for part, given in zip(served, asked, strict=False):
         if part != given and not part.startswith("{"):

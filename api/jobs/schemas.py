@@ -14,14 +14,14 @@ JobStatusName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 class Progress(BaseModel):
-    """How far a stage is."""
+    """Progress of a stage."""
 
     done: int
     total: int
 
 
 class JobFailure(BaseModel):
-    """Why a job failed, or why its last attempt did; `code` is stable."""
+    """Error of a job or of its last attempt; `code` is stable."""
 
     code: str
     message: str | None

@@ -81,7 +81,7 @@ def show(profile: ProfilePath, caller: CallerDep, uow: UowDep) -> ProfileRead:
 
 @router.patch("/{profile}", summary="Rename or describe a profile")
 def update(profile: ProfilePath, body: ProfileUpdate, caller: CallerDep, uow: UowDep) -> ProfileRead:
-    """What is left out stays as it is."""
+    """Changes the given fields; the others stay as they are."""
     row = update_profile(uow, caller, profile, name=body.name, description=body.description)
     return read_profiles(uow, [row])[0]
 
@@ -104,7 +104,7 @@ def accepted(uow: UnitOfWork, made: FitRequest) -> FitAccepted:
 
 
 def job_location(reply: dict[str, Any]) -> str:
-    """Where to watch the fit."""
+    """Address of the job that fits the version."""
     return f"/v1/jobs/{reply['job']['id']}"
 
 

@@ -1,4 +1,4 @@
-"""What a caller describes a behaviour with, and a profile as they see it."""
+"""Bodies that describe a behaviour, and profiles as callers see them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class PersonaBody(Body):
-    """What is wanted and its opposite, as phrases that complete "You are a … assistant"."""
+    """The wanted behaviour and its opposite, as phrases that complete "You are a … assistant"."""
 
     description: Description | None = Field(None, description="free text; joins the preferred side's prompts")
     preferred: Phrase | None = Field(None, description='default "helpful"', examples=["cheerful and warm"])
@@ -203,7 +203,7 @@ class ProfileRead(BaseModel):
 
 
 class FitAccepted(BaseModel):
-    """What a request for a fit made; the job tells when the version is ready."""
+    """Profile, version and job of a request for a fit; the job tells when the version is ready."""
 
     profile: ProfileRead
     version: VersionSummary

@@ -88,7 +88,7 @@ def pairs(
     cursor: Cursor = None,
     limit: PageLimit = 50,
 ) -> Listed[PairRead]:
-    """What the model said for each fit query, in the queries' order; grows while the fit runs."""
+    """The model's answers to each fit query, in the queries' order; grows while the fit runs."""
     page = list_pairs(uow, caller, profile, number, cursor, limit)
     return Listed(data=[PairRead.of(row) for row in page.rows], next=page.next)
 

@@ -36,7 +36,7 @@ class AssignedRef(BaseModel):
 
 
 class AssignmentRead(BaseModel):
-    """Which profile an end user has; with neither alias nor version, its default."""
+    """The profile of an end user; with neither alias nor version, its default."""
 
     user: str
     profile: AssignedRef

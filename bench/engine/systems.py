@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """What all systems share."""
+    """Options that all systems share."""
 
     directory: Path
     model: Any  #: the bare model, which no system may change

@@ -19,7 +19,7 @@ ASSUMED = {
 
 
 def needed(users: int, a: SimpleNamespace) -> dict[str, float]:
-    """What so many users need at their busiest moment; a count of machines is never below one."""
+    """Need of so many users at their busiest moment; a count of machines is never below one."""
     answers = users * a.answers_per_day / 86_400 * a.peak
     reads = users * a.reads_per_day / 86_400 * a.peak
     fits = users * a.fits_per_month / 30 / 86_400

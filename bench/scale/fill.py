@@ -50,7 +50,7 @@ def fill(sessions: SessionFactory, profiles: int) -> None:
 
 
 def runner(sessions: SessionFactory, engine: FakeEngine) -> JobRunner:
-    """What a worker with this engine runs its jobs with."""
+    """Runner of a worker with this engine."""
     info = engine.info
     size = info.n_layers, info.hidden_size, info.context_length
     facts = ModelFacts(info.name, "fake:", info.fingerprint, *size, info.prompt_format)

@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def scans(self) -> list[str]:
-        """How it read each table or index, for example "Index Scan pk_profiles"."""
+        """Access to each table or index, for example "Index Scan pk_profiles"."""
         found = [(node["Node Type"], node.get("Index Name") or node.get("Relation Name")) for node in _nodes(self.tree)]
         return list(dict.fromkeys(f"{kind} {name}" for kind, name in found if name))
 

@@ -20,7 +20,7 @@ TIE_TEMPERATURE = 3e-4
 
 @dataclass(frozen=True)
 class Identity:
-    """What an answer is made from. `sha256` and `tenant` are None for the base model, which all tenants share."""
+    """Identity of an answer. `sha256` and `tenant` are None for the base model, which all tenants share."""
 
     tenant: int | None
     sha256: str | None

@@ -1,4 +1,4 @@
-"""What a soak found out, and what of it must hold."""
+"""Findings of a soak, and the bounds that they must hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MORE_HANDLES = 8
 
 @dataclass(frozen=True)
 class Options:
-    """How a soak runs: `rows` in a batch, at most `solo_minutes` of solo runs before and after."""
+    """Options of a soak: `rows` in a batch, at most `solo_minutes` of solo runs before and after."""
 
     minutes: float = 30.0
     engine: str = "transformers"

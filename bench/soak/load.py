@@ -19,7 +19,7 @@ from bench.soak.world import Asked, World
 
 @dataclass
 class Load:
-    """What the clients saw."""
+    """Replies as the clients saw them."""
 
     world: World
     book: AnswerBook

@@ -1,4 +1,4 @@
-"""What the soak asks, and as whom: tenants, their profiles as they come and go, and the questions."""
+"""The world of a soak: tenants, their profiles as they come and go, and the questions."""
 
 from __future__ import annotations
 

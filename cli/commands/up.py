@@ -85,7 +85,7 @@ def _prepare_model(model: str | None, data_dir: Path) -> None:
 
 
 def ready_text(run: RunInfo, directory: Path, model: str, new_key: str | None) -> str:
-    """What a user needs once the stack is up. Args: new_key: a key that this start made, which is shown once."""
+    """Text for a user once the stack is up. Args: new_key: a key that this start made, which is shown once."""
     file = run.admin_key_file
     key = f"{new_key}   (shown only now; stored in {file})" if new_key else f"in {file}   (show it: cat {file})"
     lines = [

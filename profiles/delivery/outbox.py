@@ -162,7 +162,7 @@ class Relay:
         self._wait(listener)
 
     def _sweep(self) -> bool:
-        """Whether there is something to send now."""
+        """True if there is something to send now."""
         with UnitOfWork.open(self._sessions) as uow:
             ended, resent = jobs.sweep(uow, self._options.resend_s)
             if time.monotonic() >= self._next_cleaning:

@@ -1,1 +1,1 @@
-"""What a job stores: queries and texts as it goes (`content`), and its result in the end (`publishing`)."""
+"""Fits: asking for one (`request`), claims, content as it is made, and publishing the result."""

@@ -1,4 +1,4 @@
-"""What a job stores as it goes, so that another attempt goes on from there. Every write is fenced by the claim."""
+"""Content that a job stores as it goes, so that another attempt resumes from it. Every write is fenced by the claim."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def save_texts(uow: UnitOfWork, claim: Claim, kind: str, texts: Mapping[int, str
 
 
 def load_texts(uow: UnitOfWork, claim: Claim) -> dict[str, dict[int, str]]:
-    """What earlier attempts of this job have finished: kind → position → text."""
+    """Finished texts of earlier attempts of this job: kind → position → text."""
     found = uow.repository.jobs.texts(claim.job_id)
     if claim.kind is JobKind.FIT:
         found |= pair_texts(uow, claim)

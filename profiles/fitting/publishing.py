@@ -35,7 +35,7 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class FittedVersion:
-    """What `publish` stores beside the texts and vectors that are there already.
+    """The result that `publish` stores beside the texts and vectors that are there already.
 
     Args:
         config: complete fit configuration. method: that made it. layers: L edited layers, ascending.

@@ -53,7 +53,7 @@ _NEXT_IN_TURN = text(
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits: messages in the outbox, jobs, and how long the oldest of each does (seconds; 0: there is none)."""
+    """Backlog: messages in the outbox, jobs, and the age of the oldest of each in seconds (0: there is none)."""
 
     messages: int
     oldest_message_s: float
@@ -166,7 +166,7 @@ class Jobs:
         return self._session.scalars(statement).one_or_none()
 
     def extend_lease(self, job_id: UUID, attempt: int, lease_s: float) -> bool | None:
-        """Whether a cancel was asked for; None when this attempt no longer owns the job."""
+        """True if a cancel was asked for; None when this attempt no longer owns the job."""
         statement = (
             update(Job)
             .where(Job.id == job_id, Job.attempt == attempt, Job.status == JobStatus.RUNNING)
@@ -302,7 +302,7 @@ class Jobs:
         )
 
     def backlog(self) -> Backlog:
-        """What waits now. Reads the outbox and the index of open jobs only."""
+        """Backlog now. Reads the outbox and the index of open jobs only."""
         statement = text(
             """
             SELECT m.count, m.oldest, j.queued, j.oldest, j.running

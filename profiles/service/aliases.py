@@ -1,4 +1,4 @@
-"""Which version is in use: aliases, promotion and rollback, and end users' assignments."""
+"""The version in use: aliases, promotion and rollback, and end users' assignments."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def _require_ready(uow: UnitOfWork, caller: Caller, row: Profile, numbers: list[
 
 
 def _forced(force: bool) -> dict[str, bool]:
-    """What the audit log adds."""
+    """Details for the audit log."""
     return {"force": True} if force else {}
 
 

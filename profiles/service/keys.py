@@ -96,7 +96,7 @@ def create_key(
 
 
 def authenticate(uow: UnitOfWork, secret: str | None) -> Caller:
-    """Whose key this is. Raises: Unauthenticated: missing, unknown, expired or revoked (not told apart)."""
+    """The caller of a key. Raises: Unauthenticated: missing, unknown, expired or revoked (not told apart)."""
     if not secret or len(secret) > 200:
         raise Unauthenticated
     key = uow.repository.accounts.key_by_digest(_digest(secret))

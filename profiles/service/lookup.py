@@ -191,7 +191,7 @@ def _resolved(uow: UnitOfWork, route: Route, end_user: str | None) -> ResolvedVe
 
 
 def _latest(uow: UnitOfWork, route: Route) -> Target:
-    """Where a default leads that was never set: to the version whose state says why.
+    """The version whose state says why a default was never set.
 
     Raises: NotFound: another alias, or no version at all. NoDefaultVersion: a version is ready, but is not the default.
     """

@@ -10,7 +10,7 @@ from profiles.uow import UnitOfWork
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a process knows about the model it has loaded (the core's `EngineInfo`, which this package cannot name)."""
+    """Facts of a loaded model (the core's `EngineInfo`, which this package cannot name)."""
 
     name: str
     source: str

@@ -17,7 +17,7 @@ _ROWS = 1000
 
 @dataclass(frozen=True)
 class UsageCount:
-    """What to add to one row; `profile_id` None is the bare base model, `day` is in UTC."""
+    """Counts to add to one row; `profile_id` None is the bare base model, `day` is in UTC."""
 
     tenant_id: UUID
     day: date

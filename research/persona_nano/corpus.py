@@ -55,7 +55,7 @@ class Document:
 
 
 def render_chat(messages: Sequence[Message]) -> str:
-    """What the tokenizer's chat template gives, with the assistant's cue at the end."""
+    """Text of the tokenizer's chat template, with the assistant's cue at the end."""
     return "".join(f"<|{m['role']}|>{m['content']}{END}" for m in messages) + "<|assistant|>"
 
 

@@ -1,4 +1,4 @@
-"""What each way to personalise does to persona-nano, counted by the exact style scorer.
+"""Effect of each way to personalise on persona-nano, counted by the exact style scorer.
 
 `python -m research.persona_nano.evaluate --queries 200 --seeds 3 --out FILE.json`
 

@@ -13,7 +13,7 @@ class Waits(Protocol):
 
     @property
     def group(self) -> str | None:
-        """Who asks."""
+        """Fairness group of the request."""
         ...
 
     @property
@@ -34,7 +34,7 @@ W = TypeVar("W", bound=Waits)
 
 
 def may_wait(live: int, places: int, max_waiting: int, group_waits: bool) -> bool:
-    """Whether an engine takes one more request.
+    """True if an engine takes one more request.
 
     Args:
         live: requests that run and wait now. places: how many can run. max_waiting: how many more may wait; 0: none.
@@ -76,7 +76,7 @@ class FairQueue(Generic[W]):
         return self._count
 
     def waiting_of(self, group: str | None) -> int:
-        """How many requests of one group wait."""
+        """Number of waiting requests of one group."""
         line = self._lines.get(group)
         return 0 if line is None else len(line.rows)
 

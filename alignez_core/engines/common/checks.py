@@ -1,4 +1,4 @@
-"""What engines ask of a request before they take it, so that all refuse the same things with the same words."""
+"""Checks of a request, shared by all engines, so that all refuse the same requests with the same messages."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class IncrementalText:
         return self._release(text)
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come."""
+        """Text that was held back, once no more tokens come."""
         text = ""
         if self._read < len(self._ids):
             text = self._release(self._decode(self._ids[self._context :]))

@@ -26,7 +26,7 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one row samples; `GenerationRequest` says what the fields mean. `seed` is any integer."""
+    """Sampling settings of one row, with the fields of `GenerationRequest`. `seed` is any integer."""
 
     temperature: float
     top_p: float = 1.0

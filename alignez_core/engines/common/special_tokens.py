@@ -124,7 +124,7 @@ _AFTER_ANSWER = 2  #: which piece of the template follows the assistant's conten
 
 
 def _turns(template: Template) -> list[list[str]]:
-    """What a template writes before, between and after user, assistant and user; empty if it refuses them."""
+    """Texts that a template writes before, between and after user, assistant and user; empty if it refuses them."""
     turns: list[Message] = [
         {"role": role, "content": content} for role, content in zip(("user", "assistant", "user"), _PROBES, strict=True)
     ]

@@ -19,7 +19,7 @@ Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 
 class ChunkWriter(Protocol):
-    """Where an engine puts one row's chunks: a stream of this process, or the way to another."""
+    """Destination of one row's chunks: a stream of this process, or the channel to another."""
 
     @property
     def closed(self) -> bool:

@@ -202,7 +202,7 @@ _SAMPLES = ("", " a  b\n\tc ", "Ünïcode 漢字 🙂", "<s> </s> <|endoftext|> 
 
 
 def _encodes_alike(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the Rust tokenizer alone gives the ids that transformers' wrapper gives.
+    """True if the Rust tokenizer alone gives the ids of transformers' wrapper.
 
     The wrapper takes a single text as a batch of one, for which the Rust half wakes its threads: 1 ms in a server,
     where the ids themselves take 0.05. A class may do more than call Rust, and a tokenizer.json may say to cut or to

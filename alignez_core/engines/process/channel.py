@@ -113,7 +113,7 @@ class SentPlans:
         self._numbers: OrderedDict[int, tuple[int, EditPlan]] = OrderedDict()
 
     def wire(self, plan: EditPlan | None) -> PlanOnTheWire | None:
-        """What to send for a plan."""
+        """The message for a plan: whole the first time, its key afterwards."""
         if plan is None or plan.is_identity:
             return None
         known = self._numbers.get(id(plan))

@@ -145,7 +145,7 @@ class ProcessEngine:
 
     @property
     def load_now(self) -> EngineLoad:
-        """How busy the streams keep the engine; the child's own count of steps is not known here and 0."""
+        """Load by the streams of this half; the child's count of steps is not known here and 0."""
         with self._guard:
             self._forget_dropped()
             waiting = sum(stream.waits for stream in self._streams.values())

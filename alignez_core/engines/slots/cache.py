@@ -111,7 +111,7 @@ class SlotCache:
 
 
 class StepCache(Cache):
-    """What one forward pass sees of a `SlotCache`: the `past_key_values` of that pass.
+    """View of a `SlotCache` for one forward pass: its `past_key_values`.
 
     Args:
         first: slot of the batch's first row; the others follow.

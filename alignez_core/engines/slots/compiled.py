@@ -77,7 +77,7 @@ class CompiledStep:
 
     @property
     def fixed_shapes(self) -> bool:
-        """Whether rows and keys must come in buckets."""
+        """True if rows and keys must come in buckets."""
         return self._graphs is not None
 
     @torch.inference_mode()
@@ -178,7 +178,7 @@ class _CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def replay(self, version: object, shape: tuple[int, int, bool], run: Callable[[], Tensor]) -> Tensor:
-        """What `run` gives, from the recording of it for this version and shape, which is made if there is none."""
+        """The result of `run`, replayed from the recording of this version and shape; records it first if need be."""
         if version != self._version:
             self._graphs.clear()
             self._version = version

@@ -197,7 +197,7 @@ class TransformersEngine:
 
     @property
     def load_now(self) -> EngineLoad:
-        """How busy the engine is."""
+        """Load of the engine now."""
         return self._scheduler.load()
 
     def tokenize(self, prompt: Prompt) -> list[int]:

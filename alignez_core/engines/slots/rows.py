@@ -19,7 +19,7 @@ from alignez_core.engines.common.tokens import TextTokens
 
 
 class Sink(Protocol):
-    """Where one row's outcome goes."""
+    """Destination of one row's outcome."""
 
     @property
     def cancelled(self) -> bool:
@@ -182,7 +182,7 @@ class Row:
 
     @property
     def group(self) -> str | None:
-        """Who asks."""
+        """Fairness group of the request."""
         return self.request.group
 
     @property

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """How busy an engine is: rows in slots, requests waiting, tokens generated and steps since the start."""
+    """Load of an engine: rows in slots, requests waiting, tokens generated and steps since the start."""
 
     running: int
     waiting: int

@@ -188,7 +188,7 @@ def _check_site(model: PreTrainedModel, n_layers: int, path: str, factor: float)
 
 
 def _block_calls(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> dict[int, tuple[Any, Any, Tensor]]:
-    """What one pass over a text calls each block with, by layer, and the tensor that the block returns."""
+    """Arguments and returned tensor of each block in one pass over a text, by layer."""
     calls: dict[int, tuple[Any, Any, Tensor]] = {}
 
     def keep(layer: int) -> Callable[[nn.Module, Any, Any, Any], None]:

@@ -64,7 +64,7 @@ class Packing:
 
 @dataclass
 class Step:
-    """What one forward pass needs to know beside its tokens.
+    """Inputs of one forward pass beside its tokens.
 
     Args:
         positions: (B,) position of each row's one new token; None in a prefill, whose rows all start at one position
@@ -165,7 +165,7 @@ def running(step: Step) -> Iterator[None]:
 
 
 class _Traced:
-    """Where the step is while torch traces a forward pass: torch 2.13 does not trace the setting of a `ContextVar`.
+    """Holds the step while torch traces a forward pass: torch 2.13 does not trace the setting of a `ContextVar`.
 
     Only the tracer sees a step here. In compiled code it is a constant that is gone, and the uncompiled passes of other
     threads read their own.

@@ -1,4 +1,4 @@
-"""What the host tells the device in a decode step, in one copy: each row's token, its position, if it is edited."""
+"""Inputs of a decode step in one copy to the device: each row's token, position, and whether it is edited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which requests vLLM holds, and whose turn it is next.
+"""Admission of requests to vLLM, in turns of their groups.
 
 vLLM serves in the order in which it is given requests, so those beyond its rows wait here, where callers take turns.
 """

@@ -20,7 +20,7 @@ _MOST_BYTES = 32 * 2**20
 
 
 class Captures:
-    """What the workers keep under the keys of texts (`RowCapture`).
+    """Captured MLP outputs that the workers keep under the keys of texts (`RowCapture`).
 
     Args:
         n_layers: L. hidden_size: D.

@@ -165,12 +165,12 @@ class VLLMEngine:
 
     @property
     def load_now(self) -> EngineLoad:
-        """How busy the engine is; vLLM's own step count is not known here and 0."""
+        """Load of the engine now; vLLM's own step count is not known here and 0."""
         return EngineLoad(*self._admission.counts, self._max_running, self._generated, 0)
 
     @property
     def slot_counts(self) -> SlotCounts:
-        """How the plan slots fare."""
+        """Slot usage counters."""
         return self._slots.counts
 
     def tokenize(self, prompt: Prompt) -> list[int]:

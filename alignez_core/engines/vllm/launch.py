@@ -52,7 +52,7 @@ class EditableFiles:
         return cls(files, revision, config, tokens, tokens.format(prompt_format), defaults)
 
     def vllm_arguments(self, dtype: str, settings: EditSettings) -> dict[str, Any]:
-        """What `AsyncEngineArgs` has to know of the model and of the plugin."""
+        """Arguments of `AsyncEngineArgs` for the model and the plugin."""
         return {
             "model": self.files.source,
             "revision": self.revision,

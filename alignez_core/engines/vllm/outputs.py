@@ -1,4 +1,4 @@
-"""What vLLM answers to one prompt, piece by piece or at the end, and its errors in ours."""
+"""vLLM's outputs for one prompt, streamed or whole, and its errors, as ours."""
 
 from __future__ import annotations
 

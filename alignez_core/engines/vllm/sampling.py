@@ -18,7 +18,7 @@ _GREEDY = 1e-5
 def sampling_params(
     request: GenerationRequest, end_ids: Collection[int], extra_args: dict[str, Any] | None, *, streamed: bool
 ) -> SamplingParams:
-    """What vLLM needs to know.
+    """vLLM's sampling parameters of a request.
 
     Args:
         end_ids: tokens that end this request's answer; vLLM leaves the one that did out of the text.

@@ -1,4 +1,4 @@
-"""What `VLLMEngine` tells the plugin through vLLM's `additional_config`."""
+"""Settings that `VLLMEngine` passes to the plugin through vLLM's `additional_config`."""
 
 from __future__ import annotations
 

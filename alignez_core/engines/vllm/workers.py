@@ -13,7 +13,7 @@ CORE_ENDED = "vLLM's engine core has ended"
 
 
 class Llm(Protocol):
-    """What is used of `AsyncLLM` (0.32)."""
+    """The methods of `AsyncLLM` (0.32) in use here."""
 
     #: Hands out what the engine core says; it ends with the core.
     output_handler: asyncio.Task[None] | None

@@ -25,7 +25,7 @@ _MIN_FRAGMENT = 3  # a broken-off piece shorter than this carries no evidence of
 
 @dataclass(frozen=True)
 class StyleScore:
-    """What the words of one answer show.
+    """Style scores of one answer by its words.
 
     Args:
         style: the one style of all its sentences, or None.

@@ -21,7 +21,7 @@ from alignez_core.engines.vllm.plans.message import LayerTables
 
 
 class StepState:
-    """What the running step's MLPs read: the slot of every token, and who wants outputs captured.
+    """State of the running step for its MLPs: the slot of every token, and the captures asked for.
 
     Args:
         max_tokens: tokens of a step at most (`max_num_batched_tokens`).

@@ -1,4 +1,4 @@
-"""What one vLLM request says about its edit: the message between `VLLMEngine` and the plugin in the worker.
+"""Edit of one vLLM request: the message between `VLLMEngine` and the plugin in the worker.
 
 It travels as `SamplingParams.extra_args["alignez"]`, plain JSON types only.
 """
@@ -20,7 +20,7 @@ _NO_END = 2**62
 
 @dataclass(frozen=True)
 class RowEdit:
-    """Which slot edits which positions of one request.
+    """Slot and edited positions of one request.
 
     Args:
         slot: of the device table, ≥ 1; slot 0, which changes nothing, is that of rows without an edit.
@@ -43,13 +43,13 @@ class RowEdit:
         return cls(slot, first, _NO_END if plan.steps is None else first + plan.steps, plan.sha256)
 
     def touches(self, end: int) -> bool:
-        """Whether keys and values of positions before `end` can depend on the edit."""
+        """True if keys and values of positions before `end` can depend on the edit."""
         return end > self.first
 
 
 @dataclass(frozen=True)
 class RowCapture:
-    """Whose MLP outputs a request wants: the mean over positions start ≤ t < end, kept under `key` until fetched."""
+    """Capture of MLP outputs: their mean over positions start ≤ t < end, kept under `key` until fetched."""
 
     key: str
     start: int
@@ -76,7 +76,7 @@ def edit_of(extra_args: Mapping[str, Any] | None) -> RowEdit | None:
 
 
 def capture_of(extra_args: Mapping[str, Any] | None) -> RowCapture | None:
-    """What the request wants captured; see `edit_of`."""
+    """Capture that the request asks for; see `edit_of`."""
     message = _part(extra_args, "capture")
     try:
         return None if message is None else RowCapture(**message)

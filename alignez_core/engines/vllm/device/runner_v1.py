@@ -51,7 +51,7 @@ def install(runner_class: type) -> None:
 
 
 def _asked(state: Any) -> tuple[RowEdit | None, RowCapture | None]:
-    """What a request asks for: read once and kept on vLLM's state of it, because it takes part in many steps."""
+    """The edit of a request, read once and kept on vLLM's state of it, because it takes part in many steps."""
     found: tuple[RowEdit | None, RowCapture | None] | None = getattr(state, _ASKED, None)
     if found is None:
         extra = None if state.sampling_params is None else state.sampling_params.extra_args

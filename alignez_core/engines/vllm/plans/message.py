@@ -17,7 +17,7 @@ PlanMessage = tuple[int, Sequence[int], int, int, bytes, bytes, bytes]
 
 
 def message_of(slot: int, plan: EditPlan) -> PlanMessage:
-    """What has a worker write the plan into the slot."""
+    """Message that makes a worker write the plan into the slot."""
     u, v, c = (table.numpy().astype("<f4", copy=False).tobytes() for table in (plan.U, plan.V, plan.c))
     return slot, list(plan.layers), plan.rank, plan.hidden_size, u, v, c
 

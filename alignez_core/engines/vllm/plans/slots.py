@@ -1,4 +1,4 @@
-"""Which edit plan lives in which slot of the device table: pinned while a request uses it, least recently used out.
+"""Assignment of edit plans to slots of the device table: pinned while in use, least recently used evicted.
 
 The application's half: it decides, the worker only writes what it is told. Not thread-safe: one event loop owns it.
 """
@@ -34,7 +34,7 @@ class _Waiter:
 
 @dataclass(frozen=True)
 class SlotCounts:
-    """What an operator watches: plans found in a slot, plans loaded, plans thrown out, requests waiting for a slot."""
+    """Slot counters for operators: hits, loads, evictions, and requests that wait for a slot."""
 
     hits: int
     loads: int
