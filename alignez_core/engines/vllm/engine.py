@@ -236,7 +236,7 @@ class VLLMEngine:
             if self._closed:
                 return
             self._closed = True
-        self._loop.cancel_all(of=__file__)  # their ends still talk to vLLM
+        self._loop.cancel_own()  # their ends still talk to vLLM
         self._loop.run(self._shut_down())
         self._loop.cancel_all()
         self._loop.close()

@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop in a thread."""
+    """An event loop in a thread, which knows the tasks that were started through it from those of libraries."""
 
     def __init__(self) -> None:
+        self._own: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="alignez-vllm", daemon=True)
         self._thread.start()
@@ -26,7 +27,16 @@ class LoopThread:
         if self._loop.is_closed():
             work.close()
             raise EngineClosed("the engine is closed")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(self._owned(work), self._loop)
+
+    async def _owned(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine runs in a task
+        self._own.add(task)
+        try:
+            return await work
+        finally:
+            self._own.discard(task)
 
     def start(self, work: Coroutine[Any, Any, None], on_end: Callable[[], None]) -> Callable[[], None]:
         """Starts `work` that nobody waits for; returns what cancels it, which takes no lock.
@@ -41,6 +51,8 @@ class LoopThread:
         def begin() -> None:
             task = self._loop.create_task(work)
             task.add_done_callback(lambda _: on_end())
+            task.add_done_callback(self._own.discard)
+            self._own.add(task)
             tasks.append(task)
 
         def cancel() -> None:
@@ -62,28 +74,21 @@ class LoopThread:
         result: T = self.submit(work).result()
         return result
 
-    def cancel_all(self, *, of: str | None = None) -> None:
-        """Cancels what runs and waits for it.
+    def cancel_own(self) -> None:
+        """Cancels what was started here and waits for it."""
+        self.run(self._cancel(lambda: self._own))
 
-        Args:
-            of: only tasks of coroutines that this source file defines.
-        """
+    def cancel_all(self) -> None:
+        """Cancels whatever runs on the loop and waits for it."""
+        self.run(self._cancel(asyncio.all_tasks))
 
-        async def cancel() -> None:
-            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            tasks = [task for task in others if of is None or _source_of(task) == of]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        self.run(cancel())
+    async def _cancel(self, running: Callable[[], set[asyncio.Task[Any]]]) -> None:
+        tasks = running() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def _source_of(task: asyncio.Task[Any]) -> str | None:
-    code = getattr(task.get_coro(), "cr_code", None)
-    return None if code is None else str(code.co_filename)
