@@ -285,7 +285,7 @@ What inference serves; everything else is control's. `api/app.py` has the same l
 - {kind: exact, path: /v1/compare}
 - {kind: prefix, path: /v1/models}
 {{- if eq .Values.routing.userPaths "regex" }}
-- {kind: regex, path: "/v1/users/[^/]+/(chat/completions|completions|models)"}
+- {kind: regex, path: "/v1/users/[^/]+/(chat/completions|completions|models(/.+)?)"}
 {{- else }}
 - {kind: prefix, path: /v1/users}
 {{- end }}

@@ -78,6 +78,13 @@ def config_map(name: str, manifests: Iterable[Manifest]) -> Manifest | None:
     return next((each for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == name), None)
 
 
+#: Values that stand for a secret's, where the process checks their form.
+_REFERENCED = {
+    "ALIGNEZ_DATABASE_URL": "postgresql://alignez:secret@postgres:5432/alignez",
+    "ALIGNEZ_BROKER_URL": "amqp://alignez:secret@rabbitmq:5672/",
+}
+
+
 def environment_of(container: dict[str, Any], manifests: list[Manifest]) -> dict[str, str]:
     """What the process sees; a value that comes by reference is "" or, for the two URLs, an example."""
     environment: dict[str, str] = {}
@@ -85,7 +92,7 @@ def environment_of(container: dict[str, Any], manifests: list[Manifest]) -> dict
         config = config_map(reference["configMapRef"]["name"], manifests)
         environment |= config["data"] if config else {}
     for variable in container.get("env", []):
-        environment[variable["name"]] = variable.get("value", "")
+        environment[variable["name"]] = variable.get("value", _REFERENCED.get(variable["name"], ""))
     return environment
 
 
