@@ -176,7 +176,7 @@ async def _start_model(services: Services, engine: Engine | None, on_fatal: Call
         return
     from alignez_core.errors import AlignezError
     from alignez_core.query_bank import default_queries
-    from api.loading import assemble, load_engine, load_query_bank, register
+    from api.loading import assemble, load, register
 
     def lost(line: str) -> None:
         services.model_error = line
@@ -184,8 +184,10 @@ async def _start_model(services: Services, engine: Engine | None, on_fatal: Call
         on_fatal(line)
 
     try:
-        bank = default_queries() if engine is not None else load_query_bank(services.settings)
-        loaded = engine if engine is not None else await run_in_threadpool(load_engine, services.settings, lost)
+        if engine is not None:
+            loaded, bank = engine, default_queries()
+        else:
+            loaded, bank = await run_in_threadpool(load, services.settings, lost)
     except (AlignezError, OSError) as error:
         services.model_error = f"the model could not be loaded: {error}"
         on_fatal(services.model_error)

@@ -1,12 +1,12 @@
-"""Authentication: bearer keys, looked up once and remembered for a few seconds."""
+"""Authentication by bearer key, with a cache that keeps each caller for a few seconds."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-import time
-from collections import OrderedDict
 from uuid import UUID
+
+from cachetools import TTLCache
 
 from api.metrics import Metrics
 from profiles.errors import Unauthenticated
@@ -18,54 +18,45 @@ _MAX_KEY = 256
 
 
 class Authenticator:
-    """Maps keys to callers. A known key costs no database round trip for `ttl_s`; a revoked one works that long.
+    """Maps API keys to callers, and caches each for `ttl_s`; a key revoked in another process is valid for that long.
 
-    The cache holds digests, never keys, and is asked by digest: what a comparison's time could tell about a stored
-    digest says nothing about the key behind it.
+    The cache is indexed by the key's digest: the timing of a comparison with a digest reveals nothing about the key.
     """
 
     def __init__(self, sessions: SessionFactory, metrics: Metrics, *, ttl_s: float, size: int) -> None:
         self._sessions = sessions
         self._metrics = metrics
-        self._ttl = ttl_s
-        self._size = size
-        self._known: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        self._known: TTLCache[bytes, Caller] = TTLCache(size, ttl_s)
         self._lock = threading.Lock()
 
     def recall(self, header: str | None) -> Caller | None:
-        """The caller of an `Authorization` header, if this key was seen just now. Never blocks.
+        """The cached caller of an `Authorization` header, or None. Never blocks on the database.
 
-        Raises: Unauthenticated: no bearer key at all.
+        Raises: Unauthenticated: the header is missing, or holds no bearer key.
         """
         digest = _digest(_secret(header))
         with self._lock:
-            found = self._known.get(digest)
-            if found is None or found[1] < time.monotonic():
-                self._metrics.auth_cache.labels("miss").inc()
-                return None
-        self._metrics.auth_cache.labels("hit").inc()
-        return found[0]
+            caller = self._known.get(digest)
+        self._metrics.auth_cache.labels("miss" if caller is None else "hit").inc()
+        return caller
 
     def look_up(self, header: str | None) -> Caller:
-        """The caller by the database; to be called in a thread.
+        """The caller, read from the database; blocks, so call it in a thread.
 
-        Raises: Unauthenticated: unknown, expired or revoked. DatabaseUnavailable.
+        Raises: Unauthenticated: the key is unknown, expired or revoked. DatabaseUnavailable.
         """
         secret = _secret(header)
         with UnitOfWork.open(self._sessions) as uow:
             caller = authenticate(uow, secret)
         with self._lock:
-            self._known[_digest(secret)] = (caller, time.monotonic() + self._ttl)
-            self._known.move_to_end(_digest(secret))
-            while len(self._known) > self._size:
-                self._known.popitem(last=False)
+            self._known[_digest(secret)] = caller
         return caller
 
     def forget(self, key_id: UUID) -> None:
-        """Drops a key at once, so that revoking it in this process needs no waiting."""
+        """Removes a key from the cache, so that its revocation takes effect in this process at once."""
         with self._lock:
-            for digest in [d for d, (caller, _) in self._known.items() if caller.key_id == key_id]:
-                del self._known[digest]
+            for digest in [digest for digest, caller in self._known.items() if caller.key_id == key_id]:
+                self._known.pop(digest, None)
 
 
 def _secret(header: str | None) -> str:

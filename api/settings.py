@@ -1,29 +1,31 @@
 """Settings of the API process, read once by the factory (prefix `ALIGNEZ_API_`).
 
-Database and broker are shared with the worker and live in `profiles/settings.py` (prefix `ALIGNEZ_`).
+Those of database, broker and model live in `profiles/settings.py`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from profiles.data_dir import default_model_cache
+from alignez_core.engines.load import EngineOptions
+from profiles.settings import ModelSettings, shared_names
 
 Role = Literal["all", "control", "inference"]
 
 
-class ApiSettings(BaseSettings):
+class ApiSettings(ModelSettings):
     """Settings of one API process.
 
     `role`: "all" serves everything; "control" serves profiles and jobs, holds no model and never imports torch;
     "inference" serves generation only.
     """
 
-    model_config = SettingsConfigDict(env_prefix="ALIGNEZ_API_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ALIGNEZ_API_", alias_generator=shared_names("ALIGNEZ_API_"), extra="ignore", populate_by_name=True
+    )
 
     role: Role = "all"
     host: str = "127.0.0.1"
@@ -36,49 +38,12 @@ class ApiSettings(BaseSettings):
     metrics_port: int | None = Field(None, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
 
-    #: Name of the catalogue, GGUF file, model directory or hub id; None is the shipped persona-nano. `ALIGNEZ_MODEL`
-    #: names it for all processes.
-    model: str | None = Field(None, validation_alias=AliasChoices("ALIGNEZ_API_MODEL", "ALIGNEZ_MODEL", "model"))
-    #: The name clients use for the base model; None takes the engine's.
-    model_name: str | None = Field(
-        None, validation_alias=AliasChoices("ALIGNEZ_API_MODEL_NAME", "ALIGNEZ_MODEL_NAME", "model_name")
-    )
-    model_revision: str | None = Field(
-        None, validation_alias=AliasChoices("ALIGNEZ_API_MODEL_REVISION", "ALIGNEZ_MODEL_REVISION", "model_revision")
-    )
-    #: Directory of models converted from GGUF files, which `alignez models add` fills.
-    model_cache: Path = Field(
-        default_factory=default_model_cache,
-        validation_alias=AliasChoices("ALIGNEZ_API_MODEL_CACHE", "ALIGNEZ_MODEL_CACHE", "model_cache"),
-    )
-    #: Module path of one block's MLP, with "{layer}", for an architecture that the engine does not list.
-    mlp_path: str | None = Field(
-        None, validation_alias=AliasChoices("ALIGNEZ_API_MLP_PATH", "ALIGNEZ_MLP_PATH", "mlp_path")
-    )
-    #: "auto" takes the tokenizer's chat template if it has one. A profile fits the format that it was fitted with, so
-    #: API and workers need the same.
-    prompt_format: Literal["auto", "plain", "chat"] = Field(
-        "auto",
-        validation_alias=AliasChoices("ALIGNEZ_API_PROMPT_FORMAT", "ALIGNEZ_PROMPT_FORMAT", "prompt_format"),
-    )
-    #: What runs the model. "vllm" needs vLLM 0.32 in this environment (`make setup-vllm`); `device` is then vLLM's own.
-    engine: Literal["transformers", "vllm"] = "transformers"
     #: Whether "transformers" runs in a process of its own, so that model and event loop do not take the interpreter's
     #: lock from each other. vLLM always does.
     engine_process: bool = True
-    #: vLLM: plans in use at once (None: twice as many as rows), their rank, GPUs of one replica, whether it compiles.
-    vllm_slots: int | None = Field(None, ge=1, le=65536)
-    vllm_rank: int = Field(4, ge=1, le=8)
-    vllm_tensor_parallel: int = Field(1, ge=1, le=64)
-    vllm_compile: bool = True
-    device: str = "cpu"
-    #: float32, bfloat16 or float16; "auto" is what suits model and device.
-    dtype: str = "auto"
     #: Whether the transformers engine compiles its decode step when it loads: a minute or more, then faster steps.
     compile: bool = False
-    #: CPU threads of the model; None leaves torch's choice. The event loop wants a core of its own.
-    threads: int | None = Field(None, ge=1, le=1024)
-    #: Rows that run in one batch; requests beyond wait.
+    #: Requests in one batch; more wait.
     max_running: int = Field(64, ge=1, le=4096)
     #: Requests that may wait for a place; one more gets 429, unless its tenant has none waiting.
     max_waiting: int = Field(512, ge=0, le=100_000)
@@ -145,3 +110,27 @@ class ApiSettings(BaseSettings):
     def serves_generation(self) -> bool:
         """True if this process holds a model."""
         return self.role != "control"
+
+    def engine_options(self) -> EngineOptions:
+        """Options of this process's engine."""
+        return EngineOptions(
+            model=self.model,
+            model_cache=self.model_cache,
+            name=self.model_name,
+            revision=self.model_revision,
+            engine=self.engine,
+            prompt_format=self.prompt_format,
+            mlp_path=self.mlp_path,
+            device=self.device,
+            dtype=self.dtype,
+            threads=self.threads,
+            compile=self.compile,
+            max_running=self.max_running,
+            max_waiting=self.max_waiting,
+            max_cache_tokens=self.max_cache_tokens,
+            own_process=self.engine_process,
+            vllm_slots=self.vllm_slots,
+            vllm_rank=self.vllm_rank,
+            vllm_tensor_parallel=self.vllm_tensor_parallel,
+            vllm_compile=self.vllm_compile,
+        )

@@ -1,6 +1,6 @@
 """`python -m bench [NAME …] [--quick]`: runs the named measurements (default: all), writes artifacts/bench/*.json.
 
-Every comparison is made within one run, because the figures are ratios on noisy machines.
+All sides of a comparison are measured within one run, because on noisy machines only ratios are reliable.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The HTTP client of all measurements: httpx, in a process of its own wherever its work would disturb what is measured.
+"""The HTTP client of all measurements, based on httpx.
 
-`ask` sends one request. `ClientProcess` sends many from another process, and tells how much processor time it took
-itself, so that this can be subtracted.
+`ask` sends one request. `ClientProcess` sends many from a separate process, so that its work does not disturb the
+measured one, and reports its own processor time, so that this can be subtracted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from multiprocessing import get_context
 from typing import Any, Literal, Self
 
 import httpx
+import numpy as np
 
-#: Answered to the end; refused with a status of 400 or more; left by the client, as planned; not done by its deadline;
-#: cut off.
+#: Answered completely; refused with a status of 400 or more; left by the client as planned; over its deadline;
+#: disconnected.
 Outcome = Literal["answered", "refused", "left", "stuck", "broken"]
 #: Key, method, path and body of a request.
 Request = tuple[str, str, str, dict[str, Any] | None]
@@ -27,7 +28,7 @@ Request = tuple[str, str, str, dict[str, Any] | None]
 
 @dataclass(frozen=True)
 class Reply:
-    """The result of one request; `first_s` and `total_s` are seconds to the first text of a stream and to the end."""
+    """The result of one request; `first_s` and `total_s` are the seconds to a stream's first text and to the end."""
 
     outcome: Outcome
     status: int
@@ -40,7 +41,7 @@ class Reply:
 async def ask(
     client: httpx.AsyncClient, request: Request, deadline_s: float = 120.0, leave_after: int | None = None
 ) -> Reply:
-    """Sends a request and reads its reply; hangs up once `leave_after` bytes of the reply have arrived."""
+    """Sends a request and reads its reply; disconnects once `leave_after` bytes of the reply have arrived."""
     key, method, path, body = request
     started, status, first_s, error = time.perf_counter(), 0, None, ""
     content = bytearray()
@@ -75,25 +76,30 @@ def _has_text(block: bytes) -> bool:
 class Task:
     """A load for the client process."""
 
-    urls: Sequence[str]  #: of the servers, which get requests in turn
+    urls: Sequence[str]  #: of the servers, which receive requests in turn
     requests: Sequence[Request]
-    connections: int = 1  #: requests in flight to each server
-    seconds: float = 0.0  #: ask again from the beginning for so long; 0: each request once
-    rate: float = 0.0  #: requests a second at random moments, ended or not; 0: each as soon as another has ended
+    connections: int = 1  #: concurrent requests to each server
+    seconds: float = 0.0  #: duration, with the requests repeated from the beginning; 0: each request once
+    rate: float = 0.0  #: requests per second at random times, open loop; 0: each as soon as another has ended
 
 
 @dataclass
 class Taken:
-    """Seconds of each request, of its first text and of all; the client's own processor seconds."""
+    """Seconds of each request, to its first text, and of the whole load; the client's own processor seconds."""
 
     each: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     seconds: float = 0.0
     cpu_s: float = 0.0
 
+    @property
+    def percentiles_ms(self) -> list[float]:
+        """The 50th and the 95th percentile of a request's milliseconds."""
+        return [float(seconds) * 1e3 for seconds in np.percentile(self.each, [50, 95])]
+
 
 class ClientProcess:
-    """The client in a process of its own."""
+    """The client in a separate process."""
 
     def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(1, get_context("spawn"))
@@ -116,7 +122,9 @@ def _run(task: Task) -> Taken:
 async def _load(task: Task) -> Taken:
     taken = Taken()
     limits = httpx.Limits(max_connections=None)
-    clients = [httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=limits) for url in task.urls]
+    clients = [
+        httpx.AsyncClient(base_url=url, timeout=120, verify=False, trust_env=False, limits=limits) for url in task.urls
+    ]
     numbered = enumerate(itertools.cycle(task.requests) if task.seconds else task.requests)
 
     async def one(number: int, request: Request) -> None:

@@ -45,7 +45,7 @@ class Running:
         return self.process.wait(10)
 
     def is_ready(self) -> bool:
-        """True when it does its work."""
+        """True once it can do its work."""
         if not self.url:
             return self.log.with_suffix(".ready").exists()
         try:
@@ -56,7 +56,7 @@ class Running:
 
 @dataclass
 class Processes:
-    """Starts roles on one database and broker; a context that kills whatever is left."""
+    """Starts roles on one database and broker; as a context manager, kills those still running at the end."""
 
     folder: Path  #: of their logs
     settings: dict[str, str] = field(default_factory=dict)  #: environment variables of all of them
@@ -76,7 +76,7 @@ class Processes:
         return self.start_all(1, role, module, **settings)[0]
 
     def start_all(self, count: int, role: str, module: Sequence[str] = (), **settings: str) -> list[Running]:
-        """Starts several at once; `module` with its arguments is run in place of `cli.main <role>`.
+        """Starts several processes in parallel; `module` with its arguments replaces `cli.main <role>`.
 
         Raises: RuntimeError: one ended, or was not ready in time; with the end of its log.
         """
@@ -110,7 +110,7 @@ class Processes:
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """Processor seconds so far of processes and everything that they have started."""
+    """Processor seconds used so far by processes and all their descendants."""
     total = 0.0
     for pid in pids:
         root = psutil.Process(pid)
@@ -118,14 +118,14 @@ def cpu_s(pids: Iterable[int]) -> float:
             try:
                 times = member.cpu_times()
             except psutil.NoSuchProcess:
-                continue  # it ended just now; its parent has its time
+                continue  # it has just ended; its time counts in its parent's
             total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
 @dataclass(frozen=True)
 class Database:
-    """A migrated database, its server's process id, and an empty folder for anything."""
+    """A migrated database, its server's process id, and an empty folder for other files."""
 
     url: str
     sessions: SessionFactory

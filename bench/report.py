@@ -1,4 +1,4 @@
-"""The one form in which every measurement reports: a table with its bounds, printed and kept as JSON."""
+"""The report of every measurement: a table of figures and their bounds, printed and saved as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """Values for the report's columns, perhaps fewer; `must` is the bound of the last one."""
+    """Values for the report's columns, or for the first of them; `must` is the bound of the last value."""
 
     figure: str
     values: tuple[float | None, ...]
@@ -27,7 +27,7 @@ class Row:
 
 @dataclass
 class Report:
-    """Figures with what they must be."""
+    """Figures with their bounds."""
 
     name: str  #: of the JSON file
     title: str
@@ -45,18 +45,19 @@ class Report:
         must = " and ".join(f"{sign} {bound:g}" for sign, bound in (("≥", least), ("≤", most)) if bound is not None)
         self.rows.append(Row(figure, values, unit, must, held))
 
-    def add_by_count(self, figure: str, by_count: Mapping[int, float], unit: str = "") -> None:
-        """Appends one value for each number of processes, then each ratio to the first; see `count_columns`."""
-        first, *others = by_count.values()
-        self.add(figure, first, *others, *(value / first if first else None for value in others), unit=unit)
+    def add_by_count(self, what: str, by_count: Mapping[int, Mapping[str, float]]) -> None:
+        """Appends each figure for every number of processes, then its ratios to the first; see `count_columns`."""
+        for figure in next(iter(by_count.values())):
+            first, *others = (figures[figure] for figures in by_count.values())
+            self.add(f"{what}: {figure}", first, *others, *(value / first if first else None for value in others))
 
     @property
     def failed(self) -> list[str]:
-        """Rows out of their bounds."""
+        """Figures that miss their bounds."""
         return [row.figure.strip() for row in self.rows if not row.held]
 
     def show(self, folder: Path) -> None:
-        """Prints the table and what missed its bounds; writes `<name>.json`."""
+        """Prints the table and the missed bounds; writes `<name>.json`."""
         table = Table("figure", title=f"{self.name}: {self.title}", title_justify="left")
         for column in (*self.columns, "unit", "must"):
             table.add_column(column, justify="right" if column in self.columns else "left", no_wrap=True)

@@ -1,14 +1,17 @@
-"""Settings that every process shares: where the database and the broker are."""
+"""Settings that processes share: where the database and the broker are, which model runs and on what."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from pathlib import Path
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AliasChoices, AliasGenerator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
+
+from profiles.data_dir import default_model_cache
 
 _POSTGRES = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
 _BROKERS = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "unix")
@@ -62,6 +65,54 @@ class DatabaseSettings(BaseSettings):
         if parsed.scheme not in _BROKERS:
             raise ValueError(f"must begin with one of {', '.join(_BROKERS)}, got the scheme {parsed.scheme!r}")
         return url
+
+
+class ModelSettings(BaseSettings):
+    """The model of a process, an API or a worker; one of both inherits these and adds its own.
+
+    `ALIGNEZ_MODEL` and the like set a value for all processes, `ALIGNEZ_API_MODEL` and `ALIGNEZ_WORKER_MODEL` for one
+    kind.
+    """
+
+    #: Name of the catalogue, GGUF file, model directory or hub id; None is the shipped persona-nano. `fake:` (with
+    #: `?step_s=0.01&n_layers=4`) is the model-free engine, for tests of everything around an engine.
+    model: str | None = None
+    #: The name that clients and profiles know the base model by; None takes the engine's.
+    model_name: str | None = None
+    #: Commit or tag of a hub id.
+    model_revision: str | None = None
+    #: Directory of models converted from GGUF files, which `alignez models add` fills.
+    model_cache: Path = Field(default_factory=default_model_cache)
+    #: Module path of one block's MLP, with "{layer}", for an architecture that the engine does not list.
+    mlp_path: str | None = None
+    #: "auto" takes the tokenizer's chat template if it has one. A profile fits the format that it was fitted with, so
+    #: API and workers need the same.
+    prompt_format: Literal["auto", "plain", "chat"] = "auto"
+    #: "vllm" needs vLLM 0.32 in this environment (`make setup-vllm`) and chooses the device itself. API and workers
+    #: need not run the same engine.
+    engine: Literal["transformers", "vllm"] = "transformers"
+    #: vLLM: plans in use at once (None: twice the requests of a batch), their rank, GPUs of one process, compilation.
+    vllm_slots: int | None = Field(None, ge=1, le=65536)
+    vllm_rank: int = Field(4, ge=1, le=8)
+    vllm_tensor_parallel: int = Field(1, ge=1, le=64)
+    vllm_compile: bool = True
+    device: str = "cpu"
+    #: float32, bfloat16 or float16; "auto" is what suits model and device.
+    dtype: str = "auto"
+    #: CPU threads of the model; None leaves torch's choice. An API's event loop needs a core of its own.
+    threads: int | None = Field(None, ge=1, le=1024)
+
+
+def shared_names(prefix: str) -> AliasGenerator:
+    """Environment variables of a process's settings: `prefix` and the field, or `ALIGNEZ_` for those of the model."""
+
+    def names(field: str) -> AliasChoices:
+        variables = [f"{prefix}{field.upper()}"]
+        if field in ModelSettings.model_fields:
+            variables.append(f"ALIGNEZ_{field.upper()}")
+        return AliasChoices(*variables, field)
+
+    return AliasGenerator(validation_alias=names)
 
 
 def read_settings(kind: type[S]) -> S:

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from alignez_core.engines.load import load_engine
 from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import ModelNotFound
 from alignez_core.models.catalogue import CATALOGUE
-from api.loading import load_engine as load_api_engine
 from api.settings import ApiSettings
+from profiles.settings import ModelSettings
 from worker.engine import load_engine as load_worker_engine
 from worker.settings import WorkerSettings
 
 PROCESSES = [
-    pytest.param(lambda: load_api_engine(ApiSettings()), "API", id="api"),
+    pytest.param(lambda: load_engine(ApiSettings().engine_options()), "API", id="api"),
     pytest.param(lambda: load_worker_engine(WorkerSettings()), "WORKER", id="worker"),
 ]
 
@@ -70,6 +71,18 @@ def test_a_name_of_the_catalogue_is_looked_up_in_the_cache_of_either_process(
     assert (given["path"], given["dtype"]) == (str(tmp_path / model.sha256 / model.name), "auto")
 
 
+@pytest.mark.parametrize("name", [name for name in ModelSettings.model_fields if name != "prompt_format"])
+def test_every_setting_of_the_model_is_taken_for_all_processes_and_for_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, own = {"engine": ("vllm", "transformers"), "vllm_compile": ("false", "true")}.get(name, ("3", "5"))
+    monkeypatch.setenv(f"ALIGNEZ_{name.upper()}", shared)
+    monkeypatch.setenv(f"ALIGNEZ_API_{name.upper()}", own)
+    api, worker = ApiSettings(), WorkerSettings()
+    assert [str(getattr(each, name)).lower() for each in (api, worker)] == [own, shared]
+    assert api.engine_options() != worker.engine_options()
+
+
 def test_an_unknown_prompt_format_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNEZ_PROMPT_FORMAT", "poem")
     for settings in (ApiSettings, WorkerSettings):
@@ -83,7 +96,5 @@ def test_vllm_where_it_is_not_installed_is_one_line_that_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "alignez_core.engines.vllm.engine", None)
     monkeypatch.setenv(f"ALIGNEZ_{process}_ENGINE", "vllm")
-    with pytest.raises(
-        ModelNotFound, match=f"^ALIGNEZ_{process}_ENGINE=vllm needs vLLM 0.32 .* see `make setup-vllm`$"
-    ):
+    with pytest.raises(ModelNotFound, match=r"^the vllm engine needs vLLM 0.32 .* see `make setup-vllm`$"):
         load()

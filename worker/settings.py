@@ -1,66 +1,32 @@
 """Settings of the worker and relay processes, read once at their start (prefix `ALIGNEZ_WORKER_`).
 
-Database and broker are shared with the API and live in `profiles/settings.py` (prefix `ALIGNEZ_`).
+Those of database, broker and model live in `profiles/settings.py`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
 
-from profiles.data_dir import default_model_cache
+from alignez_core.engines.load import EngineOptions
 from profiles.delivery.celery_queue import FIT_QUEUE
 from profiles.fitting.claims import MAX_FAILURES
+from profiles.settings import ModelSettings, shared_names
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(ModelSettings):
     """Settings of one worker (one process with a model, under one Celery parent) and of the relay."""
 
-    model_config = SettingsConfigDict(env_prefix="ALIGNEZ_WORKER_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ALIGNEZ_WORKER_",
+        alias_generator=shared_names("ALIGNEZ_WORKER_"),
+        extra="ignore",
+        populate_by_name=True,
+    )
 
-    #: Name of the catalogue, GGUF file, model directory or hub id; None is the shipped persona-nano. `ALIGNEZ_MODEL`
-    #: names it for all processes.
-    #: `fake:` (with `?step_s=0.01&n_layers=4`) is the model-free engine, for tests of everything around an engine.
-    model: str | None = Field(None, validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL", "ALIGNEZ_MODEL", "model"))
-    #: The name that profiles know the base model by; None takes the engine's.
-    model_name: str | None = Field(
-        None, validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL_NAME", "ALIGNEZ_MODEL_NAME", "model_name")
-    )
-    model_revision: str | None = Field(
-        None,
-        validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL_REVISION", "ALIGNEZ_MODEL_REVISION", "model_revision"),
-    )
-    #: Directory of models converted from GGUF files, which `alignez models add` fills.
-    model_cache: Path = Field(
-        default_factory=default_model_cache,
-        validation_alias=AliasChoices("ALIGNEZ_WORKER_MODEL_CACHE", "ALIGNEZ_MODEL_CACHE", "model_cache"),
-    )
-    #: Module path of one block's MLP, with "{layer}", for an architecture that the engine does not list.
-    mlp_path: str | None = Field(
-        None, validation_alias=AliasChoices("ALIGNEZ_WORKER_MLP_PATH", "ALIGNEZ_MLP_PATH", "mlp_path")
-    )
-    #: "auto" takes the tokenizer's chat template if it has one. A profile fits the format that it was fitted with, so
-    #: API and workers need the same.
-    prompt_format: Literal["auto", "plain", "chat"] = Field(
-        "auto",
-        validation_alias=AliasChoices("ALIGNEZ_WORKER_PROMPT_FORMAT", "ALIGNEZ_PROMPT_FORMAT", "prompt_format"),
-    )
-    #: What runs the model. "vllm" needs vLLM 0.32 in this environment (`make setup-vllm`); `device` is then vLLM's own.
-    #: API and workers need not run the same.
-    engine: Literal["transformers", "vllm"] = "transformers"
-    #: vLLM: plans in use at once (None: twice as many as rows), their rank, GPUs of one worker, whether it compiles.
-    vllm_slots: int | None = Field(None, ge=1, le=65536)
-    vllm_rank: int = Field(4, ge=1, le=8)
-    vllm_tensor_parallel: int = Field(1, ge=1, le=64)
-    vllm_compile: bool = True
-    device: str = "cpu"
-    #: float32, bfloat16 or float16; "auto" is what suits model and device.
-    dtype: str = "auto"
-    #: CPU threads of the model; None leaves torch's choice.
-    threads: int | None = Field(None, ge=1)
+    #: Requests in one batch.
     max_batch: int = Field(64, ge=1, le=4096)
     #: How far the model's process steps back (nice) where it shares processors with an API: live traffic goes before
     #: fits and evaluations.
@@ -97,3 +63,23 @@ class WorkerSettings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+
+    def engine_options(self) -> EngineOptions:
+        """Options of this worker's engine."""
+        return EngineOptions(
+            model=self.model,
+            model_cache=self.model_cache,
+            name=self.model_name,
+            revision=self.model_revision,
+            engine=self.engine,
+            prompt_format=self.prompt_format,
+            mlp_path=self.mlp_path,
+            device=self.device,
+            dtype=self.dtype,
+            threads=self.threads,
+            max_running=self.max_batch,
+            vllm_slots=self.vllm_slots,
+            vllm_rank=self.vllm_rank,
+            vllm_tensor_parallel=self.vllm_tensor_parallel,
+            vllm_compile=self.vllm_compile,
+        )

@@ -1,4 +1,4 @@
-"""The state of one choice while it is generated, and how it reads in OpenAI's shapes."""
+"""The state of one choice while it is generated, and its representation in OpenAI's formats."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _UTF_8 = codecs.getincrementaldecoder("utf-8")
 
 @dataclass
 class Answer:
-    """One choice: what has come of it so far. Text is kept only when the reply is sent whole."""
+    """One choice and its progress. `parts` holds the text, unless the reply is streamed."""
 
     prompt_tokens: int
     tokens: int = 0
     finish_reason: str | None = None
     parts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    #: Of the tokens whose log-probabilities have been reported (`text_offset` of completions).
+    #: Characters of all tokens whose log-probabilities have been reported (`text_offset` of completions).
     characters: int = 0
     _decoder: codecs.IncrementalDecoder = field(default_factory=lambda: _UTF_8("replace"))
 
     def add(self, chunk: StreamChunk) -> None:
-        """Counts a chunk in."""
+        """Adds a chunk: tokens, log-probabilities and finish reason."""
         self.tokens += len(chunk.token_ids)
         if chunk.logprobs:
             self.logprobs.extend(chunk.logprobs)
@@ -50,7 +50,7 @@ class Answer:
         return completion_logprobs(taken, [self._pass(entry.raw) for entry in taken])
 
     def _pass(self, raw: bytes) -> int:
-        """The characters before a token, which then is counted too; a character counts with its last byte."""
+        """Returns the number of characters before a token, and adds the token's own, at the last byte of each."""
         before = self.characters
         self.characters += len(self._decoder.decode(raw))
         return before
@@ -58,7 +58,7 @@ class Answer:
 
 @dataclass
 class Timing:
-    """Tells the metrics, and the trace, when a response's first and last tokens came."""
+    """Records the times of a response's first and last token in metrics and trace."""
 
     metrics: Metrics
     started: float
@@ -68,12 +68,12 @@ class Timing:
     _open: bool = True
 
     def begin(self, span: Span) -> None:
-        """The engine has the request."""
+        """Records that the engine has the request."""
         self.span = span
         self.metrics.waiting.inc()
 
     def token(self) -> None:
-        """A token came; only the first one counts here."""
+        """Records the first token; ignores later ones."""
         if self.first is None and self._open:
             self.first = time.perf_counter()
             self.metrics.waiting.dec()
@@ -82,12 +82,12 @@ class Timing:
             self.span.add_event("first_token")
 
     def queued(self, seconds: float) -> None:
-        """Records how long a choice waited to be let into the engine's batch."""
+        """Records the time that a choice waited for admission to the engine's batch."""
         self.metrics.queue_seconds.observe(seconds)
         self.queued_s = max(seconds, self.queued_s or 0.0)
 
     def end(self, answers: list[Answer]) -> bool:
-        """The response is over, whole or broken off; returns False when that was known already."""
+        """Records the end of a response, complete or aborted; returns False if it was recorded before."""
         if not self._open:
             return False
         self._open = False
@@ -116,12 +116,12 @@ class Timing:
                 }
             )
             if self.queued_s is not None:
-                self.span.set_attribute("gen_ai.latency.time_in_queue", self.queued_s)  # the name that vLLM gives it
+                self.span.set_attribute("gen_ai.latency.time_in_queue", self.queued_s)  # vLLM's name
         self.span.end()
 
 
 def usage(answers: list[Answer], prompts: int = 1) -> dict[str, int]:
-    """OpenAI's token counts; a prompt counts once, however many choices continue it.
+    """OpenAI's token counts; a prompt counts once, whatever its number of choices.
 
     Args:
         prompts: answers come in `prompts` groups of equal length, one group per prompt.
@@ -135,12 +135,12 @@ def usage(answers: list[Answer], prompts: int = 1) -> dict[str, int]:
 def usage_by_profile(
     answers: list[Answer], profiles: list[UUID | None], prompts: int = 1
 ) -> dict[UUID | None, tuple[int, int]]:
-    """Profile (None: the bare base model) → prompt tokens read and tokens made.
+    """Profile (None: the bare base model) → prompt tokens and generated tokens.
 
-    A prompt counts once for each profile that answers it, however many choices it gets.
+    A prompt counts once for each profile that answers it, whatever its number of choices.
 
     Args:
-        profiles: whose behaviour each answer took on. prompts: as for `usage`.
+        profiles: the profile of each answer. prompts: as for `usage`.
     """
     per_prompt = len(answers) // prompts
     read: dict[UUID | None, dict[int, int]] = {}
@@ -152,7 +152,7 @@ def usage_by_profile(
 
 
 def chat_logprobs(entries: list[TokenLogprob]) -> dict[str, Any]:
-    """OpenAI's chat form."""
+    """Log-probabilities in the format of chat completions."""
     return {
         "content": [
             {**_chat_token(entry), "top_logprobs": [_chat_token(other) for other in entry.top]} for entry in entries
@@ -162,15 +162,15 @@ def chat_logprobs(entries: list[TokenLogprob]) -> dict[str, Any]:
 
 
 def completion_logprobs(entries: list[TokenLogprob], offsets: list[int]) -> dict[str, Any]:
-    """OpenAI's older form of text completions.
+    """Log-probabilities in the older format of text completions.
 
     Args:
-        offsets: per token, the characters of text before it.
+        offsets: for each token, the number of characters before it.
     """
     return {
         "tokens": [_label(entry) for entry in entries],
         "token_logprobs": [_finite(entry.logprob) for entry in entries],
-        # The chosen token is always there, so a sampled one may come beside as many as were asked for.
+        # The chosen token is always included, so there may be one more than requested.
         "top_logprobs": [{_label(other): _finite(other.logprob) for other in (*entry.top, entry)} for entry in entries],
         "text_offset": offsets,
     }
@@ -181,7 +181,7 @@ def _chat_token(entry: TokenLogprob) -> dict[str, Any]:
 
 
 def _label(entry: TokenLogprob) -> str:
-    """A token as text, or as OpenAI's older form writes bytes that are no text: `bytes:\\xf0\\x9f`."""
+    """A token as text, or `bytes:\\xf0\\x9f`, OpenAI's older notation for bytes that are not valid UTF-8."""
     try:
         entry.raw.decode()
     except UnicodeDecodeError:
@@ -190,5 +190,5 @@ def _label(entry: TokenLogprob) -> str:
 
 
 def _finite(logprob: float) -> float:
-    # A token that sampling excluded has log-probability −inf, which JSON cannot say; OpenAI writes −9999.
+    # A token excluded from sampling has log-probability −inf, which JSON cannot express; OpenAI sends −9999.
     return max(logprob, -9999.0)

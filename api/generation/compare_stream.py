@@ -1,8 +1,8 @@
-"""A comparison's events, and its reply as one object."""
+"""A comparison as a stream of events, and as one JSON object."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from api.generation.compare_schemas import Column, Comparison
 from api.generation.run import Generation
@@ -11,7 +11,7 @@ from api.http.sse import dumps, event
 
 
 async def comparison(generation: Generation, names: Sequence[str], seed: int) -> Comparison:
-    """The reply when every column has ended."""
+    """The reply, once every column has ended."""
     reply = await generation.collect()
     return Comparison(
         id=reply["id"],
@@ -33,8 +33,8 @@ async def comparison(generation: Generation, names: Sequence[str], seed: int) ->
     )
 
 
-async def compare_events(generation: Generation, names: Sequence[str], seed: int) -> AsyncIterator[bytes]:
-    """Columns as they grow; blocks of server-sent events. Raises: as `Generation.open`, before the first block."""
+async def compare_events(generation: Generation, names: Sequence[str], seed: int) -> AsyncGenerator[bytes, None]:
+    """Blocks of server-sent events of all columns. Raises: as `Generation.open`, before the first block."""
     await generation.open()
     columns = [{"index": i, "name": name} for i, name in enumerate(names)]
     heads = [f'event: token\ndata: {dumps(column)[:-1]},"text":' for column in columns]

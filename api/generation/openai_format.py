@@ -1,4 +1,4 @@
-"""OpenAI's reply shapes, for the OpenAPI file only: replies are built as plain dictionaries."""
+"""Schemas of OpenAI's replies, for the OpenAPI file only: replies are built as plain dictionaries."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pydantic import BaseModel, Field
 
 
 class Applied(BaseModel):
-    """The personalisation of an answer; all null for the bare base model, but for `profile` and `reason` where an end
-    user's profile has no default version."""
+    """The personalisation of an answer. All fields are null for the bare base model; if an end user's profile has no
+    default version, `profile` and `reason` are set."""
 
     profile: str | None
     version: int | None
     sha256: str | None
     neighbors: list[str] | None
     edit_ratio: float | None
-    prefix_tokens: int | None = Field(description="of the prompt, by the profile's prefix")
+    prefix_tokens: int | None = Field(description="tokens that the profile's prefix adds to the prompt")
     reason: Literal["no_default_version"] | None = Field(
-        description="why an end user who has a profile was answered by the bare model"
+        description="why the bare model answered an end user who has a profile"
     )
 
 
@@ -42,7 +42,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """A whole answer."""
+    """A complete answer."""
 
     id: str
     object: Literal["chat.completion"]
@@ -61,7 +61,7 @@ class TextChoice(BaseModel):
 
 
 class TextCompletion(BaseModel):
-    """A whole continuation."""
+    """A complete continuation."""
 
     id: str
     object: Literal["text_completion"]

@@ -1,8 +1,8 @@
-"""From a selection to the edit and the prefix that a request runs with.
+"""Resolves a request's selection to the edit and the prefix that it runs with.
 
-One statement says which version it is. Only sample-conditional versions need more: the query's embedding (a forward
-pass, no connection held) and one statement that reads the nearest fit queries. A version never changes, so everything
-made from it alone is kept.
+One SQL statement finds the version. Only sample-conditional versions need more: the query's embedding (a forward pass,
+during which no connection is held) and one statement that reads the nearest fit queries. A version is immutable, so
+everything that depends on it alone is cached.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from alignez_core.prompts import Prefix
 from api.generation.blame import CHOICE, blaming
-from api.generation.plans import Loaded, Recent, edit_ratio, load_plans, loaded_bytes, plan_bytes
+from api.generation.plans import BoundedCache, Loaded, edit_ratio, load_plans, loaded_bytes, plan_bytes
 from api.generation.queries import SharedPasses
 from api.generation.selection import Selection
 from api.metrics import Metrics
@@ -50,13 +50,13 @@ log = structlog.get_logger("api")
 
 @dataclass(frozen=True)
 class Query:
-    """The text or token ids that a request is looked up with.
+    """The text or token ids that a request's lookup uses.
 
-    Both are kept, because encoders beside the language model read text only.
+    Both are kept, because separate query encoders take text only.
 
     Args:
         text: a chat's last question, or a text completion's prompt; None when the prompt came as token ids.
-        ids: a text completion's prompt, which the model reads as it stands; None: the text, wrapped as in the fit.
+        ids: a text completion's prompt, used unchanged; None: the text is used, wrapped as in the fit.
     """
 
     text: str | None
@@ -64,22 +64,22 @@ class Query:
 
     @property
     def is_empty(self) -> bool:
-        """True if there is nothing to look up."""
+        """True if there is no text and no token to look up."""
         return not (self.text if self.ids is None else self.ids)
 
 
 @dataclass(frozen=True)
 class Personalisation:
-    """The edit and prefix of one answer, and the report on them in its reply.
+    """The edit and prefix of one answer, and their description in the reply.
 
-    `edit_ratio` is how far the edit moves the model at the query's last token: ‖y − x‖ / ‖x‖, mean over the edited
-    layers, x the MLP output for the bare, wrapped query. It needs a forward pass that only sample-conditional requests
-    make anyway; otherwise it is None.
+    `edit_ratio` is the relative change that the edit makes at the query's last token: ‖y − x‖ / ‖x‖, mean over the
+    edited layers, where x is the MLP output for the wrapped query without an edit. It takes a forward pass, which only
+    sample-conditional requests make; it is None for all others.
 
     Args:
         kind: "none", "global" (one edit for every query), "conditional" (an edit by lookup) or "prefix" (no edit).
-        prefix: put before the conversation. prefix_tokens: by which it makes the prompt longer; known when rendered.
-        reason: why an end user with a profile is answered by the bare model.
+        prefix: put before the conversation. prefix_tokens: its length in the prompt, known once it is rendered.
+        reason: why an end user who has a profile is answered by the bare model.
     """
 
     kind: str = "none"
@@ -113,9 +113,9 @@ BARE = Personalisation()
 async def personal_of(
     personaliser: Personaliser, caller: Caller, selection: Selection, query: Query
 ) -> Personalisation:
-    """The personalisation of a selection; the bare model costs nothing, anything else goes to a thread.
+    """The personalisation of a selection; runs in a thread unless the selection is the bare model.
 
-    Raises: as `Personaliser.personalise`; errors about the choice name the field that made it.
+    Raises: as `Personaliser.personalise`; an error about the profile names the request's field that chose it.
     """
     if selection.is_bare:
         return BARE
@@ -124,10 +124,10 @@ async def personal_of(
 
 
 class _Encoder:
-    """A query encoder that is loaded at its first use.
+    """A query encoder, loaded at its first use.
 
-    It has a lock of its own: tokenizers must not be used from two threads at once, and loading takes seconds in which
-    requests that need no encoder, or another one, must not wait.
+    Each has its own lock: a tokenizer is not thread-safe, and loading takes seconds, during which requests that need
+    another encoder or none must not wait.
     """
 
     def __init__(self, name: str, engine: Engine) -> None:
@@ -137,7 +137,7 @@ class _Encoder:
         self._encoder: QueryEncoder | None = None
 
     def encode(self, text: str) -> Tensor:
-        """(E,) float32, unit length. Raises: ModelNotFound: it cannot be loaded; the next request tries again."""
+        """(E,) float32, unit length. Raises: ModelNotFound: the encoder cannot be loaded; the next request retries."""
         from alignez_core.embeddings import make_encoder
 
         with self._lock:
@@ -147,7 +147,7 @@ class _Encoder:
 
 
 class Personaliser:
-    """Compiles edits for one engine. Safe to call from any thread."""
+    """Compiles the edits of requests to one engine. Thread-safe."""
 
     def __init__(
         self,
@@ -162,14 +162,14 @@ class Personaliser:
         self._engine = engine
         self._sessions = sessions
         self._metrics = metrics
-        self._versions: Recent[UUID, Loaded] = Recent(cache_size, cache_bytes, loaded_bytes)
-        self._doses: Recent[tuple[UUID, int, float], EditPlan] = Recent(cache_size, cache_bytes, plan_bytes)
+        self._versions: BoundedCache[UUID, Loaded] = BoundedCache(cache_size, cache_bytes, loaded_bytes)
+        self._doses: BoundedCache[tuple[UUID, int, float], EditPlan] = BoundedCache(cache_size, cache_bytes, plan_bytes)
         self._passes = SharedPasses(engine)
         self._encoders: dict[str, _Encoder] = {}
         self._lock = threading.Lock()
 
     def personalise(self, caller: Caller, selection: Selection, query: Query) -> Personalisation:
-        """The edit for one request; blocks for the database and, sample-conditional, for one forward pass.
+        """The personalisation of one request; blocks on the database and, if sample-conditional, on one forward pass.
 
         Raises: NotFound: profile, alias or version, also a foreign one. VersionNotReady. NoDefaultVersion.
             ModelMismatch: the version was fitted on another model than the one that is served.
@@ -181,7 +181,7 @@ class Personaliser:
 
     def _personalise(self, caller: Caller, selection: Selection, query: Query) -> Personalisation:
         started = time.perf_counter()
-        # Not one transaction: which version is one statement, and what is read of a version never changes.
+        # Several transactions are safe: one statement resolves the version, and the content of a version is immutable.
         with UnitOfWork.reading(self._sessions) as uow:
             picked = _pick(uow, caller, selection)
             if picked is None:
@@ -208,16 +208,16 @@ class Personaliser:
             prefix=loaded.prefix,
         )
         if dose == 0:
-            said = replace(said, prefix=None)  # strength 0 is the bare model, whatever the version holds
+            said = replace(said, prefix=None)  # strength 0 means the bare model, for prefixes too
         if not loaded.edits:
             return replace(said, kind="none" if said.prefix is None else "prefix")
-        # Token ids say nothing to an encoder other than the model; then the first edit serves.
+        # A separate encoder cannot read token ids; the version's first edit is used then.
         readable = query.text is not None or loaded.config.query_encoder == LM_ENCODER
         if loaded.lookup != "none" and readable and not query.is_empty:
             try:
                 return self._conditional(said, picked.version_id, loaded, dose, query)
             except DegenerateEmbeddings as error:
-                # These few neighbours define no direction; all fit queries together did, when the version was made.
+                # These neighbours define no direction, but all fit queries together did during the fit.
                 log.warning("conditional_fallback", version=str(picked.version_id), reason=str(error))
         return replace(said, kind="global", plan=self._dose(picked.version_id, loaded, 0, dose))
 
@@ -279,7 +279,7 @@ class Personaliser:
 
 
 def _pick(uow: UnitOfWork, caller: Caller, selection: Selection) -> ResolvedVersion | Unserved | None:
-    """The version that the selection means; None when its end user has no profile."""
+    """The version that the selection names; None when its end user has no profile."""
     if selection.profile is None:
         return resolve_for_user(uow, caller, selection.end_user) if selection.end_user is not None else None
     return pick_version(

@@ -1,12 +1,13 @@
-"""A version as serving keeps it: its edits and prefix in the core's types, and their doses."""
+"""A profile version in the core's types, as requests use it, and the cache that holds versions and their edits."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from cachetools import LRUCache
 
 from alignez_core.prompts import Prefix
 from alignez_core.spec.config import FitConfig
@@ -22,49 +23,40 @@ _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 
 
-class Recent(Generic[_K, _V]):
-    """The values used last, at most so many and so many bytes of them. Safe from any thread.
+class BoundedCache(Generic[_K, _V]):
+    """A thread-safe LRU cache, bounded both by the number of its values and by their bytes.
 
     Args:
-        size: values at most. max_bytes: of all together; one that is larger by itself is kept alone.
-        bytes_of: a value's size.
+        size: maximum number of values.
+        max_bytes: maximum of all values together; a larger value is cached alone.
+        bytes_of: returns the size of a value.
     """
 
     def __init__(self, size: int, max_bytes: int, bytes_of: Callable[[_V], int]) -> None:
         self._size = size
-        self._max_bytes = max_bytes
-        self._bytes_of = bytes_of
-        self._held = 0
-        self._values: OrderedDict[_K, _V] = OrderedDict()
+        self._values: LRUCache[_K, _V] = LRUCache(max_bytes, lambda value: min(bytes_of(value), max_bytes))
         self._lock = threading.Lock()
 
     def get(self, key: _K) -> _V | None:
-        """The value, which then is the one used last."""
+        """The cached value, which becomes the most recently used one, or None."""
         with self._lock:
-            found = self._values.get(key)
-            if found is not None:
-                self._values.move_to_end(key)
-            return found
+            return self._values.get(key)
 
     def put(self, key: _K, value: _V) -> None:
-        """Keeps a value, at the cost of those that were not used for longest."""
+        """Caches a value, and evicts the least recently used ones beyond the bounds."""
         with self._lock:
-            if key in self._values:
-                self._held -= self._bytes_of(self._values.pop(key))
             self._values[key] = value
-            self._held += self._bytes_of(value)
-            while len(self._values) > 1 and (len(self._values) > self._size or self._held > self._max_bytes):
-                _, dropped = self._values.popitem(last=False)
-                self._held -= self._bytes_of(dropped)
+            while len(self._values) > self._size:
+                self._values.popitem()
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A version as requests need it.
+    """A version in the core's types.
 
     Args:
-        edits: of each group of fit queries, at strength 1; none for a prefix alone.
-        lookup: what a request looks up among the fit queries.
+        edits: one for each group of fit queries, at strength 1; empty if the version has a prefix only.
+        lookup: the kind of lookup that a request makes among the fit queries.
     """
 
     config: FitConfig
@@ -75,7 +67,7 @@ class Loaded:
     prefix: Prefix | None
 
     def plan(self, group: int, strength: float) -> EditPlan:
-        """A group's edit at a dose."""
+        """The edit of a group at a strength."""
         from alignez_core.methods.base import plan_at
 
         return plan_at(self.method, self.config, self.edits[group], strength)
@@ -87,14 +79,14 @@ class Loaded:
         return vote(near.groups, [float(similarity) for similarity in near.similarities])
 
     def own_plan(self, near: Neighbourhood, strength: float) -> EditPlan:
-        """The edit that the nearest fit queries themselves define. Raises: DegenerateEmbeddings: they define none."""
+        """The edit computed from the nearest fit queries. Raises: DegenerateEmbeddings: they define no direction."""
         from alignez_core.methods.alignez import neighbor_plan
 
         return neighbor_plan(self.config, self.layers, _required(near.help), _required(near.harm), strength)
 
 
 def load_plans(active: ActiveProfile) -> Loaded:
-    """A stored version in the core's types."""
+    """Converts a stored version to the core's types."""
     from alignez_core.editing import EditPlan
 
     edits = tuple(
@@ -110,12 +102,12 @@ def load_plans(active: ActiveProfile) -> Loaded:
 
 
 def loaded_bytes(loaded: Loaded) -> int:
-    """Bytes of a version's edits."""
+    """Size of a version's edits in bytes."""
     return sum(plan_bytes(plan) for plan in loaded.edits)
 
 
 def plan_bytes(plan: EditPlan) -> int:
-    """Bytes of one edit; a dose shares U and c with the version's own, which counts them twice."""
+    """Size of one edit in bytes. An edit at another strength shares U and c with the version's own; both count them."""
     return 4 * (plan.U.numel() + plan.V.numel() + plan.c.numel())
 
 
@@ -124,7 +116,7 @@ def edit_ratio(plan: EditPlan, x: Tensor) -> float | None:
 
     Args:
         x: (L_all, D) MLP outputs of every layer at one position.
-    Returns: None when an edited layer's output is zero, so that there is nothing to compare with.
+    Returns: None when the output of an edited layer is zero, because the ratio is undefined then.
     """
     import torch
 
@@ -140,7 +132,7 @@ def edit_ratio(plan: EditPlan, x: Tensor) -> float | None:
 def _tensor(array: Any) -> Tensor:
     import torch
 
-    # Without a copy where that is safe; torch must not wrap what is read-only.
+    # torch must not wrap a read-only array without a copy.
     return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
 
 

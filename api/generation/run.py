@@ -1,13 +1,13 @@
-"""From a parsed request to an answer: requests to the engine, then one JSON reply or a stream of events.
+"""Runs a parsed request: sends it to the engine, and answers with one JSON reply or a stream of events.
 
-Nothing here knows which engine runs or where profiles are stored; a request's edit arrives ready made.
+This module depends neither on the kind of engine nor on the storage of profiles: the edit is an input.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -37,7 +37,7 @@ COMPLETION_TOKENS = 16  #: OpenAI's default length of a text completion
 
 @dataclass(frozen=True)
 class Served:
-    """The parts of the process that answers are made with."""
+    """The process-wide objects that generation needs."""
 
     engine: Engine
     prompts: Prompts
@@ -45,10 +45,10 @@ class Served:
     pace: Pace
     usage: UsageMeter
     default_max_tokens: int
-    #: A stream that has nothing to send for so long sends a comment.
+    #: Seconds without a block after which a stream sends a comment.
     heartbeat_s: float
     tracer: Tracer = field(default_factory=NoOpTracer)
-    #: Tokens that the engine may hold for all requests; an answer of open length is not asked to be longer.
+    #: Tokens that the engine can hold for all requests; it bounds answers whose length the request leaves open.
     max_cache_tokens: int | None = None
 
 
@@ -78,10 +78,10 @@ def engine_requests(
 ) -> list[GenerationRequest]:
     """One request to the engine per choice; choice i samples with seed + i.
 
-    What the request does not say of sampling is the model's own (`EngineInfo.sampling_defaults`).
+    Sampling parameters that the request omits are the model's own (`EngineInfo.sampling_defaults`).
 
-    Raises: ContextTooLong: the prompt, with the tokens asked for, is over the context. ApiError: a stop token that the
-        vocabulary does not hold.
+    Raises: ContextTooLong: the prompt and the requested tokens exceed the context. ApiError: a stop token is not in
+        the vocabulary.
     """
     from alignez_core.engines.base import GenerationRequest
     from alignez_core.errors import ContextTooLong
@@ -107,7 +107,7 @@ def engine_requests(
             # OpenAI allows 0, which keeps one token.
             top_p=default.top_p if body.top_p is None else max(body.top_p, 1e-6),
             top_k=default.top_k if body.top_k is None else max(body.top_k, 0),
-            # Without a seed an answer is unpredictable; seeded choices differ from each other and repeat.
+            # Without a seed answers are random. With one, choices differ from each other and are reproducible.
             seed=None if body.seed is None else (body.seed + choice) & _SEED_MASK,
             stop=stops,
             stop_token_ids=stop_ids,
@@ -138,12 +138,12 @@ class Generation:
     """One request's answers while the engine makes them.
 
     Args:
-        model: the reply's model name.
-        prepare: looks up the personalisation and makes the requests to the engine; called once.
-        tenant_id: the tenant that the tokens are counted for, and whose requests take turns with other tenants'.
-        started: when the request came, by `time.perf_counter`.
+        model: the model name in the reply.
+        prepare: looks up the personalisation and makes the engine's requests; called once.
+        tenant_id: for token counts and for fair scheduling between tenants.
+        started: time of the request's arrival, by `time.perf_counter`.
         prompt_field: the request's field that errors about the prompt's length name.
-        prompts: how many prompts are continued, each by equally many choices.
+        prompts: number of prompts, each with the same number of choices.
     """
 
     served: Served
@@ -166,7 +166,7 @@ class Generation:
         self._closed = False
 
     async def open(self) -> None:
-        """Prepares the requests and hands them to the engine, all or none.
+        """Prepares the requests and submits them to the engine, all or none.
 
         Raises: what `prepare` raises; ContextTooLong, RequestTooLarge, EngineOverloaded, ModelMismatch, EngineClosed.
         """
@@ -175,7 +175,7 @@ class Generation:
             self.requests = [replace(each, group=str(self.tenant_id)) for each in requests]
             self.answers = [Answer(len(each.prompt)) for each in self.requests]
             self._start()
-        if self._closed:  # the client went away meanwhile
+        if self._closed:  # the client disconnected meanwhile
             self.close()
 
     def _start(self) -> None:
@@ -193,7 +193,7 @@ class Generation:
             self.served.metrics.edits.labels(personal.kind).inc()
 
     def _span(self) -> Span:
-        """The engine's part of the request, from the hand-over to the last token; names are OpenTelemetry's gen_ai."""
+        """The trace span from submission to the last token, with OpenTelemetry's gen_ai attributes."""
         operation = "chat" if self.shape.chat else "text_completion"
         span = self.served.tracer.start_span(f"{operation} {self.served.engine.info.name}")
         if span.is_recording():
@@ -209,13 +209,13 @@ class Generation:
         return span
 
     def close(self) -> None:
-        """Stops every answer within one step, also those that have not started yet. Safe to call twice."""
+        """Stops every answer within one step, also those that have not started. Idempotent."""
         self._closed = True
         for stream in self.streams:
             stream.close()
 
     async def respond(self, request: Request, *, stream: bool, include_usage: bool) -> Response:
-        """The whole reply, or the response that will stream it."""
+        """The complete reply, or a response that streams it."""
         if stream:
             request_id = request.state.request_id
             return EventStream(
@@ -228,7 +228,7 @@ class Generation:
             return JSONResponse(await self.collect())
 
     async def collect(self) -> dict[str, Any]:
-        """The reply as one object, when every answer has ended. Raises: as `open`."""
+        """The reply as one object, once every answer has ended. Raises: as `open`."""
         await self.open()
         try:
             for stream, answer in zip(self.streams, self.answers, strict=True):
@@ -249,13 +249,13 @@ class Generation:
         }
 
     def add(self, answer: Answer, chunk: StreamChunk) -> None:
-        """Counts a chunk in."""
+        """Adds a chunk to an answer, and records its time in the queue."""
         answer.add(chunk)
         if chunk.queued_s is not None:
             self.timing.queued(chunk.queued_s)
 
-    async def events(self, include_usage: bool) -> AsyncIterator[bytes]:
-        """Blocks of server-sent events, ending with `[DONE]`; an empty one when the engine has the request.
+    async def events(self, include_usage: bool) -> AsyncGenerator[bytes, None]:
+        """Blocks of server-sent events up to `[DONE]`; the first one is empty, once the engine has the request.
 
         Raises: as `open`, before the first block.
         """
@@ -284,14 +284,14 @@ class Generation:
             self.end()
 
     def _encode(self, pattern: EventPattern, index: int, chunk: StreamChunk, out: list[str]) -> None:
-        """Appends the events of one chunk. Text that is held back needs none; its log-probabilities wait for it."""
+        """Appends the events of one chunk; one without text has none, and its log-probabilities are sent later."""
         answer = self.answers[index]
         self.add(answer, chunk)
         if chunk.finish_reason is None and not answer.logprobs:
             if chunk.text:
                 out.append(pattern.text(chunk.text))
         elif chunk.finish_reason is not None:
-            # OpenAI's last chunk of a choice has an empty delta, so text goes before it.
+            # The last chunk of a choice has an empty delta in OpenAI's protocol, so remaining text is sent before it.
             logprobs = answer.take_logprobs(self.shape.chat)
             if self.shape.chat and (chunk.text or logprobs):
                 out.append(pattern.full(chunk.text, None, logprobs))
@@ -302,7 +302,7 @@ class Generation:
             out.append(pattern.full(chunk.text, None, answer.take_logprobs(self.shape.chat)))
 
     def end(self) -> None:
-        """The response is over: stops what still runs, and counts what it took, once."""
+        """Ends the response: stops running answers and records usage, once."""
         self.close()
         if self.timing.end(self.answers):
             profiles = [personal.profile_id for personal in self.personal]

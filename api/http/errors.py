@@ -1,8 +1,8 @@
-"""The only map from errors to HTTP statuses, and the two envelopes that carry them.
+"""The only map from errors to HTTP statuses, and the two envelopes of error responses.
 
-Ours is `{"error": {"code", "message", "details", "request_id"}}`. Under the OpenAI paths it is OpenAI's
-`{"error": {"message", "type", "param", "code"}}`, so that OpenAI clients raise their own exceptions. Nothing here
-shows a stack trace or a driver's message: those go to the log, under the request id that the caller gets.
+Ours is `{"error": {"code", "message", "details", "request_id"}}`. The OpenAI paths use OpenAI's
+`{"error": {"message", "type", "param", "code"}}`, so that OpenAI clients raise their own exceptions. No response
+contains a stack trace or a driver's message: those are logged under the request id that the response names.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RETRY_AFTER_S = 2
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as a caller sees it, before an envelope is chosen."""
+    """An error as a caller sees it, independent of the envelope."""
 
     status: int
     code: str
@@ -45,7 +45,7 @@ class Problem:
 
 
 class ApiError(Exception):
-    """An error that only the HTTP layer knows: a malformed parameter, an unsupported option, a missing role."""
+    """An error of the HTTP layer: a malformed parameter, an unsupported option, a missing role."""
 
     def __init__(
         self, status: int, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
@@ -57,7 +57,7 @@ class ApiError(Exception):
 
 
 class BodyTooLarge(HTTPException):
-    """The request's body is over the limit. An HTTPException, because FastAPI turns any other into a 400."""
+    """The request's body is over the limit. An HTTPException, because FastAPI turns any other error into a 400."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"the request body is over the limit of {limit} bytes")
@@ -73,15 +73,14 @@ class BodyTooSlow(HTTPException):
 
 
 class AsciiJSONResponse(JSONResponse):
-    """JSON with escapes only: a caller's lone surrogate in a field's name must not break the error about it."""
+    """JSON in ASCII: an error may quote a field name that contains a lone surrogate, which UTF-8 cannot encode."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Makes every foreseen error leave through `problem_of` and one of the two envelopes; `RequestContext` does the
-    rest."""
+    """Renders every expected error by `problem_of` in one of the two envelopes; `RequestContext` handles all others."""
     for kind in (RequestValidationError, HTTPException, core.AlignezError, stored.ProfilesError, ApiError):
         app.add_exception_handler(kind, _handle)
 
@@ -96,23 +95,23 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
 
 
 def _of_route(request: Request, error: Exception) -> Problem | None:
-    """The problem of a request that fits no route, or of a body that no route reads; None for all others."""
+    """The problem of a request that matches no route, or whose body is not declared as JSON; None for all others."""
     if isinstance(error, RequestValidationError) and isinstance(error.body, bytes):
         kind = request.headers.get("content-type", "")[:_SHOWN_TYPE]
-        message = f"the body is JSON and needs the header 'Content-Type: application/json', got {kind!r}"
+        message = f"send the JSON body with the header 'Content-Type: application/json', got {kind!r}"
         return Problem(415, _HTTP_CODES[415], message, {"field": "Content-Type"}, "Content-Type")
     if isinstance(error, HTTPException) and error.status_code == 404:
         message, details = describe_unknown(request)
         return Problem(404, _HTTP_CODES[404], message, details)
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = ", ".join(allowed_methods(request.app, request.url.path))
-        message = f"{request.method} is not a method of this path; it has {allowed}"
+        message = f"this path does not support {request.method}; it supports {allowed}"
         return Problem(405, _HTTP_CODES[405], message, {"allowed": allowed}, headers={"allow": allowed})
     return None
 
 
 def problem_of(error: BaseException) -> Problem:
-    """The problem that a caller sees for any error; an unforeseen error is a 500 without details."""
+    """The problem that a caller sees; an unexpected error is a 500 without details."""
     if isinstance(error, ApiError):
         return error.problem
     if isinstance(error, RequestValidationError):
@@ -120,7 +119,7 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, BodyTooLarge):
         return Problem(413, "body_too_large", str(error.detail), {"limit_bytes": error.limit})
     if isinstance(error, BodyTooSlow):
-        # The rest of the body may still come, and must not be taken for the next request.
+        # The rest of the body may still arrive, and must not be parsed as the next request.
         details, headers = {"limit_s": error.limit_s}, {"connection": "close"}
         return Problem(408, "body_too_slow", str(error.detail), details, headers=headers)
     if isinstance(error, HTTPException):
@@ -129,7 +128,7 @@ def problem_of(error: BaseException) -> Problem:
         return _of_core(error)
     if isinstance(error, stored.ProfilesError):
         return _of_profiles(error)
-    return Problem(500, "internal_error", "The server failed; the request id leads to the reason in its log.")
+    return _INTERNAL
 
 
 def is_openai_path(path: str) -> bool:
@@ -138,7 +137,7 @@ def is_openai_path(path: str) -> bool:
 
 
 def render_error(path: str, problem: Problem, request_id: str) -> JSONResponse:
-    """The response that carries `problem`, in the envelope that belongs to `path`."""
+    """The response for a problem, in the envelope of the path."""
     openai = is_openai_path(path)
     if openai and problem.status == 422:
         problem = replace(problem, status=400)  # OpenAI answers malformed bodies with 400
@@ -164,7 +163,7 @@ def own_body(problem: Problem, request_id: str) -> dict[str, Any]:
 
 
 def openai_body(problem: Problem, request_id: str) -> dict[str, Any]:
-    """OpenAI's envelope; `details` and `request_id` are additions that its clients pass over."""
+    """OpenAI's envelope; its clients ignore the additional `details` and `request_id`."""
     if problem.status >= 500:
         kind = "server_error"
     elif problem.status == 429:
@@ -188,6 +187,7 @@ def openai_body(problem: Problem, request_id: str) -> dict[str, Any]:
 
 
 _SHOWN_TYPE = 100
+_INTERNAL = Problem(500, "internal_error", "Internal error; the server logged its cause under this request id.")
 _HTTP_CODES = {
     400: "bad_request",
     401: "unauthenticated",
@@ -238,13 +238,13 @@ def _of_core(error: core.AlignezError) -> Problem:
         param = "fit.layers"
     message = str(error)
     if status == 500 or isinstance(error, core.ModelNotFound | core.UnknownArchitecture):
-        message, details = "The model cannot serve this request.", {}  # its text names directories of the server
+        message, details = "The model cannot serve this request.", {}  # its text names the server's directories
     retry = float(RETRY_AFTER_S) if status in (429, 503) else None
     return Problem(status, error.code, message, details, param, retry)
 
 
 def _malformed(error: RequestValidationError) -> Problem:
-    """422 from pydantic's findings: the first one as the message, all of them as details."""
+    """422 for pydantic's errors: the first one is the message, all of them are in the details."""
     errors = error.errors()
     if errors and errors[0]["type"] == "json_invalid":
         reason, at = errors[0]["ctx"]["error"], errors[0]["loc"][-1]
@@ -262,7 +262,7 @@ def _malformed(error: RequestValidationError) -> Problem:
 def _of_profiles(error: stored.ProfilesError) -> Problem:
     status = next((code for kind, code in _STORED_STATUS if isinstance(error, kind)), 500)
     if status == 500:
-        return Problem(500, "internal_error", "The server failed; the request id leads to the reason in its log.")
+        return _INTERNAL
     details: dict[str, Any] = {}
     for name, value in vars(error).items():
         if isinstance(value, str | int | float):

@@ -1,4 +1,4 @@
-"""Types that several request bodies and paths share. The limits are those of `profiles`, where each is written once."""
+"""Types shared by request bodies and paths. Limits are imported from `profiles`, which defines each of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from profiles.text import unstorable
 T = TypeVar("T")
 
 MAX_PAGE = MAX_LIMIT
-#: Of a name or id in a path: beyond it nothing is looked up.
+#: Maximum length of a name or id in a path.
 MAX_ID = 200
 #: Largest value of a Postgres `integer`.
 MAX_INTEGER = 2**31 - 1
@@ -38,18 +38,18 @@ ALIAS_PATTERN = NAME_PATTERN
 
 
 class Body(BaseModel):
-    """A request body of ours: unknown fields are errors, because a misspelt setting must not pass in silence."""
+    """Base of our request bodies. An unknown field is an error, because it may be a misspelt one."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def field_error(field: str, message: str, code: str = "invalid_request") -> PydanticCustomError:
-    """The error of a rule on several fields, to be raised by a model's validator; it names the field to change."""
+    """The error of a rule that concerns several fields, for a model's validator to raise; names the field to change."""
     return PydanticCustomError("field_error", "{message}", {"field": field, "message": message, "code": code})
 
 
 def _checked(check: Callable[[str, T], T]) -> AfterValidator:
-    """A check of `profiles.spec` as a validator; pydantic knows the field's name better."""
+    """Wraps a check of `profiles.spec` as a validator; pydantic adds the field's name."""
 
     def validate(value: T) -> T:
         try:
@@ -71,7 +71,7 @@ def _stripped(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
 
-#: Text that Postgres and a tokenizer can take.
+#: Text that Postgres and tokenizers accept.
 Text = Annotated[str, AfterValidator(_storable)]
 _Stripped = BeforeValidator(_stripped)
 ShortText = Annotated[Text, Field(min_length=1, max_length=PHRASE_LIMIT), _Stripped]
@@ -82,18 +82,18 @@ AnswerText = Annotated[Text, Field(min_length=1, max_length=ANSWER_LIMIT), _Stri
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 AliasName = Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
-#: A moment, in UTC.
+#: A time, converted to UTC.
 Moment = Annotated[AwareDatetime, _checked(check_time)]
-#: An end user's id, wherever it stands.
+#: An end user's id, in bodies and paths.
 EndUser = Annotated[
     str,
     Field(min_length=1, max_length=USER_LIMIT, json_schema_extra={"pattern": END_USER_PATTERN}),
     _checked(lambda _, user: check_end_user(user)),
 ]
-#: OpenAI's clients may send an empty one for none.
+#: OpenAI's clients may send an empty string instead of null.
 OptionalEndUser = Annotated[EndUser | None, BeforeValidator(lambda user: None if user == "" else user)]
 
-#: A profile's id or name in a path. Anything that can be neither is simply not found.
+#: A profile's id or name in a path. A value that can be neither is answered with 404.
 ProfilePath = Annotated[Text, Path(min_length=1, max_length=MAX_ID, description="id or name")]
 IdPath = Annotated[Text, Path(min_length=1, max_length=MAX_ID)]
 NumberPath = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="the version's number")]

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a POST that comes twice changes things once and gets the same answer."""
+"""`Idempotency-Key`: a repeated POST takes effect once and gets the first one's response."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def once(
     location: Callable[[dict[str, Any]], str] | None = None,
     secret: str | None = None,
 ) -> JSONResponse:
-    """Runs `make` unless this key has its answer already; both in the request's own transaction.
+    """Runs `make`, or returns the response that is stored for this key; both in the request's transaction.
 
     Args:
-        body: the parsed body: a request that means the same is the same, however it is written.
-        location: the `Location` header from the reply.
-        secret: a field of the reply that must not be stored; a repeated request gets null there.
-    Raises: IdempotencyConflict: the key came with another request before.
+        body: the parsed body; requests with equal parsed bodies count as repeated.
+        location: makes the `Location` header from the reply.
+        secret: a field of the reply that must not be stored; a repeated request gets null instead.
+    Raises: IdempotencyConflict: the key was used with another request.
     """
     if key is not None:
         text = body.model_dump_json(exclude_unset=True) if body is not None else ""

@@ -1,7 +1,7 @@
-"""Pydantic's findings about a request as a caller reads them: the field by its place, and the reason.
+"""Translates pydantic's errors about a request for its caller: the field's path, and the reason.
 
-Of a union pydantic reports every branch. A caller meant one of them: here it is the branch whose types fit the value
-best, so that an unknown part of a message's content is not answered with "should be a valid string".
+For a union pydantic reports the errors of every branch. This module reports the branch whose types fit the value best,
+so that an unknown part of a message's content is not answered with "should be a valid string".
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-#: Findings looked at; a list of a million wrong numbers has as many, and the first ones say it all.
+#: Maximum number of errors examined: a list of a million wrong numbers has a million.
 _MOST = 10_000
-#: Findings reported, and the longest value and name that are shown.
+#: Maximum number of findings reported, and maximum length of a value and a name in them.
 _REPORTED = 20
 _SHOWN_VALUE = 60
 _SHOWN_NAME = 200
 _RANGE_ERRORS = ("greater_than_equal", "less_than_equal", "greater_than", "less_than", "literal_error")
-#: Of text where a number or a truth value is wanted.
+#: Errors of a string in place of a number or a boolean.
 _PARSING_ERRORS = ("int_parsing", "float_parsing", "bool_parsing")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One error in a request.
 
     Args:
-        field: `queries.3.text` for a place in the body, a parameter's or header's own name elsewhere; "body" for the
-            body as a whole. place: "body", "path", "query", "header" or "cookie".
+        field: a path in the body such as `queries.3.text`, "body" for the whole body, or the name of a parameter or
+            header. place: "body", "path", "query", "header" or "cookie".
     """
 
     field: str
@@ -40,10 +40,10 @@ class Finding:
 
 
 def findings(errors: Sequence[Mapping[str, Any]], body: object) -> list[Finding]:
-    """The errors of a body in pydantic's order, 20 at most.
+    """The errors of a request in pydantic's order, at most 20.
 
     Args:
-        errors: of a `RequestValidationError`. body: the parsed body, by which keys are told from names of branches.
+        errors: of a `RequestValidationError`. body: the parsed body, which distinguishes keys from names of branches.
     """
     located = [_locate(i, error, body) for i, error in enumerate(errors[:_MOST])]
     meant = sorted(_meant(located), key=lambda each: each.order)
@@ -55,9 +55,10 @@ class _Located:
     """One of pydantic's errors.
 
     Args:
-        where: "body", "query", … path: keys and indices from there on.
-        branches: the unions on the way, outermost first: length of the path at which one stands, and its branch.
-        wrong_type: the value is of another type. wrong_name: it is none of the names, which often tell branches apart.
+        where: "body", "query", … path: the keys and indices below it.
+        branches: the unions along the path, outermost first: the length of the path up to it, and the branch.
+        wrong_type: the value has another type. wrong_name: it is none of the allowed literals, which often distinguish
+            branches.
     """
 
     order: int
@@ -100,7 +101,7 @@ _NOTHING = object()
 
 
 def _step(value: object, part: object) -> object:
-    """The value below a key or index; `_NOTHING` where there is none, for then the part names a union's branch."""
+    """The value at a key or index; `_NOTHING` if there is none, because the part then names a union's branch."""
     if isinstance(value, dict):
         return value.get(part, _NOTHING)
     if isinstance(value, list) and isinstance(part, int) and 0 <= part < len(value):
@@ -109,7 +110,7 @@ def _step(value: object, part: object) -> object:
 
 
 def _meant(found: Sequence[_Located], level: int = 0) -> Iterator[_Located]:
-    """The errors without those of branches that the value is less like; unions above `level` are resolved."""
+    """The errors of the best branch of each union; unions above `level` are resolved already."""
     unions: dict[tuple[Any, ...], dict[str, list[_Located]]] = {}
     for each in found:
         if len(each.branches) <= level:
@@ -122,7 +123,7 @@ def _meant(found: Sequence[_Located], level: int = 0) -> Iterator[_Located]:
 
 
 def _best(branches: Sequence[list[_Located]], depth: int) -> list[_Located]:
-    """The branch that fits best: the value itself has its type, then most of what is in it, then fewest errors."""
+    """The errors of the best branch: by the type of the value itself, then of its content, then the fewest errors."""
 
     def unlike(errors: list[_Located]) -> tuple[bool, int, int]:
         here = any(error.wrong_type and len(error.path) == depth for error in errors)
@@ -139,7 +140,7 @@ def _best(branches: Sequence[list[_Located]], depth: int) -> list[_Located]:
 
 
 def _is_wrong_type(error: Mapping[str, Any]) -> bool:
-    """True if the value is of another type than this branch takes, as far as JSON tells types apart."""
+    """True if the value has another JSON type than this branch accepts."""
     kind, value = str(error["type"]), error.get("input")
     if kind == "literal_error":
         return isinstance(value, str) != str(error["ctx"]["expected"]).startswith("'")

@@ -1,4 +1,4 @@
-"""Middleware of every request: id, body limit, count and log line. Plain ASGI, so streams stay cheap."""
+"""Middleware of every request: id, body limits, metrics and log line. Plain ASGI, to keep the cost of streams low."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-REQUEST_ID_HEADER = "x-request-id"
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 log = structlog.get_logger("api")
 
 
 class RequestContext:
-    """Gives each request an id, in `scope["state"]`, a response header, the log context, its trace and every error."""
+    """Gives each request an id: in `scope["state"]`, a response header, the log context, the trace and error bodies."""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class RequestContext:
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), id_header]
                 if self._draining.is_set():
-                    # The client's next request goes to a process that stays.
+                    # The client must open its next connection to another process.
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
@@ -78,16 +77,16 @@ class RequestContext:
             try:
                 await self._limited(scope, receive, send_with_id, headers)
             except Exception as error:
-                # Here and not in Starlette's outermost handler, which would answer without the id and raise it again.
+                # Starlette's outermost handler would respond without the id and raise the error again.
                 log.error("unexpected_error", exc_info=error)
                 if status is not None:
-                    raise  # the answer has begun; the server can only cut it off
+                    raise  # the response has begun, so the server can only close the connection
                 await render_error(scope["path"], problem_of(error), request_id)(scope, receive, send_with_id)
             finally:
                 self._record(scope, status or 500, time.perf_counter() - started, span)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[bytes, bytes]) -> None:
-        """Passes the request on unless its body is over the limit, declared or counted, or too slow."""
+        """Runs the app; refuses a body whose declared or counted size is over the limit, or that arrives too slowly."""
         length = headers.get(b"content-length")
         if length is not None and (not length.isdigit() or int(length) > self._max_body):
             await self._too_large(scope, receive, send)
@@ -122,7 +121,7 @@ class RequestContext:
         await response(scope, receive, send)
 
     def _span(self, path: str, traceparent: bytes | None, request_id: str) -> Span:
-        """The request's span, under the caller's own if it sent one; probes have none."""
+        """The request's span, a child of the caller's if it sent one. Probes have none."""
         if not self._tracing.enabled or path in _PROBES:
             return INVALID_SPAN
         parent = parent_context(traceparent.decode("latin-1") if traceparent else None)
@@ -135,7 +134,7 @@ class RequestContext:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.request_seconds.labels(method, route).observe(seconds)
-        # Probes come every few seconds for ever: they would drown the log.
+        # Probes arrive every few seconds and would dominate the log.
         write = log.debug if route in _PROBES and status < 500 else log.info
         write("request", method=method, route=route, status=status, ms=round(seconds * 1e3, 2))
         if span.is_recording():
@@ -152,7 +151,7 @@ _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"
 
 
 def _request_id(given: bytes | None) -> str:
-    """The caller's own id when it is harmless (it goes into headers and logs), else a new one."""
+    """The caller's id if it is safe in headers and logs, else a new one."""
     if given is not None and _GIVEN_ID.fullmatch(given):
         return given.decode()
     return f"req_{secrets.token_hex(12)}"

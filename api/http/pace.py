@@ -1,13 +1,13 @@
-"""Rate at which the live streams of a process send."""
+"""Limits the rate at which the live streams of a process send."""
 
 from __future__ import annotations
 
 
 class Pace:
-    """Spreads the sends of all live streams so that together they stay under a rate.
+    """Spaces the sends of all live streams to keep their total below a rate.
 
-    With one stream the gap is nothing; with many, tokens that arrive within the gap leave in one send. The first
-    token of an answer never waits.
+    With few streams there is no gap; with many, tokens that arrive within the gap are sent together. The first token
+    of an answer never waits.
     """
 
     def __init__(self, max_sends_per_s: int) -> None:
@@ -16,8 +16,8 @@ class Pace:
 
     @property
     def gap_s(self) -> float:
-        """Seconds between two sends of one stream."""
-        # A handful of streams is no load: holding tokens back would cost latency and win nothing.
+        """Minimum seconds between two sends of one stream."""
+        # A few streams are no load: delaying their tokens would only add latency.
         return self._live * self._least_gap_s if self._live > 4 else 0.0
 
     def enter(self) -> None:

@@ -1,4 +1,4 @@
-"""The one form of every list."""
+"""The response body of all lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers for paths and methods that no route has."""
+"""Error messages for unknown paths and methods."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 _DOCS = "/docs"
 _VERSION = "/v1"
 _SHOWN_PATH = 200
-#: Share of a segment's letters from which on it is taken for another one's misspelling.
+#: Minimum similarity at which a segment counts as a misspelling of another one.
 _ALIKE = 0.75
 
 
 async def refuse_undecodable(request: Request) -> None:
-    """A dependency of every route: a server replaces bytes that are not UTF-8, which would make two ids one.
+    """Refuses a path or query that is not UTF-8: servers replace such bytes, which would make different ids equal.
 
     Raises: HTTPException: 400.
     """
@@ -27,17 +27,17 @@ async def refuse_undecodable(request: Request) -> None:
             try:
                 unquote_to_bytes(raw).decode()
             except UnicodeDecodeError:
-                raise HTTPException(400, f"the {part} is not UTF-8 once its %XX escapes are decoded") from None
+                raise HTTPException(400, f"the {part} is not valid UTF-8 after its %XX escapes are decoded") from None
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """The methods that some route has for a path, in order."""
+    """The methods of all routes that match a path, sorted."""
     found = [route.methods or set() for route in _routes(app) if route.path_regex.match(path)]
     return sorted(set().union(*found))
 
 
 def describe_unknown(request: Request) -> tuple[str, dict[str, object]]:
-    """Message and details for a path that no route has: what is served nearest to it."""
+    """Message and details for an unknown path: the nearest paths that exist."""
     app: FastAPI = request.app
     path = request.url.path
     asked = [part for part in path.split("/") if part]
@@ -47,7 +47,7 @@ def describe_unknown(request: Request) -> tuple[str, dict[str, object]]:
     prefix = "/" + "/".join(near[0][:depth])
     below = sorted({parts[depth] for parts in near if len(parts) > depth})
     guess = difflib.get_close_matches(asked[depth], below, 1, _ALIKE) if len(asked) > depth else []
-    message = f"there is nothing at {path[:_SHOWN_PATH]}"
+    message = f"unknown path {path[:_SHOWN_PATH]}"
     if allowed_methods(app, _VERSION + path):
         message += f"; did you mean {_VERSION}{path}?"
     elif len(asked) == depth and any(len(parts) == depth for parts in near):
@@ -55,11 +55,11 @@ def describe_unknown(request: Request) -> tuple[str, dict[str, object]]:
     elif guess:
         message += f"; did you mean {prefix.rstrip('/')}/{guess[0]}?"
     elif below:
-        message += f"; below {prefix} there are {', '.join(below)}"
+        message += f"; paths below {prefix}: {', '.join(below)}"
     if b"%2f" in (request.scope.get("raw_path") or b"").lower():
-        message += "; an id in a path cannot hold '/', nor %2F, which means the same"
+        message += "; an id in a path cannot contain '/', nor its escape %2F"
     if any(route.path == _DOCS for route in _routes(app)):
-        message += f" ({_DOCS} describes all of the API)"
+        message += f" ({_DOCS} describes the whole API)"
     return message, {"nearest": prefix, "below": below}
 
 
@@ -70,7 +70,7 @@ def _routes(app: FastAPI) -> Iterator[Any]:
 
 
 def _shared(served: list[str], asked: list[str]) -> int:
-    """Number of leading segments that a route's path and an asked one have in common."""
+    """Number of leading segments that a route's path and a requested path have in common."""
     count = 0
     for part, given in zip(served, asked, strict=False):
         if part != given and not part.startswith("{"):

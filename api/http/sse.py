@@ -1,7 +1,7 @@
-"""Server-sent events of a stream: how chunks become bytes, and the response that sends them.
+"""Server-sent events: their encoding, and the response that streams them.
 
-Written for the hot path: what does not change from token to token is encoded once per request (`EventPattern`), one
-`send` carries every token that has already arrived, and a client that goes away closes the engine's streams at once.
+This is the hot path. `EventPattern` encodes the constant part of a chunk once per request, one `send` carries every
+token that has arrived, and a client that disconnects closes the engine's streams at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -35,35 +35,31 @@ def event(data: object, *, name: str | None = None, event_id: int | str | None =
 
 
 class EventPattern:
-    """The events of one choice, everything but the text encoded beforehand.
+    """The events of one choice; everything except the text is encoded in advance.
 
     Args:
         envelope: the chunk's constant fields (id, object, created, model, …).
-        index: the choice.
-        delta: how a piece of text sits in a choice: "delta" (chat) or "text" (completions).
-        extra: constant fields of the choice (compare's column name).
+        index: of the choice.
+        chat: True puts the text into `delta` (chat), False into `text` (completions).
     """
 
-    __slots__ = ("_between", "_close", "_index", "_open", "_wrap", "chat")
+    __slots__ = ("_between", "_close", "_open", "_wrap", "chat")
 
-    def __init__(
-        self, envelope: Mapping[str, Any], index: int, *, chat: bool, extra: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, envelope: Mapping[str, Any], index: int, *, chat: bool) -> None:
         head = dumps({**envelope, "choices": []})[: -len("]}")]
-        column = "".join(f",{dumps(key)}:{dumps(value)}" for key, value in (extra or {}).items())
         self.chat = chat
         field = '"delta":{"content":' if chat else '"text":'
-        self._open = f'data: {head}{{"index":{index}{column},'
+        self._open = f'data: {head}{{"index":{index},'
         self._wrap = f"{self._open}{field}"
         self._between = "}" if chat else ""
         self._close = ',"logprobs":null,"finish_reason":null}]}\n\n'
 
     def text(self, text: str) -> str:
-        """The event of a piece of text."""
+        """The event of a text delta."""
         return f"{self._wrap}{encode_basestring_ascii(text)}{self._between}{self._close}"
 
     def role(self) -> str:
-        """The first event of a chat answer."""
+        """The first event of a chat choice, which names the role."""
         return f'{self._open}"delta":{{"role":"assistant","content":""}}{self._close}'
 
     def full(
@@ -73,7 +69,7 @@ class EventPattern:
         logprobs: Mapping[str, Any] | None,
         extra: Mapping[str, Any] | None = None,
     ) -> str:
-        """An event with log-probabilities, an end, or further fields of the chunk (`alignez`)."""
+        """An event with log-probabilities, a finish reason, or further fields of the chunk (`alignez`)."""
         delta: str = dumps({"content": text} if text or finish_reason is None else {})
         body = f'"delta":{delta}' if self.chat else f'"text":{encode_basestring_ascii(text)}'
         tail = "".join(f",{dumps(key)}:{dumps(value)}" for key, value in (extra or {}).items())
@@ -81,32 +77,30 @@ class EventPattern:
 
 
 class EventStream(Response):
-    """Sends byte blocks as they come, and stops their source as soon as the client is gone.
+    """A streaming response that stops its source as soon as the client disconnects.
 
-    Starlette's `StreamingResponse` notices a closed connection only when a write fails; a row of the batch would run
-    on until then. Here the connection is watched beside the writing.
+    Starlette's `StreamingResponse` notices a closed connection only when a write fails; until then the request would
+    keep its place in the batch. This response listens for the disconnect while it writes.
 
-    The response begins with the first block, which may be empty, or with the first heartbeat. An error before that is
+    The headers are sent with the first block, which may be empty, or with the first heartbeat. An error before that is
     raised, so that the client gets its HTTP status.
 
     Args:
-        blocks: what to send; an error that it raises after the beginning ends the stream with `on_error`'s event.
-        on_gone: called at once when the client disconnects; must make `blocks` end.
-        on_error: the last event for an error after the first byte.
-        heartbeat_s: after so long without a block a comment is sent, which clients pass over; None: `blocks` has
-            heartbeats of its own, and the response begins at once.
+        blocks: the body; an error that it raises after the first byte ends the stream with `on_error`'s event.
+        on_gone: called when the client disconnects, and at the end; must make `blocks` end.
+        on_error: encodes an error as the last event.
+        heartbeat_s: seconds without a block after which a comment is sent, which clients ignore.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        blocks: AsyncIterator[bytes],
+        blocks: AsyncGenerator[bytes, None],
         *,
         on_gone: Callable[[], None],
         on_error: Callable[[Exception], bytes],
-        heartbeat_s: float | None = None,
-        headers: Mapping[str, str] | None = None,
+        heartbeat_s: float,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -114,48 +108,40 @@ class EventStream(Response):
         self._on_gone = on_gone
         self._on_error = on_error
         self._heartbeat_s = heartbeat_s
-        # nginx would hold the stream back; "no-transform" keeps proxies from compressing it.
-        fixed = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
-        self.init_headers({**fixed, **(headers or {})})
+        # nginx would buffer the stream; "no-transform" keeps proxies from compressing it.
+        self.init_headers({"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.Event()
-        beside = [asyncio.ensure_future(_watch(receive, gone, self._on_gone))]
         out = _Sender(send, self.raw_headers)
-        try:
-            if self._heartbeat_s is None:
-                await out.send(b"")
-            else:
-                beside.append(asyncio.ensure_future(_keep_alive(out, self._heartbeat_s)))
+        async with watching(receive, self._on_gone) as gone:
+            heartbeats = asyncio.ensure_future(_keep_alive(out, self._heartbeat_s))
             try:
-                async for block in self._blocks:
-                    if gone.is_set():
-                        break
-                    await out.send(block)
-            except OSError:
-                gone.set()  # servers of ASGI 2.4 raise when the client is gone
-            except Exception as error:
-                if not out.begun:
-                    raise
-                await out.send(self._on_error(error))
-            if not gone.is_set():
-                await out.send(b"", more=False)
-        finally:
-            self._on_gone()
-            for task in beside:
-                task.cancel()
-            close = getattr(self._blocks, "aclose", None)
-            if close is not None:
-                await close()
+                try:
+                    async for block in self._blocks:
+                        if gone.is_set():
+                            break
+                        await out.send(block)
+                except OSError:
+                    gone.set()  # servers of ASGI 2.4 raise when the client is gone
+                except Exception as error:
+                    if not out.begun:
+                        raise
+                    await out.send(self._on_error(error))
+                if not gone.is_set():
+                    await out.send(b"", more=False)
+            finally:
+                self._on_gone()
+                heartbeats.cancel()
+                await self._blocks.aclose()
 
 
 class _Sender:
-    """Writes one response's blocks, its headers before the first."""
+    """Sends the blocks of one response, and its headers before the first."""
 
     def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
         self._headers = headers
-        self._turn = asyncio.Lock()  # a heartbeat must not come between the headers and the first block
+        self._turn = asyncio.Lock()  # a heartbeat must not overtake the headers
         self.begun = False
         self._ended = False
         self.last = time.monotonic()
@@ -177,13 +163,13 @@ async def _keep_alive(out: _Sender, interval_s: float) -> None:
     while True:
         await asyncio.sleep(max(0.0, out.last + interval_s - time.monotonic()))
         if time.monotonic() - out.last >= interval_s:
-            with contextlib.suppress(OSError):  # the client is gone, which the other task notices
+            with contextlib.suppress(OSError):  # the client is gone; `watching` reports it
                 await out.send(HEARTBEAT)
 
 
 @contextlib.asynccontextmanager
 async def watching(receive: Receive, on_gone: Callable[[], None]) -> AsyncIterator[asyncio.Event]:
-    """Calls `on_gone` if the client disconnects inside the block; the event says whether it did."""
+    """Calls `on_gone` if the client disconnects within the context; the event is set then."""
     gone = asyncio.Event()
     watcher = asyncio.ensure_future(_watch(receive, gone, on_gone))
     try:

@@ -1,15 +1,14 @@
-"""A job's events as a stream that holds neither a thread nor a connection while nothing happens."""
+"""A job's events as a stream that holds neither a thread nor a database connection between two polls."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from api.http.sse import HEARTBEAT, event
+from api.http.sse import event
 from api.services import Services
 from profiles.errors import DatabaseUnavailable
 from profiles.models import FINISHED
@@ -21,10 +20,10 @@ _PAGE = 200
 
 @dataclass
 class JobWatch:
-    """Follows one job from an event on.
+    """Follows one job, from the event after `after_id`.
 
-    It looks with a short transaction every `job_poll_s`: events are written by workers on other machines, and one
-    LISTEN connection per watcher would cost the database more than this.
+    It polls with a short transaction every `job_poll_s`: workers on other machines write the events, and one LISTEN
+    connection per watcher would cost the database more.
     """
 
     services: Services
@@ -36,9 +35,9 @@ class JobWatch:
     _stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
     def poll(self) -> None:
-        """Reads what is new; blocks. Raises: NotFound, DatabaseUnavailable."""
+        """Reads new events; blocks. Raises: NotFound, DatabaseUnavailable."""
         with UnitOfWork.open(self.services.sessions) as uow:
-            # The job first: its last event was written with its last status, so a finished job has all its events.
+            # The status first: it is committed together with the last event, so a finished job has all its events.
             status = get_job(uow, self.caller, self.job_id).status
             rows = job_events(uow, self.caller, self.job_id, self.after_id, _PAGE)
         for row in rows:
@@ -50,30 +49,25 @@ class JobWatch:
             self._pending.append(event({"job": str(self.job_id), "status": status.value}, name="end"))
 
     def stop(self) -> None:
-        """The client has gone."""
+        """Ends the stream, because the client has disconnected."""
         self._stopped.set()
 
-    async def blocks(self) -> AsyncIterator[bytes]:
-        """Blocks of events until the job has ended, the client has gone, or the process is to end."""
-        settings = self.services.settings
-        quiet_since = time.monotonic()
+    async def blocks(self) -> AsyncGenerator[bytes, None]:
+        """Blocks of events, an empty one first, until the job ends, the client disconnects, or the process drains."""
+        yield b""  # the job exists, so the response begins
         while True:
             if self._pending:
                 block, self._pending = b"".join(self._pending), []
-                quiet_since = time.monotonic()
                 yield block
-            elif time.monotonic() - quiet_since >= settings.heartbeat_s:
-                quiet_since = time.monotonic()
-                yield HEARTBEAT
             if self._ended or self._stopped.is_set() or self.services.draining.is_set():
                 return
-            await self._wait(settings.job_poll_s)
+            await self._wait(self.services.settings.job_poll_s)
             if self._stopped.is_set():
                 return
             try:
                 await self.services.database_threads.run(self.poll)
             except DatabaseUnavailable as error:
-                # The watcher keeps its place; heartbeats go on until the database is back.
+                # Heartbeats continue; the next poll resumes after the same event.
                 await self._wait(float(error.retry_after_s))
 
     async def _wait(self, seconds: float) -> None:

@@ -53,7 +53,7 @@ def show(job: IdPath, caller: CallerDep, uow: UowDep) -> JobRead:
 def cancel(
     job: IdPath, request: Request, caller: CallerDep, uow: UowDep, idempotency_key: IdempotencyHeader = None
 ) -> JSONResponse:
-    """A queued job ends at once, a running one between two batches. Asking twice is the same; 409 once it has ended."""
+    """A queued job ends at once, a running one after its current batch. Idempotent; 409 once the job has ended."""
 
     def make() -> JobRead:
         return read_jobs(uow, [cancel_job(uow, caller, job_id(job))])[0]
@@ -71,21 +71,22 @@ async def events(
         str | None, Header(alias="Last-Event-ID", max_length=40, description="resume after this event")
     ] = None,
 ) -> Response:
-    """Server-sent events: one per change, named by what happened (`queued`, `progress`, `succeeded`, …), each with the
-    job's state, then `end`. A client that reconnects with `Last-Event-ID` misses nothing.
+    """Server-sent events: one per change (`queued`, `progress`, `succeeded`, …) with the job's state, then `end`. A
+    client that reconnects with `Last-Event-ID` misses none.
     """
     watch = JobWatch(services, caller, job_id(job), _after(last_event_id))
-    await services.database_threads.run(watch.poll)  # an unknown job is a 404, not a stream
+    await services.database_threads.run(watch.poll)  # an unknown job is answered with 404 instead of a stream
     request_id = request.state.request_id
     return EventStream(
         watch.blocks(),
         on_gone=watch.stop,
         on_error=lambda error: event(own_body(problem_of(error), request_id), name="error"),
+        heartbeat_s=services.settings.heartbeat_s,
     )
 
 
 def job_id(text: str) -> UUID:
-    """Raises: NotFound: what is no UUID names no job."""
+    """Parses a job's id. Raises: NotFound: it is not a UUID."""
     found = parse_id(text)
     if found is None:
         raise NotFound("job", text)
@@ -93,12 +94,12 @@ def job_id(text: str) -> UUID:
 
 
 def read_jobs(uow: UnitOfWork, jobs: Sequence[Job]) -> list[JobRead]:
-    """Jobs with their versions' numbers, by one query."""
+    """Converts jobs, with one query for the numbers of their versions."""
     numbers = uow.repository.catalog.version_numbers([job.version_id for job in jobs])
     return [JobRead.of(job, numbers.get(job.version_id)) for job in jobs]
 
 
 def _after(last_event_id: str | None) -> int:
-    """The id to resume after; an id that is none of ours starts from the beginning."""
+    """The event id to resume after; 0, the beginning, if the header holds no valid id."""
     text = (last_event_id or "").strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0

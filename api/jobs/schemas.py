@@ -1,4 +1,4 @@
-"""A job as its owner sees it."""
+"""Response bodies of jobs."""
 
 from __future__ import annotations
 
@@ -40,14 +40,16 @@ class JobRead(BaseModel):
     version: int | None
     attempt: int
     cancel_requested: bool
-    request_id: str | None = Field(description="of the request that asked for it; its log lines and traces have it too")
+    request_id: str | None = Field(
+        description="of the request that created the job; the job's log lines and traces have it"
+    )
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
 
     @classmethod
     def of(cls, job: Job, version: int | None) -> Self:
-        """The row as a reply; `version` is its version's number."""
+        """Converts a job; `version` is the number of its version."""
         error = JobFailure(code=job.error_code, message=job.error_message) if job.error_code else None
         return cls(
             id=job.id,

@@ -52,7 +52,7 @@ class Bench:
     compile: bool  #: False: vLLM's eager mode, which starts faster
 
     def requests(self, rows: Sequence[Row], plans: Sequence[EditPlan]) -> list[GenerationRequest]:
-        """The rows for an engine of ours."""
+        """The rows as requests to our engines."""
         edits = [None if row.profile is None else plans[row.profile] for row in rows]
         return [
             GenerationRequest(row.prompt, row.tokens, 0.0, ignore_eos=True, edit=edit)
@@ -83,7 +83,7 @@ class System(ABC):
         """Frees what the system holds."""
 
     def sample(self, profiles: int, requests: int) -> int:
-        """Rows of one timed run. Rates are per token, so slow systems need not run all of them."""
+        """Rows of one timed run. Rates are per token, so slow systems may run fewer."""
         return requests if self.queues else min(requests, self.bench.concurrency)
 
 
@@ -125,7 +125,7 @@ class VLLM(Transformers):
 
 
 class PlainVLLM(VLLM):
-    """vLLM as it is: the same front end, no edited layers in the model."""
+    """Plain vLLM: the same front end without edited layers."""
 
     name = "vLLM"
     slots = 0

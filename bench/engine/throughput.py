@@ -1,4 +1,4 @@
-"""Throughput by number of profiles, and latency: our engines beside the field's ways to serve profiles, in one run.
+"""Throughput by number of profiles, and latency: our engines and other systems that serve profiles, in one run.
 
     python -m bench engine                          our engine on transformers beside `generate`
     make bench-serving                              every system, in the environment of vLLM
@@ -57,7 +57,7 @@ class Cells(dict[tuple[str, str], Cell]):
         return statistics.median(a / b for a, b in zip(self[above].rates, self[below].rates, strict=True))
 
     def sweep(self, rounds: int) -> None:
-        """One timed run of each cell a round, the order turned round from one round to the next."""
+        """Runs each cell once per round, in alternating order."""
         for cell in {name: cell for (name, _), cell in self.items()}.values():  # warm, and never timed
             cell.system.run(cell.rows[: cell.system.bench.concurrency], cell.method)
         for turn in range(rounds):

@@ -1,1 +1,1 @@
-"""The service at the size of many users, and by number of API processes and workers."""
+"""The service with the data of many users, and by number of API processes and workers."""

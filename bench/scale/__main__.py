@@ -1,7 +1,7 @@
-"""The service at the size of many users: `python -m bench.scale [reads] [replicas] [plans] [workers] [--quick]`.
+"""The service with the data of many users: `python -m bench.scale [reads] [replicas] [plans] [workers] [--quick]`.
 
 The embedded Postgres holds 10 profiles for each of many tenants. `reads`: latency over HTTP; `replicas`: 1, 2 and 3 API
-processes; `plans`: every hot statement explained; `workers`: 1, 2 and 3 workers, on a database of their own.
+processes; `plans`: the plan of every hot statement; `workers`: 1, 2 and 3 workers, on a separate database.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From measured figures and named assumptions to machines: `python -m bench.scale.capacity [--users N] [--OPTION …]`.
+"""Number of machines, from measured figures and assumptions: `python -m bench.scale.capacity [--users N] [--OPTION …]`.
 
 The formulas of docs/capacity.md, whose first table has the results and whose second one explains the assumptions.
 """
@@ -9,7 +9,7 @@ import argparse
 import math
 from types import SimpleNamespace
 
-#: Milliseconds of a processor are as measured; the rest depends on your users, model and machines.
+#: Processor milliseconds are measured; the rest depends on your users, model and machines.
 ASSUMED = {
     "profiles_per_user": 3, "answers_per_day": 20, "reads_per_day": 5, "fits_per_month": 1, "peak": 4,
     "utilisation": 0.6, "answer_tokens": 200, "gpu_tokens_s": 2500, "fit_generation": 0.59, "hidden": 4096,
@@ -19,7 +19,7 @@ ASSUMED = {
 
 
 def needed(users: int, a: SimpleNamespace) -> dict[str, float]:
-    """Need of so many users at their busiest moment; a count of machines is never below one."""
+    """Resources that the users need at the peak; a count of machines is at least one."""
     answers = users * a.answers_per_day / 86_400 * a.peak
     reads = users * a.reads_per_day / 86_400 * a.peak
     fits = users * a.fits_per_month / 30 / 86_400

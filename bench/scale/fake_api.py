@@ -1,6 +1,6 @@
 """An API process on the engine without a model: `python -m bench.scale.fake_api STEP_S PLACES`.
 
-Everything else is as `alignez api` runs it, with its settings from the environment.
+Everything else is as in `alignez api`, with its settings from the environment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PacedEngine(FakeEngine):
     def _run(self, request: GenerationRequest, length: int, writer: StreamWriter) -> None:
         with self._places:
             super()._run(request, length, writer)
-        self.requests.clear()  # kept for tests; under load they would add up
+        self.requests.clear()  # the list is for tests and would grow without bound
 
 
 def main(step_s: float, places: int) -> None:

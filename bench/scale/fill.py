@@ -1,24 +1,23 @@
-"""A database as many users leave it: copies of one profile that was really fitted.
+"""A database with the data of many users: copies of one profile that was really fitted.
 
-Each tenant has a key and 10 profiles, each with a ready, sample-conditional version of 10 fit queries with everything
-that belongs to it, a finished job with its events, an end user and a day's usage.
+Each tenant has a key and 10 profiles. Each profile has a ready, sample-conditional version of 10 fit queries with all
+its content, a finished job with its events, an end user and a day's usage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from uuid import UUID
 
 from sqlalchemy import text
 
 from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.query_bank import default_queries
-from profiles.fitting.request import request_fit
+from bench.fits import fit, new_tenant, runner
 from profiles.models.base import Base
-from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote
+from profiles.service import Caller, create_key
 from profiles.uow import SessionFactory, UnitOfWork
-from worker.engine import LoadedEngine
-from worker.job import JobOptions
 from worker.runner import JobRunner
 
 PER_TENANT = 10
@@ -34,11 +33,11 @@ SPEC = {
 
 
 def fill(sessions: SessionFactory, profiles: int) -> None:
-    """Makes so many profiles, and has Postgres count them as autovacuum has by the time that there are so many."""
+    """Creates the profiles, and updates Postgres' statistics as autovacuum would."""
     template = _fit_one(sessions)
     values = {"tenants": profiles // PER_TENANT, "each": PER_TENANT, "template": template}
     with sessions() as session, session.begin():
-        # Content of a ready version cannot be written, by trigger; and the copies' references are right as they are.
+        # Without triggers, which forbid writes to ready versions, and without foreign-key checks, which copies pass.
         session.execute(text("SET LOCAL session_replication_role = replica"))
         session.execute(text("SET LOCAL statement_timeout = 0"))
         for statement in _statements():
@@ -49,17 +48,13 @@ def fill(sessions: SessionFactory, profiles: int) -> None:
         connection.execute(text("VACUUM ANALYZE"))
 
 
-def runner(sessions: SessionFactory, engine: FakeEngine) -> JobRunner:
-    """Runner of a worker with this engine."""
-    info = engine.info
-    size = info.n_layers, info.hidden_size, info.context_length
-    facts = ModelFacts(info.name, "fake:", info.fingerprint, *size, info.prompt_format)
-    loaded = LoadedEngine(engine, facts, default_queries()[:8])
-    return JobRunner(sessions, loaded, JobOptions("bench", 60.0, 600.0, 1, 5.0, 256))
+def template_runner(sessions: SessionFactory, engine: FakeEngine) -> JobRunner:
+    """The job runner of a worker with this engine."""
+    return runner(sessions, engine, "fake:", default_queries()[:8])
 
 
 def callers(sessions: SessionFactory, count: int) -> dict[str, Caller]:
-    """A new key of each of some of the tenants: secret → its caller."""
+    """A new key for each of `count` tenants: secret → its caller."""
     with UnitOfWork.open(sessions) as uow:
         statement = text("SELECT id FROM tenants WHERE name <> 'template' ORDER BY id LIMIT :count")
         found = uow.session.scalars(statement, {"count": count}).all()
@@ -68,25 +63,14 @@ def callers(sessions: SessionFactory, count: int) -> dict[str, Caller]:
 
 
 def _fit_one(sessions: SessionFactory) -> UUID:
-    """The version that all others are copies of; returns its id."""
-    engine = FakeEngine(n_layers=LAYERS, hidden_size=HIDDEN_SIZE)
-    with UnitOfWork.open(sessions) as uow:
-        tenant = create_tenant(uow, "template")
-        row, _ = create_key(uow, tenant.id, "member", "bench")
-        caller = Caller(row.id, tenant.id, row.role)
-        request = request_fit(uow, caller, SPEC, name="template")
-        job, version = request.job.id, request.version.id
-    outcome = runner(sessions, engine).run(job)
-    engine.close()
-    if outcome != "succeeded":
-        raise RuntimeError(f"the template's fit ended as {outcome!r}")
-    with UnitOfWork.open(sessions) as uow:
-        promote(uow, caller, "template", 1, force=True)  # a fake model proves nothing
-    return version
+    """Fits the version that is copied for all others; returns its id."""
+    caller, _ = new_tenant(sessions, "template")
+    with closing(FakeEngine(n_layers=LAYERS, hidden_size=HIDDEN_SIZE)) as engine:
+        return fit(sessions, template_runner(sessions, engine), caller, "template", SPEC)
 
 
 def _statements() -> list[str]:
-    """SQL in order; `made` says which tenant, profile, version and job belong together, `copied` which queries."""
+    """SQL in order. A row of `made` joins tenant, profile, version and job; a row of `copied`, a query and its copy."""
     return [
         """CREATE TEMPORARY TABLE made ON COMMIT DROP AS
         SELECT t.number AS tenant_number, p.number AS profile_number, t.tenant_id,

@@ -1,20 +1,18 @@
-"""HTTP among many profiles on the engine without a model: one request after another, and 1 to 3 API processes.
+"""HTTP latency among many profiles, and scaling with 1 to 3 API processes, on the engine without a model.
 
-API, Postgres and client share the machine's cores, so three loads tell the replicas from it. *Full*: 16 connections to
-each, asking again at once. *Steady*: one rate for all numbers of replicas, half of what one can do, at random moments;
-the processor time of a request must stay the same. *Paced*: each engine is as slow as a model (8 places, a token every
-40 ms), as in production; answers a second must grow.
+API, Postgres and client share the machine's cores, so three loads separate the effect of replicas from that of the
+machine. *Full*: 16 connections to each replica, in a closed loop. *Steady*: the same rate for all numbers of replicas,
+half of the capacity of one, at random times; the processor time of a request must stay the same. *Paced*: each engine
+is as slow as a model (8 places, a token every 40 ms), as in production; answers per second must grow.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from bench.client import ClientProcess, Request, Taken, Task
+from bench.client import ClientProcess, Request, Task
 from bench.processes import Database, Processes, Running, cpu_s
 from bench.report import Report, count_columns
 from bench.scale.fill import PER_TENANT
@@ -25,7 +23,7 @@ STEP_S, PLACES, TOKENS = 0.04, 8, 16
 
 
 def reads(data: Database, keys: Sequence[str], requests: int, title: str) -> Report:
-    """Latency on one API process, less the client's own processor time."""
+    """Latency of one API process, less the client's own processor time."""
     report = Report("scale", f"{title}; {requests} requests of each kind", ("p50", "p95"))
     with _processes(data) as processes, ClientProcess() as client:
         url = processes.start("api", ["bench.scale.fake_api", "0", "4096"]).url
@@ -34,7 +32,7 @@ def reads(data: Database, keys: Sequence[str], requests: int, title: str) -> Rep
             client.run(Task([url], asked[:20]))  # connections, keys and statements
             taken = client.run(Task([url], asked))
             own_ms = taken.cpu_s / requests * 1e3
-            found[kind] = [ms - own_ms for ms in _percentiles(taken)]
+            found[kind] = [ms - own_ms for ms in taken.percentiles_ms]
             report.add(kind, *found[kind], unit="ms", most=20 if kind.startswith("GET") else None)
             report.add("  the client's own (subtracted)", own_ms, unit="ms")
         base, conditional = found["an answer, base model"], found["an answer, sample-conditional"]
@@ -84,10 +82,6 @@ def _kinds(keys: Sequence[str], tokens: int, count: int) -> dict[str, list[Reque
     }
 
 
-def _percentiles(taken: Taken) -> list[float]:
-    return [float(seconds) * 1e3 for seconds in np.percentile(taken.each, [50, 95])]
-
-
 @dataclass(frozen=True)
 class _Machine:
     apis: Sequence[Running]
@@ -106,7 +100,7 @@ class _Machine:
         before = {part: cpu_s(pids) for part, pids in parts.items()}
         taken = self.client.run(Task([api.url for api in apis], requests, CONNECTIONS, seconds, rate))
         spent = {part: cpu_s(pids) - before[part] for part, pids in parts.items()} | {"client": taken.cpu_s}
-        p50, p95 = _percentiles(taken)
+        p50, p95 = taken.percentiles_ms
         count, busy = len(taken.each), sum(spent.values()) / taken.seconds
         per_request = {f"{part}, CPU ms": s / count * 1e3 for part, s in spent.items()}
         return {"answers/s": count / taken.seconds, "p50, ms": p50, "p95, ms": p95, "cores busy": busy, **per_request}
@@ -115,8 +109,8 @@ class _Machine:
 def _fast(report: Report, machine: _Machine, kind: str, requests: Sequence[Request]) -> None:
     full = machine.loads(requests)
     steady = machine.loads(requests, rate=full[1]["answers/s"] / 2)
-    _add(report, f"{kind}, full", full)
-    _add(report, f"{kind}, steady", steady)
+    report.add_by_count(f"{kind}, full", full)
+    report.add_by_count(f"{kind}, steady", steady)
     for count in COUNTS[1:]:
         ratio = steady[count]["API, CPU ms"] / steady[1]["API, CPU ms"]
         report.add(f"{kind}, steady, API ms of a request, {count} ÷ 1", ratio, least=0.9, most=1.1)
@@ -126,12 +120,7 @@ def _fast(report: Report, machine: _Machine, kind: str, requests: Sequence[Reque
 
 def _paced(report: Report, machine: _Machine, kind: str, requests: Sequence[Request]) -> None:
     paced = machine.loads(requests, share=2.0)
-    _add(report, f"{kind}, paced", paced)
+    report.add_by_count(f"{kind}, paced", paced)
     for count in COUNTS[1:]:
         ratio = paced[count]["answers/s"] / paced[1]["answers/s"]
         report.add(f"{kind}, paced, answers/s, {count} ÷ 1", ratio, least=0.93 * count)
-
-
-def _add(report: Report, what: str, loads: Mapping[int, Mapping[str, float]]) -> None:
-    for figure in loads[1]:
-        report.add_by_count(f"{what}: {figure}", {count: load[figure] for count, load in loads.items()})

@@ -1,8 +1,8 @@
-"""The plans of every statement that hot requests, a fit and the relay send, among many profiles and waiting jobs.
+"""Plans of all statements of hot requests, a fit and the relay, among many profiles and waiting jobs.
 
-The statements are not copied from the code but caught on their way: a cursor lets Postgres explain each one, with its
-parameters, in the transaction and at the moment in which it is sent. What concerns one request must not grow with the
-number of profiles, nor with the 1,000 jobs that wait as after a rush.
+The statements are not copied from the code but intercepted: a cursor has Postgres explain each one, with its parameters
+and in its transaction, just before it runs. The cost of a request must not grow with the number of profiles, nor with
+1,000 waiting jobs.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from api.app import create_app
 from api.settings import ApiSettings
 from bench.processes import Database
 from bench.report import Report
-from bench.scale.fill import HIDDEN_SIZE, LAYERS, PER_TENANT, SPEC, callers, runner
+from bench.scale.fill import HIDDEN_SIZE, LAYERS, PER_TENANT, SPEC, callers, template_runner
 from profiles.fitting import claims
 from profiles.fitting.request import request_fit
 from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
 
 _EXPLAINABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
-#: A table of fewer rows may be read whole.
+#: Tables with fewer rows may be scanned.
 SMALL = 20_000
 _CHAT = {"messages": [{"role": "user", "content": "How do I start hiking?"}], "max_tokens": 1}
-#: Method, path and body; `{}` is a profile's name. Each is asked three times and the last is kept.
+#: Method, path and body; `{}` is a profile's name. Each is sent three times; the last plan counts.
 HOT: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("GET", "/v1/profiles", {}),
     ("GET", "/v1/profiles/{}", {}),
@@ -49,7 +49,7 @@ HOT: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A statement, explained while it ran."""
+    """An explained statement."""
 
     use: str
     sql: str
@@ -63,13 +63,13 @@ class Plan:
         return list(dict.fromkeys(f"{kind} {name}" for kind, name in found if name))
 
     def whole(self, rows: Mapping[str, float], small: int) -> list[str]:
-        """Tables of more than `small` rows that were read from their beginning to their end."""
+        """Tables of more than `small` rows that were scanned sequentially."""
         tables = (n.get("Relation Name", "") for n in _nodes(self.tree) if n["Node Type"] == "Seq Scan")
         return [table for table in tables if rows.get(table, 0) > small]
 
 
 class Plans(list[Plan]):
-    """The plans so far; `use` names what is explained next."""
+    """The plans so far; `use` names the purpose of the next statements."""
 
     use = ""
 
@@ -88,7 +88,7 @@ def run(data: Database, title: str) -> Report:
         app = create_app(ApiSettings(port=0), engine=engine, session_factory=explained)
         _ask(app, list(asking), plans)
         plans.use = "a fit"
-        if (outcome := runner(explained, engine).run(job)) != "succeeded":
+        if (outcome := template_runner(explained, engine).run(job)) != "succeeded":
             raise RuntimeError(f"the explained fit ended as {outcome!r}")
         plans.use = "the relay"
         with UnitOfWork.open(explained) as uow:
@@ -121,7 +121,7 @@ def _report(plans: Sequence[Plan], rows: Mapping[str, float], title: str) -> Rep
 
 
 def _ask(app: Any, keys: list[str], plans: Plans) -> None:
-    """Sends the hot requests, each with another key and profile."""
+    """Sends the hot requests, each with a different key and profile."""
     draw = random.Random(1)
     with TestClient(app) as client:
         for method, path, body in HOT:
@@ -134,7 +134,7 @@ def _ask(app: Any, keys: list[str], plans: Plans) -> None:
 
 @contextmanager
 def explaining(url: str) -> Iterator[tuple[SessionFactory, Plans]]:
-    """Sessions whose statements are explained before they are run, and the plans so far, in order."""
+    """Sessions whose statements are explained before they run, and the list that receives the plans."""
     plans = Plans()
     sessions = make_session_factory(url)
     factory = _cursor(plans)
@@ -159,12 +159,12 @@ def _cursor(plans: Plans) -> Callable[..., psycopg.Cursor[TupleRow]]:
         def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
             rows: Sequence[Any] = list(params_seq)
             if rows and isinstance(query, str):
-                self._explain(query, rows[0])  # they differ in their values only
+                self._explain(query, rows[0])  # the others differ in their values only
             super().executemany(query, rows, **options)
 
         def _explain(self, query: str, params: Any) -> None:
             inside = not self.connection.autocommit
-            if inside:  # ANALYZE runs the statement: what it wrote goes away again
+            if inside:  # ANALYZE runs the statement; this undoes its writes
                 super().execute("SAVEPOINT explained")
             super().execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}", params, prepare=False, binary=False)
             ((found,),) = self.fetchone() or ([{"Plan": {}}],)

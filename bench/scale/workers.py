@@ -1,8 +1,8 @@
 """One, two and three Celery workers on the engine without a model, with the embedded Redis and a real relay.
 
-Jobs are asked for by `POST /v1/profiles` while no relay runs; then it starts, with every worker waiting. Jobs a second
-are counted from the first claim to the last publication. *Full*: our own work only. *Paced*: a token takes 4 ms, so
-jobs a second must grow with the workers.
+`POST /v1/profiles` creates the jobs while no relay runs; then the relay starts, with every worker idle. Jobs per second
+are counted from the first claim to the last publication. *Full*: only the service's own work. *Paced*: a token takes
+4 ms, so jobs per second must grow with the workers.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 import httpx
 from sqlalchemy import text
 
+from bench.fits import new_tenant
 from bench.processes import Database, Processes, cpu_s, database
 from bench.report import Report, count_columns
 from bench.scale.fill import MODEL, SPEC
 from cli.local_stack.broker import RedisServer
-from profiles.service import create_key, create_tenant
-from profiles.uow import UnitOfWork
 
 COUNTS = (1, 2, 3)
 _PATIENCE_S = 300.0
@@ -27,7 +26,7 @@ _numbers = itertools.count()
 
 
 def run(jobs: int) -> Report:
-    """Measures both ways at every number of workers; half of the jobs where tokens take time."""
+    """Measures both loads for every number of workers; the paced one with half of the jobs."""
     report = Report("workers", f"{jobs} jobs, engine without a model", count_columns(COUNTS))
     with database() as data, RedisServer(data.folder / "redis") as redis:
         settings = {"ALIGNEZ_DATABASE_URL": data.url, "ALIGNEZ_BROKER_URL": redis.url}
@@ -43,8 +42,7 @@ def run(jobs: int) -> Report:
                         pids = {"workers": [one.process.pid for one in running], **servers}
                         _fits(data, url, settings, 2 * workers, pids)  # all warm
                         found[workers] = _fits(data, url, settings, count, pids)
-                for figure in found[1]:
-                    report.add_by_count(f"{what}: {figure}", {n: fits[figure] for n, fits in found.items()})
+                report.add_by_count(what, found)
                 for n in COUNTS[1:] if step_s else ():
                     ratio = found[n]["jobs/s"] / found[1]["jobs/s"]
                     report.add(f"{what}, jobs/s, {n} ÷ 1", ratio, least=0.93 * n)
@@ -54,12 +52,12 @@ def run(jobs: int) -> Report:
 def _fits(
     data: Database, url: str, settings: dict[str, str], jobs: int, pids: Mapping[str, Sequence[int]]
 ) -> dict[str, float]:
-    """Jobs a second, cores kept busy, and processor ms of a job by part."""
+    """Jobs per second, busy cores, and processor milliseconds per job for each part."""
     asked = _ask(data, url, jobs)
     before = {part: cpu_s(of) for part, of in pids.items()}
     with Processes(data.folder, settings) as processes:
         pids = {**pids, "relay": [processes.start("relay").process.pid]}
-        before["relay"] = cpu_s(pids["relay"])  # its imports are done, its work begins
+        before["relay"] = cpu_s(pids["relay"])  # after its imports, before its work
         seconds = _wait(data, asked)
         spent = {part: cpu_s(of) - before[part] for part, of in pids.items()}
     per_job = {f"{part}, CPU ms a job": s / jobs * 1e3 for part, s in spent.items()}
@@ -67,10 +65,8 @@ def _fits(
 
 
 def _ask(data: Database, url: str, jobs: int) -> list[str]:
-    """Ids of jobs asked for over HTTP by four tenants in turn."""
-    with UnitOfWork.open(data.sessions) as uow:
-        tenants = [create_tenant(uow, f"workers-{next(_numbers)}") for _ in range(4)]
-        keys = [create_key(uow, tenant.id, "member", "bench")[1] for tenant in tenants]
+    """Creates jobs over HTTP for four tenants in turn; returns their ids."""
+    keys = [new_tenant(data.sessions, f"workers-{next(_numbers)}")[1] for _ in range(4)]
     ids = []
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
         for i in range(jobs):

@@ -1,1 +1,1 @@
-"""Cost of the service around the engine: HTTP and accounting, and the lookup of a sample-conditional edit."""
+"""The service around the engine: cost of HTTP and accounting, the lookup of an edit, and loads beyond limits."""

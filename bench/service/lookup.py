@@ -1,9 +1,10 @@
-"""The edit of a sample-conditional request, from the database to the plan: `python -m bench.service.lookup [--quick]`.
+"""Time to a sample-conditional request's edit, from the database to the plan: `python -m bench lookup [--quick]`.
 
-The embedded Postgres holds 1000 versions. The measured one has N fit queries of D numbers with L layers of
-representations; each other one has 20 queries and small representations. Embeddings have a power-law spectrum, as those
-of language models do. Timed is a request's work once its query embedding is there: a pooled connection, the statement
-that reads the K nearest and their representations, and the plan. Every request has another embedding.
+The embedded Postgres holds 1000 versions. The measured one has N fit queries of size D with representations of L
+layers; each other one has 20 queries with small representations. Embeddings have a power-law spectrum, like those of
+language models. The measured time begins once the query's embedding is known, and covers the check-out of a pooled
+connection, the statement that reads the K nearest queries with their representations, and the plan. Every request has
+another embedding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sqlalchemy import text
 from alignez_core.methods.alignez import neighbor_plan
 from alignez_core.spec.config import FitConfig
 from bench.processes import Database, database
-from bench.report import Report, options
+from bench.report import Report
 from profiles import vectors
 from profiles.ids import new_id
 from profiles.models import Profile, ProfileVersion, VersionState
@@ -81,7 +82,7 @@ def _fill(data: Database, count: int, stored: Vector, random: np.random.Generato
         uow.session.flush()
         for version in versions:
             own, rows = (ids, stored) if version == measured else ([new_id() for _ in range(FILL)], filler)
-            width = D if version == measured else 8  # a thousand full versions are 240 GB
+            width = D if version == measured else 8  # a thousand versions of full size would take 240 GB
             wide = enumerate(zip(own, rows, vectors.sketch(rows), strict=True))
             sides = (vectors.pack(np.stack([row[:width] + 0.1 * layer for layer in range(L)])) for row in rows)
             vectors.copy_rows(uow.session, "fit_queries", _QUERIES, (
@@ -92,7 +93,7 @@ def _fill(data: Database, count: int, stored: Vector, random: np.random.Generato
                 (id_, tenant, version, list(range(L)), side, side) for id_, side in zip(own, sides, strict=True)
             ))  # fmt: skip
     with UnitOfWork.open(data.sessions) as uow:
-        uow.session.execute(text("ANALYZE"))  # as autovacuum has done by the time a version is used
+        uow.session.execute(text("ANALYZE"))  # as autovacuum does before a version is used
     return measured, ids
 
 
@@ -101,8 +102,3 @@ def _structured(random: np.random.Generator, count: int) -> Vector:
     latent = random.standard_normal((count, 512), dtype=np.float32) / np.sqrt(np.arange(1, 513, dtype=np.float32))
     rows = latent @ np.random.default_rng(1).standard_normal((512, D), dtype=np.float32)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
-
-
-if __name__ == "__main__":
-    given = options(__doc__).parse_args()
-    run(given.quick).show(given.out)

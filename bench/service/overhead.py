@@ -1,10 +1,10 @@
-"""Cost of the HTTP service on top of the engine: `python -m bench.service.overhead [--quick]`.
+"""Cost of the HTTP service on top of the engine: `python -m bench service [--quick]`.
 
-A real `alignez api` process and a client process, beside the same model in this process without HTTP, in turn; ratios
-are of neighbours in time, because a shared machine drifts. Throughput: tokens per second of 64 clients. A steady load
-has answers of 48 to 144 tokens; in bursts all answers end in one moment. The client shares the cores, so its processor
-time ÷ cores is subtracted. Time to first token: one request after another, less the client's processor time. A
-sample-conditional profile needs a forward pass for its query's embedding.
+Measures a real `alignez api` process with a client process, in turn with the same model in this process without HTTP.
+Ratios are between neighbours in time, because a shared machine drifts. Throughput: tokens per second of 64 clients. A
+steady load has answers of 48 to 144 tokens; in bursts all answers end at the same moment. The client shares the cores,
+so its processor time ÷ cores is subtracted. Time to first token: sequential requests, less the client's processor time.
+A sample-conditional profile adds a forward pass for the query's embedding.
 """
 
 from __future__ import annotations
@@ -19,15 +19,10 @@ from alignez_core.engines.base import Engine, GenerationRequest
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.models import persona_nano
 from bench.client import ClientProcess, Task
+from bench.fits import fit, new_tenant, runner
 from bench.processes import Database, Processes, database
-from bench.report import Report, options
-from profiles.fitting.request import request_fit
-from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote
-from profiles.uow import UnitOfWork
+from bench.report import Report
 from telemetry.logs import configure_logs
-from worker.engine import LoadedEngine
-from worker.job import JobOptions
-from worker.runner import JobRunner
 
 Load = list[tuple[str, int]]  #: query and answer tokens of each request
 PROFILES = {"base model": "", "global profile": "@global", "conditional profile": "@conditional"}
@@ -50,7 +45,7 @@ def run(quick: bool = False) -> Report:
                     "ALIGNEZ_API_LOG_LEVEL": "warning"}  # fmt: skip
         with Processes(data.folder, settings) as processes, ClientProcess() as client:
             url = processes.start("api").url
-            for suffix in PROFILES.values():  # connections, key cache, edits, allocator
+            for suffix in PROFILES.values():  # warm-up: connections, key cache, edits, allocator
                 client.run(_task(url, key, engine.info.name + suffix, bursts, streams))
             _alone(engine, bursts, streams)
             for _ in range(rounds):
@@ -96,7 +91,7 @@ def _rows(engine: Engine, load: Load) -> list[GenerationRequest]:
 
 
 def _alone(engine: Engine, load: Load, streams: int) -> float:
-    """Seconds of as many loops over `engine.stream`."""
+    """Seconds that as many concurrent loops over `engine.stream` take."""
     rows = iter(_rows(engine, load))
 
     async def again() -> None:
@@ -113,7 +108,7 @@ def _alone(engine: Engine, load: Load, streams: int) -> float:
 
 
 def _alone_first_s(engine: Engine, probe: Load) -> float:
-    """Median seconds to the first text of each query, prompt rendered and tokenised."""
+    """Median seconds to the first text of a query, including rendering and tokenisation."""
     seconds = []
     for asked in probe:
         started = time.perf_counter()
@@ -126,27 +121,10 @@ def _alone_first_s(engine: Engine, probe: Load) -> float:
 
 def _fitted(data: Database, engine: Engine) -> str:
     """Fits the two profiles; returns a key."""
+    caller, key = new_tenant(data.sessions, "bench")
+    runs = runner(data.sessions, engine, "persona-nano", tuple(persona_nano.query_bank()[:200]))
     persona = {"preferred": persona_nano.PERSONAS[0].preferred, "dispreferred": persona_nano.PERSONAS[0].dispreferred}
-    info = engine.info
-    size = info.n_layers, info.hidden_size, info.context_length
-    facts = ModelFacts(info.name, "persona-nano", info.fingerprint, *size, info.prompt_format)
-    loaded = LoadedEngine(engine, facts, tuple(persona_nano.query_bank()[:200]))
-    runner = JobRunner(data.sessions, loaded, JobOptions("bench", 60.0, 600.0, 1, 5.0, 256))
-    with UnitOfWork.open(data.sessions) as uow:
-        tenant = create_tenant(uow, "bench")
-        row, key = create_key(uow, tenant.id, "member", "bench")
-    caller = Caller(row.id, tenant.id, row.role)
-    for name, fit in (("global", {"method": "distill", "contrast": 1.0}), ("conditional", {"method": "alignez"})):
-        spec = {"persona": persona, "fit": {**fit, "tune_queries": 0, "held_out_queries": 4}}
-        with UnitOfWork.open(data.sessions) as uow:
-            job = request_fit(uow, caller, spec, name=name).job.id
-        if (outcome := runner.run(job)) != "succeeded":
-            raise RuntimeError(f"the fit of the measured profile ended as {outcome!r}")
-        with UnitOfWork.open(data.sessions) as uow:
-            promote(uow, caller, name, 1, force=True)  # four queries prove little
+    for name, how in (("global", {"method": "distill", "contrast": 1.0}), ("conditional", {"method": "alignez"})):
+        spec = {"persona": persona, "fit": {**how, "tune_queries": 0, "held_out_queries": 4}}
+        fit(data.sessions, runs, caller, name, spec)
     return key
-
-
-if __name__ == "__main__":
-    given = options(__doc__).parse_args()
-    run(given.quick).show(given.out)

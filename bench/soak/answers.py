@@ -1,10 +1,10 @@
-"""Every answer of the soak against its solo run, and the one excuse for a difference: a tie.
+"""Compares every answer of the soak with its solo run. Only a tie between two tokens excuses a difference.
 
-An answer is identified by the content of its profile version (sha256), the dose and the question; its reference is the
-same request asked alone on an idle service. float32 sums differ in the last bits with the batch's shape, so where two
-tokens are as good as equally likely, either is right. A difference counts as a tie only when asking alone shows it: for
-greedy requests the log-probabilities of the two best tokens differ by less than `TIE_NATS`; for sampled ones a
-temperature changed by `TIE_TEMPERATURE` makes the solo run take the other token.
+An answer is identified by the content of its profile version (sha256), the strength and the question; its reference is
+the same request on an idle service. float32 sums depend on the batch's shape in the last bits, so when two tokens are
+almost equally likely, both are correct. A difference counts as a tie only if a solo run shows it: for greedy requests
+the log-probabilities of the two best tokens differ by less than `TIE_NATS`; for sampled ones a temperature changed by
+`TIE_TEMPERATURE` makes the solo run choose the other token.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class Identity:
 
 @dataclass(frozen=True)
 class Answer:
-    """A text and how it ended; `finish` None is the beginning that a client saw before it hung up."""
+    """A text and its finish reason, None for the part that a client received before it disconnected."""
 
     text: str
     finish: str | None
 
     def fits(self, reference: Answer) -> bool:
-        """True for the reference, or a beginning of it."""
+        """True if this is the reference or a prefix of it."""
         return reference.text.startswith(self.text) if self.finish is None else self == reference
 
 
 @dataclass
 class Wrong:
-    """Equal answers that are not their solo run's; `tie` tells why that is no fault, if it is none."""
+    """Equal answers that differ from their solo run; `tie` is the excuse, if there is one."""
 
     identity: Identity
     expected: Answer
@@ -52,7 +52,7 @@ class Wrong:
 
     @property
     def at(self) -> int:
-        """The number of characters that both have in common."""
+        """Length of the common prefix."""
         return _common(self.expected.text, self.got.text)
 
 
@@ -73,7 +73,7 @@ class AnswerBook:
         return compared, sum(seen.total() for seen in self.seen.values())
 
     def wrong(self) -> list[Wrong]:
-        """Every kind of answer that does not fit its reference, the most frequent first."""
+        """All answers that differ from their reference, the most frequent first."""
         found = [
             Wrong(identity, reference, answer, count)
             for identity, reference in self.references.items()
@@ -86,9 +86,9 @@ class AnswerBook:
 async def explain(
     wrong: Wrong, temperature: float, ask: Callable[[Identity, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 ) -> None:
-    """Sets `wrong.tie` if the difference is a tie; `ask` sends a question alone with these fields changed."""
+    """Sets `wrong.tie` if the difference is a tie; `ask` makes a solo run with these fields changed."""
     if wrong.expected.text == wrong.got.text:
-        return  # the same text with another end does not come from rounding
+        return  # rounding cannot explain the same text with another finish reason
     for factor in (1 + TIE_TEMPERATURE, 1 - TIE_TEMPERATURE) if temperature > 0 else ():
         near = text_of(await ask(wrong.identity, {"temperature": temperature * factor}))
         if near == wrong.got.text or _common(near, wrong.got.text) > wrong.at:
@@ -104,7 +104,7 @@ async def explain(
 
 
 def text_of(reply: Mapping[str, Any]) -> str:
-    """The text of a whole reply's choice."""
+    """The text of a complete reply."""
     choice = reply["choices"][0]
     return str(choice["message"]["content"] if "message" in choice else choice["text"])
 

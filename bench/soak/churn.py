@@ -1,5 +1,4 @@
-"""Profiles that come, change and go while the load runs: fitted, promoted, rolled back, put on a canary, archived,
-deleted under the requests that use them."""
+"""Changes profiles while the load runs: fits, promotes, rolls back, archives and deletes them, and sets canaries."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from alignez_core.models import persona_nano
 from bench.client import ask
 from bench.soak.world import SoakProfile, World
 
-#: A proof that takes no time.
+#: The cheapest proof.
 _SMALL: dict[str, Any] = {"answers": 8, "tune_queries": 0, "held_out_queries": 4, "answer_tokens": 16}
 #: Every kind of profile: edits, prefixes and the paper's method, with and without lookup.
 _KINDS: tuple[dict[str, Any], ...] = (
@@ -33,13 +32,13 @@ class Churn:
 
     def __init__(self, client: httpx.AsyncClient, world: World, job_deadline_s: float) -> None:
         self._client, self._world, self._deadline_s = client, world, job_deadline_s
-        self._names = [f"churn-{i}" for i in range(8)]  # so few that names come back after a deletion
-        self.stopping = asyncio.Event()  #: what has begun is finished, nothing new begins
+        self._names = [f"churn-{i}" for i in range(8)]  # few, so that names are reused after a deletion
+        self.stopping = asyncio.Event()  #: set: finish the current profile and begin no other
         self.done: Counter[str] = Counter()
-        self.failures: list[str] = []  #: replies and jobs that nothing explains
+        self.failures: list[str] = []  #: unexpected replies and failed jobs
 
     async def run(self, pause_s: float) -> None:
-        """One profile's life after another, about `pause_s` apart, until it is stopping."""
+        """Creates, changes and deletes one profile after another, about `pause_s` apart, until `stopping` is set."""
         rng = self._world.rng
         while not self.stopping.is_set():
             name = self._names.pop(rng.randrange(len(self._names)))
@@ -57,7 +56,7 @@ class Churn:
         profile = SoakProfile(tenant, name, lasting=lasting)
         if not await self._fit(profile, "/v1/profiles", {"name": name, **self._spec(kind, queries)}):
             return None
-        # These fits are too small to prove themselves, so none becomes the default by itself.
+        # These fits are too small to pass their proof, so none is promoted automatically.
         await self._call("promoted", profile, "POST", "/promote", {"version": 1, "force": True})
         await self._call("aliases set", profile, "PUT", "/aliases/canary", {"version": 1})
         profile.user = f"user-{profile.id[-12:]}"

@@ -1,4 +1,4 @@
-"""Findings of a soak, and the bounds that they must hold."""
+"""Findings of a soak, and their bounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 5
 #: Allowed growth of a role: a share, and MiB below which it is noise. Postgres' buffers and caches fill with the data.
 LIMITS: Mapping[str, tuple[float, float]] = {"postgres": (0.25, 24.0), "broker": (0.25, 8.0)}
 LIMIT = (0.05, 4.0)
-#: MiB an hour over the second half, which a share of a big process hides. Measured without a leak: 5.
+#: MiB per hour in the second half, because a ratio hides small growth of a large process. Without a leak: 5.
 STEADY_LIMIT = 20.0
 #: More files or threads than this over the second quarter's mean are a leak. The API's thread pool may fill up.
 MORE_HANDLES = 8
@@ -45,7 +45,7 @@ QUICK = Options(0.2, streams=8, rows=6, tenants=2, questions=6, lasting=2, admin
 
 @dataclass
 class Series:
-    """A role over time: seconds since the load began; MiB of its own (of Postgres: its share of all); handles."""
+    """Samples of a role: seconds since the load began; unique MiB (of Postgres: proportional MiB); handles."""
 
     times: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Watch:
                 process = psutil.Process(pid or -1)
                 family = [process, *process.children(recursive=True)]
             except (psutil.NoSuchProcess, ValueError):
-                continue  # not ours, or the supervisor starts another, which the next sample finds
+                continue  # remote, or being restarted; the next sample finds the new one
             # Postgres' sessions come and go.
             now = {one.pid for one in (family[:1] if role == "postgres" else family)}
             self.restarts += len(self._known.get(role, now) - now)
@@ -80,7 +80,7 @@ class Watch:
 
 
 def _usage(process: psutil.Process, shared: bool) -> tuple[float, float] | None:
-    """MiB and handles of a process; None when it has just ended. Postgres' sessions open the files of all tables."""
+    """MiB and handles of a process; None if it has ended. Postgres' files do not count: a session opens all tables."""
     try:
         memory = process.memory_full_info()
         handles = process.num_threads() + (0 if shared else process.num_fds())
@@ -108,7 +108,7 @@ class Outcome:
 
 
 def judge(outcome: Outcome) -> Report:
-    """The table of a soak."""
+    """The report of a soak."""
     options = outcome.options
     report = Report(
         "soak",
@@ -163,7 +163,7 @@ def _requests(report: Report, outcome: Outcome) -> None:
 
 
 def _growth(report: Report, role: str, series: Series, minutes: float) -> None:
-    """Adds the last quarter over the second, judged from 5 minutes on, and the slope of the second half, from 20 on."""
+    """Adds last quarter ÷ second (judged in soaks of 5 minutes or more) and the second half's slope (20 or more)."""
     times = np.asarray(series.times)
     memory, handles = np.asarray(series.memory), np.asarray(series.handles)
     second, half, last = (

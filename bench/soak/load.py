@@ -1,4 +1,4 @@
-"""The soak's load: clients that always have a request in flight, and the solo runs that answers are compared with."""
+"""The soak's load: clients that always have a request in flight; and the solo runs for the comparison."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Load:
     deadline_s: float
     #: By outcome and status: "answered 200", "refused 404 expected", …
     outcomes: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)  #: those that nothing explains
+    failures: list[str] = field(default_factory=list)  #: unexpected ones
     #: (tenant, profile's name, number, sha256) of answers, to be checked against the database.
     owners: Counter[tuple[int, str, int, str]] = field(default_factory=Counter)
     firsts: list[float] = field(default_factory=list)  #: seconds to the first text of streams
@@ -35,7 +35,7 @@ class Load:
     started: float = 0.0
 
     async def run(self, streams: int, seconds: float) -> int:
-        """Keeps `streams` requests in flight, half of them one tenant's, and lets them end; returns how many do not."""
+        """Keeps `streams` requests in flight, half of them of one tenant; returns the number that never ended."""
         self.started = time.perf_counter()
         others = len(self.world.keys) - 1
         tenants = [0 if i % 2 == 0 else i // 2 % others + 1 for i in range(streams)]
@@ -58,7 +58,7 @@ class Load:
             request = (self.world.keys[tenant], "POST", asked.path, dict(asked.body))
             reply = await ask(self.client, request, self.deadline_s, asked.leave_after)
             self.note(asked, reply)
-            # A broken server must not be hammered at the speed of its errors.
+            # A failing server responds fast; do not retry at that rate.
             await asyncio.sleep(0.05 if reply.outcome in ("refused", "broken") else 0)
 
     def note(self, asked: Asked, reply: Reply) -> None:
@@ -76,7 +76,7 @@ class Load:
     def _check(self, asked: Asked, heard: Heard) -> None:
         if heard.applied is not None:
             sha256 = heard.applied["sha256"]
-        else:  # hung up before the reply named its version, so of a version that is known
+        else:  # disconnected before the reply named its version, which the request pins then
             sha256 = None if asked.profile is None else asked.profile.versions[asked.version or 0]
         if not self._named_right(asked, heard):
             self.misnamed += 1
@@ -85,7 +85,7 @@ class Load:
         self.book.observe(identity, Answer(heard.text, heard.finish))
 
     def _named_right(self, asked: Asked, heard: Heard) -> bool:
-        """True when the version that the reply names may be the one asked for."""
+        """True if the reply names a version that the request allows."""
         applied, profile = heard.applied, asked.profile
         if applied is None:
             return heard.finish is None
@@ -103,7 +103,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Heard:
-    """A generation reply as a client understands it. `finish` is None for the beginning of an answer."""
+    """A parsed generation reply. `finish` is None if the answer is incomplete."""
 
     text: str = ""
     finish: str | None = None
@@ -112,7 +112,7 @@ class Heard:
 
     @classmethod
     def of(cls, reply: Reply, streamed: bool) -> Heard:
-        """Reads a reply; an answer without an end, or with an error event, has an error."""
+        """Parses a reply; `error` is set if the answer has no finish reason or an error event."""
         if reply.outcome not in ("answered", "left"):
             return cls(error=reply.error or reply.content[:600].decode(errors="replace"))
         blocks = reply.content.split(b"\n\n")[:-1] if streamed else [b"data: " + reply.content]
@@ -134,14 +134,14 @@ class Heard:
 
 @dataclass(frozen=True)
 class Alone:
-    """Asks one request after another on an idle service; `places` has each (tenant, sha256)'s profile id and number."""
+    """Makes solo runs on an idle service; `places` maps (tenant, sha256) to a profile's id and a version's number."""
 
     client: httpx.AsyncClient
     world: World
     places: Mapping[tuple[int, str], tuple[str, int]]
 
     async def ask(self, identity: Identity, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The whole reply. Raises: ValueError: it is no answer, or of another version."""
+        """The complete reply. Raises: ValueError: it is an error, or of another version."""
         question, tenant = self.world.questions[identity.question], identity.tenant or 0
         body: dict[str, Any] = {**question.body, "model": "base", **changes}
         if identity.sha256 is not None:
@@ -156,7 +156,7 @@ class Alone:
         return content
 
     async def fill(self, book: AnswerBook, identities: list[Identity], minutes: float) -> list[str]:
-        """Enters references for some minutes; returns failures, after a few of which it gives up."""
+        """Records references for at most `minutes`; returns the failures, and stops after five."""
         failures: list[str] = []
         until = time.monotonic() + 60 * minutes
         for identity in identities:

@@ -27,7 +27,7 @@ _VERSIONS = """
     FROM profile_versions v JOIN profiles p ON p.id = v.profile_id WHERE v.sha256 IS NOT NULL
 """
 _UNFINISHED = "SELECT (SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')), (SELECT count(*) FROM outbox)"
-#: Deleted profiles and archived versions as they were, under names that nobody has, past the triggers that forbid it.
+#: Restores deleted profiles and archived versions under unused names, without the triggers that forbid it.
 _RESTORE = """
     SET LOCAL session_replication_role = replica;
     UPDATE profiles SET archived_at = NULL, name = 'was-' || id WHERE archived_at IS NOT NULL;
@@ -36,17 +36,17 @@ _RESTORE = """
 
 
 def run(options: Options, logs: Path | None = None) -> Outcome:
-    """Starts a stack, soaks it, and takes everything down again, whatever happens; copies its logs to `logs`."""
+    """Starts a stack, runs the soak, and stops the stack in any case; copies its logs to `logs`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ALIGNEZ_")} | {
         "HF_HUB_OFFLINE": "1",
         "ALIGNEZ_API_ENGINE": options.engine,
         "ALIGNEZ_API_MAX_RUNNING": str(options.rows),
-        # Full, and evicting, from the first minutes on: what grows later is a leak.
+        # Small, so that it is full after minutes: growth after that is a leak.
         "ALIGNEZ_API_PLAN_CACHE_SIZE": "24",
         "ALIGNEZ_API_LOG_LEVEL": "warning",
     }
     with tempfile.TemporaryDirectory(prefix="alignez-soak-") as folder:
-        Path(folder).chmod(0o755)  # as root, Postgres runs as somebody else
+        Path(folder).chmod(0o755)  # under root, Postgres runs as another user
         stack = BackgroundStack(Path(folder) / "data", env=environment)
         try:
             with stack as info:
@@ -77,7 +77,7 @@ async def _soak(options: Options, info: RunInfo, data_dir: Path) -> Outcome:
         await _load_and_churn(outcome, data_dir)
         try:
             await _compare(outcome, client, data_dir, tenant_ids)
-        except Exception as error:  # what half an hour has shown must not be lost
+        except Exception as error:  # keep the findings of the load
             outcome.errors.append(f"the comparison ended early: {error!r}")
         return outcome
 
@@ -126,7 +126,7 @@ async def _watch(outcome: Outcome, data_dir: Path) -> None:
 
 
 async def _compare(outcome: Outcome, client: httpx.AsyncClient, data_dir: Path, tenant_ids: list[str]) -> None:
-    """Everything that needs the service idle: the database's truth, the solo runs, and what differs from them."""
+    """All checks that need an idle service: stored versions, solo runs, and the answers that differ from them."""
     port, password = ((data_dir / "postgres" / name).read_text().strip() for name in ("port", "password"))
     with psycopg.connect(f"host=127.0.0.1 port={port} user=alignez dbname=alignez password={password}") as connection:
         rows = connection.execute(_VERSIONS).fetchall()

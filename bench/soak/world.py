@@ -1,4 +1,4 @@
-"""The world of a soak: tenants, their profiles as they come and go, and the questions."""
+"""The state of a soak: tenants, their current profiles, and the questions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAMPLING: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Question:
-    """A request without model and streaming; `path` is behind `/v1` or `/v1/users/…`."""
+    """A request without `model` and `stream`; `path` follows `/v1` or `/v1/users/…`."""
 
     number: int
     path: str
@@ -26,7 +26,7 @@ class Question:
 
 
 def make_questions(count: int) -> list[Question]:
-    """Ragged prompts (one question to several turns) and lengths, greedy and sampled, chats and text completions."""
+    """Chats and text completions, greedy and sampled, with prompts and answers of different lengths."""
     rng = random.Random(0)
     queries = persona_nano.held_out_queries()
     made = []
@@ -71,12 +71,12 @@ class Asked:
     leave_after: int | None = None  #: bytes after which the client hangs up
 
     def may_be_refused(self, status: int) -> bool:
-        """True for a refusal that the churn explains: what was asked for is gone, or not there yet."""
+        """True for a refusal that the churn explains: the profile was deleted, or is not ready yet."""
         return status in (404, 409) and self.profile is not None and not self.profile.lasting
 
 
 class World:
-    """Tenants with their keys, one for each; the live profiles; and the dice."""
+    """One key for each tenant, the live profiles, and the random generator."""
 
     def __init__(self, keys: Sequence[str], questions: Sequence[Question]) -> None:
         self.keys = list(keys)
@@ -93,7 +93,7 @@ class World:
         return self._of(self.rng.choice(mine))
 
     def _of(self, profile: SoakProfile) -> Asked:
-        """A request that names the profile in one of the ways there are."""
+        """A request that names the profile in one of the supported ways."""
         number = self.rng.choice(list(profile.versions))
         # Few questions for each churned profile, which bounds the number of solo runs.
         question = self.rng.choice(self.questions if profile.lasting else self.questions[:3])
@@ -112,9 +112,9 @@ class World:
         return self._send(Asked(profile.tenant, question, f"/v1{path}", body, profile, version, strength))
 
     def _send(self, asked: Asked) -> Asked:
-        """Completes path and body, and lets some clients hang up."""
+        """Completes path and body, and has some clients disconnect early."""
         streamed = self.rng.random() < 0.7
-        # A reply names its version at its end, so a stream that is left must be of a version that is known beforehand.
+        # A stream names its version at its end, so clients may leave only streams of a version known beforehand.
         known = asked.profile is None or (asked.profile.lasting and asked.version is not None)
         leave_after = self.rng.randint(1, 6000) if streamed and known and self.rng.random() < 0.15 else None
         body = {**asked.question.body, **asked.body, "stream": streamed}

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from profiles.models import BaseModelRow
 from profiles.uow import UnitOfWork
 
 
+class DescribesModel(Protocol):
+    """The part of the core's `EngineInfo` that is stored; this package cannot import it."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def prompt_format(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+
+
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts of a loaded model (the core's `EngineInfo`, which this package cannot name)."""
+    """A loaded model as its row in the database."""
 
     name: str
     source: str
@@ -20,6 +38,20 @@ class ModelFacts:
     context_length: int
     prompt_format: str
     revision: str | None = None
+
+    @classmethod
+    def of(cls, info: DescribesModel, name: str, source: str) -> ModelFacts:
+        """Facts of a model under the name that clients know it by. source: where it came from, for people."""
+        return cls(
+            name=name,
+            source=source,
+            fingerprint=info.fingerprint,
+            n_layers=info.n_layers,
+            hidden_size=info.hidden_size,
+            context_length=info.context_length,
+            prompt_format=info.prompt_format,
+            revision=info.revision,
+        )
 
 
 def register_base_model(uow: UnitOfWork, facts: ModelFacts) -> BaseModelRow:

@@ -46,16 +46,16 @@ def test_probes_answer_head_over_a_socket(make_app: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("/v1/nothing", ("below /v1 there are", "profiles", "/docs")),
+        ("/v1/nothing", ("paths below /v1:", "profiles", "/docs")),
         ("/v1/profile", ("did you mean /v1/profiles?",)),
         ("/v1/profiles/", ("/v1/profiles,", "slash")),
         ("/v1/profiles/p/version", ("did you mean /v1/profiles/{profile}/versions?",)),
         ("/v1/profiles/p/versions/1/x", ("below /v1/profiles/{profile}/versions/{number}", "report", "pairs")),
         ("/chat/completions", ("did you mean /v1/chat/completions?",)),
-        ("/", ("below / there are", "health")),
-        ("/v1/users/a%2Fb/profile", ("below /v1/users/{user} there are", "profile", "%2F")),
+        ("/", ("paths below /:", "health")),
+        ("/v1/users/a%2Fb/profile", ("paths below /v1/users/{user}:", "profile", "%2F")),
         ("/v1/chat/completion", ("did you mean /v1/chat/completions?",)),
-        ("/" + "x/" * 2000, ("below / there are",)),
+        ("/" + "x/" * 2000, ("paths below /:",)),
     ],
 )
 def test_an_unknown_path_says_what_there_is(tenant: Tenant, path: str, said: tuple[str, ...]) -> None:

@@ -17,9 +17,9 @@ from fastapi.testclient import TestClient
 
 from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.fake.engine import FakeEngine
+from alignez_core.engines.load import load_engine
 from alignez_core.errors import RequestTooLarge
 from api.app import create_app
-from api.loading import load_engine
 from api.settings import ApiSettings
 from profiles.service import list_base_models
 from profiles.uow import SessionFactory, UnitOfWork
@@ -160,7 +160,7 @@ def free_port() -> int:
 def test_the_engine_is_loaded_with_the_limits_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MAX_RUNNING", "3"), ("MAX_CACHE_TOKENS", "300")):
         monkeypatch.setenv(f"ALIGNEZ_API_{name}", value)
-    engine = load_engine(ApiSettings())
+    engine = load_engine(ApiSettings().engine_options())
     try:
         assert engine.load_now.max_slots == 3  # type: ignore[attr-defined]
         with pytest.raises(RequestTooLarge, match="300 tokens"):

@@ -24,12 +24,12 @@ async def chat_completions(
     """OpenAI's chat completions, personalised.
 
     The profile comes from `model` (`base@profile`, `base@profile:alias`, `base@profile#3`), from `profile`, or from
-    what is assigned to `user`; with none of them the bare base model answers, and likewise where an assigned profile
-    has no default version. The reply, and a stream's last chunk, say under `alignez` what was applied. A profile's
-    prefix stands before your own system message, and `usage` counts its tokens.
+    the assignment of `user`. The bare base model answers if there is none of them, or if the assigned profile has no
+    default version. The reply and a stream's last chunk describe the applied personalisation under `alignez`. A
+    profile's prefix precedes your own system message, and `usage` counts its tokens.
 
-    A field that is unknown or not honoured is refused by name (400 `unknown_parameter`, `unsupported_parameter`),
-    unless its value means "off". A stream that waits sends comments.
+    Unknown and unsupported fields are refused by name (400 `unknown_parameter`, `unsupported_parameter`), unless their
+    value means "off". A stream sends comments while it waits.
     """
     return await _answer(body, request, caller, model, services, None)
 
@@ -43,7 +43,7 @@ async def chat_completions(
 async def user_chat_completions(
     user: EndUserPath, body: ChatRequest, request: Request, caller: CallerDep, model: ModelDep, services: ServicesDep
 ) -> Response:
-    """The same with the end user in the path: an OpenAI client needs nothing but `base_url=…/v1/users/{user}`."""
+    """The same with the end user in the path: an OpenAI client needs only `base_url=…/v1/users/{user}`."""
     return await _answer(body, request, caller, model, services, user)
 
 

@@ -1,4 +1,4 @@
-"""`POST /v1/compare`: the same prompt and seed for the base model and one or more profiles, in one batch."""
+"""`POST /v1/compare`: one prompt and one seed for the base model and several profiles, in one batch."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
 async def compare(
     body: CompareRequest, request: Request, caller: CallerDep, model: ModelDep, services: ServicesDep
 ) -> Response | Comparison:
-    """Every column samples with the same seed, so what differs is the profile.
+    """All columns sample with the same seed, so they differ by their profiles only.
 
-    With `stream: true`, server-sent events: `columns` first (index and name of each), then `token`
-    (`{"index", "name", "text"}`), one `column` as each ends, and `end`.
+    With `stream: true` the reply is server-sent events: first `columns` (index and name of each), then `token`
+    (`{"index", "name", "text"}`), a `column` whenever one ends, and `end`.
     """
     limit = services.settings.max_compare_profiles
     if len(body.profiles) > limit:

@@ -24,12 +24,12 @@ router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
 async def create_completion(
     body: CompletionRequest, request: Request, caller: CallerDep, model: ModelDep, services: ServicesDep
 ) -> Response:
-    """OpenAI's text completions. The prompt is read as it stands, without an answer cue.
+    """OpenAI's text completions. The prompt is used unchanged, without a chat template.
 
-    The profile is chosen as for chat completions; sample-conditional directions are looked up with the prompt itself.
-    A profile with a query encoder of its own needs the prompt as text for that: for token ids its first edit is used.
-    A profile's prefix stands before the prompt; on a chat model it needs `/v1/chat/completions`, else 400
-    `prefix_needs_chat`. Unknown fields and those that are not honoured are refused as for chat completions.
+    The profile is chosen as for chat completions, and the prompt is the query of a sample-conditional lookup. A
+    profile with a separate query encoder needs a text prompt for the lookup; for token ids its first edit is used. A
+    profile's prefix precedes the prompt; a chat model supports prefixes in `/v1/chat/completions` only, else 400
+    `prefix_needs_chat`. Unknown and unsupported fields are refused as for chat completions.
     """
     return await _answer(body, request, caller, model, services, None)
 
@@ -62,7 +62,7 @@ async def _answer(
         raise ApiError(
             400,
             "too_many_prompts",
-            f"{len(prompts)} prompts with n={body.n or 1} make {len(prompts) * (body.n or 1)} answers, the limit is "
+            f"{len(prompts)} prompts with n={body.n or 1} give {len(prompts) * (body.n or 1)} answers, the limit is "
             f"{services.settings.max_prompts}",
             param="prompt",
         )

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: what can stand in a request's `model` field."""
+"""`GET /v1/models`: the valid values of a request's `model` field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
 
 ModelPath = Annotated[Text, Path(min_length=1, max_length=MAX_MODEL_NAME)]
 
-#: Models listed at most; OpenAI's list has no pages.
+#: Maximum number of models in the list; OpenAI's protocol has no pages for it.
 _MOST = 1000
 
 
@@ -38,7 +38,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """OpenAI's list."""
+    """OpenAI's list of models."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -46,7 +46,7 @@ class ModelList(BaseModel):
 
 @router.get("/models", summary="List models")
 def index(caller: CallerDep, uow: UowDep, model: ModelDep) -> ModelList:
-    """The base model first, then `base@profile` for each of your profiles that has a version in use."""
+    """The base model, then `base@profile` for each of your profiles that has a default version."""
     return _index(uow, caller, model)
 
 
@@ -58,7 +58,7 @@ def user_index(user: EndUserPath, caller: CallerDep, uow: UowDep, model: ModelDe
 
 @router.get("/models/{name:path}", summary="Show a model")
 def show(name: ModelPath, caller: CallerDep, uow: UowDep, model: ModelDep) -> ModelCard:
-    """`base`, `base@profile`, `base@profile:alias` or `base@profile#version`; 404 for what cannot be used."""
+    """`base`, `base@profile`, `base@profile:alias` or `base@profile#version`; 404 if it cannot be used."""
     return _show(uow, caller, model, name)
 
 
