@@ -4,9 +4,12 @@ Every method compiles to `y = x + (x·Uᵀ + c)·V` with U, V (R, D) and c (R,) 
 different methods and ranks share a batch, because zero rows of U, V and c change nothing. With "all positions" the
 edit is a LoRA on `down_proj` with a bias.
 
-Position rule (`EditPlan.covers`): position t of a sequence is edited iff
+Position rule (`EditPlan.span`): position t of a sequence is edited iff
 `prompt_length − 1 ≤ t < prompt_length − 1 + steps`; `steps=None` has no end. So all prompt positions but the last
 keep a key/value cache that no profile has touched.
+
+The formula stands here twice, for two layouts of memory: `low_rank_edit` for rows of positions with an edit each, and
+`gathered_edit` for single tokens that name their edits in one table. Engines call these and hold no formula.
 """
 
 from __future__ import annotations
@@ -25,8 +28,36 @@ from torch import Tensor
 from alignez_core.errors import DegenerateEmbeddings, InvalidInput, ModelMismatch
 from alignez_core.spec.limits import EDIT_RULES, MAX_RANK, MAX_STRENGTH, EditRule, Positions
 
+#: End of an edit that has none, as a position.
+NO_END = 2**62
+
 #: Below this share of its length left over, help is parallel to harm and "orthogonal" has nothing to point at.
 _PARALLEL = 1e-4
+
+
+def low_rank_edit(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
+    """x + (x·uᵀ + c)·v, an edit for each row of positions.
+
+    Args:
+        x: (B, T, D) float32. u, v: (B, R, D) float32. c: (B, R) float32.
+    Returns: (B, T, D) float32.
+    """
+    read = torch.baddbmm(c.unsqueeze(1), x, u.transpose(1, 2))
+    return torch.baddbmm(x, read, v)
+
+
+def gathered_edit(x: Tensor, u: Tensor, v: Tensor, c: Tensor, slots: Tensor) -> Tensor:
+    """x + (x·uᵀ + c)·v, an edit for each token; direction by direction, so that no (T, R, D) tensor is made.
+
+    Args:
+        x: (T, D) float32. u, v: (R, S, D) float32 tables of S edits. c: (R, S) float32. slots: (T,) int64, below S.
+    Returns: (T, D) float32.
+    """
+    y = x
+    for u_r, v_r, c_r in zip(u, v, c, strict=True):
+        read = (x * u_r[slots]).sum(-1, keepdim=True) + c_r[slots].unsqueeze(1)
+        y = y + read * v_r[slots]
+    return y
 
 
 def apply_edit(
@@ -119,17 +150,27 @@ class EditPlan:
         """D, the width of the edited activations."""
         return int(self.U.shape[2])
 
+    @property
+    def nbytes(self) -> int:
+        """Size of U, V and c in bytes."""
+        return self.U.nbytes + self.V.nbytes + self.c.nbytes
+
     @cached_property
     def is_identity(self) -> bool:
         """True when the plan changes nothing (strength 0); engines then skip it, so the row is bit-equal."""
         return not bool(self.V.any())
 
+    def span(self, prompt_length: int) -> tuple[int, int]:
+        """(first, end): positions first ≤ t < end of a sequence with this prompt length are edited."""
+        if self.positions == "all":
+            return 0, NO_END
+        first = prompt_length - 1
+        return first, NO_END if self.steps is None else first + self.steps
+
     def covers(self, position: int, prompt_length: int) -> bool:
         """True if the token at `position` (0-based) of a sequence with this prompt length is edited."""
-        if self.positions == "all":
-            return True
-        first = prompt_length - 1
-        return position >= first and (self.steps is None or position < first + self.steps)
+        first, end = self.span(prompt_length)
+        return first <= position < end
 
     def check_fits(self, n_layers: int, hidden_size: int) -> None:
         """Raises: ModelMismatch: the plan names a layer or a width that the model does not have."""
@@ -148,9 +189,9 @@ class EditPlan:
         if layer not in self.layers or self.is_identity:
             return x
         i = self.layers.index(layer)
-        u, v, c = (t[i].to(x.device) for t in (self.U, self.V, self.c))
-        read = x.float() @ u.T + c
-        return (x.float() + read @ v).to(x.dtype)
+        u, v, c = (t[i : i + 1].to(x.device) for t in (self.U, self.V, self.c))
+        rows = x.float().reshape(1, -1, x.shape[-1])
+        return low_rank_edit(rows, u, v, c).to(x.dtype).view(x.shape)
 
     @cached_property
     def sha256(self) -> str:

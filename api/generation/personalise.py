@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from alignez_core.prompts import Prefix
 from api.generation.blame import CHOICE, blaming
-from api.generation.plans import BoundedCache, Loaded, edit_ratio, load_plans, loaded_bytes, plan_bytes
+from api.generation.plans import BoundedCache, Loaded, edit_ratio, load_plans, loaded_bytes
 from api.generation.queries import SharedPasses
 from api.generation.selection import Selection
 from api.metrics import Metrics
@@ -163,7 +163,10 @@ class Personaliser:
         self._sessions = sessions
         self._metrics = metrics
         self._versions: BoundedCache[UUID, Loaded] = BoundedCache(cache_size, cache_bytes, loaded_bytes)
-        self._doses: BoundedCache[tuple[UUID, int, float], EditPlan] = BoundedCache(cache_size, cache_bytes, plan_bytes)
+        # An edit at another strength shares U and c with the version's own; both caches count them.
+        self._doses: BoundedCache[tuple[UUID, int, float], EditPlan] = BoundedCache(
+            cache_size, cache_bytes, lambda plan: plan.nbytes
+        )
         self._passes = SharedPasses(engine)
         self._encoders: dict[str, _Encoder] = {}
         self._lock = threading.Lock()

@@ -103,12 +103,7 @@ def load_plans(active: ActiveProfile) -> Loaded:
 
 def loaded_bytes(loaded: Loaded) -> int:
     """Size of a version's edits in bytes."""
-    return sum(plan_bytes(plan) for plan in loaded.edits)
-
-
-def plan_bytes(plan: EditPlan) -> int:
-    """Size of one edit in bytes. An edit at another strength shares U and c with the version's own; both count them."""
-    return 4 * (plan.U.numel() + plan.V.numel() + plan.c.numel())
+    return sum(plan.nbytes for plan in loaded.edits)
 
 
 def edit_ratio(plan: EditPlan, x: Tensor) -> float | None:
@@ -121,8 +116,7 @@ def edit_ratio(plan: EditPlan, x: Tensor) -> float | None:
     import torch
 
     rows = x[list(plan.layers)].float()
-    read = torch.einsum("lrd,ld->lr", plan.U, rows) + plan.c
-    change = torch.einsum("lr,lrd->ld", read, plan.V)
+    change = torch.stack([plan.apply(row, layer) for layer, row in zip(plan.layers, rows, strict=True)]) - rows
     size = rows.norm(dim=1)
     if bool((size == 0).any()):
         return None

@@ -20,9 +20,8 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from alignez_core.editing import EditPlan
+from alignez_core.editing import EditPlan, low_rank_edit
 from alignez_core.engines.base import Engine, GenerationRequest
-from alignez_core.engines.slots.edits import low_rank_edit
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.methods.distill import default_layers
 from alignez_core.spec.limits import Positions

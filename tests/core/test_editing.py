@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignez_core.editing import EDIT_RULES, EditPlan, apply_edit
+from alignez_core.editing import EDIT_RULES, EditPlan, apply_edit, gathered_edit, low_rank_edit
 from alignez_core.errors import DegenerateEmbeddings, InvalidInput, ModelMismatch
 
 D = 12
@@ -127,3 +127,28 @@ def test_wrong_plans_are_errors_that_name_the_field() -> None:
         EditPlan.additive([0], torch.ones(1, D)).check_fits(n_layers=4, hidden_size=D + 1)
     with pytest.raises(ModelMismatch, match="layer"):
         EditPlan.additive([4], torch.ones(1, D)).check_fits(n_layers=4, hidden_size=D)
+
+
+def test_both_layouts_of_the_formula_are_the_plan_s_own_edit() -> None:
+    generator = torch.Generator().manual_seed(3)
+    plans = [EditPlan((0,), *torch.randn(2, 1, 3, 8, generator=generator), torch.randn(1, 3)) for _ in range(4)]
+    x = torch.randn(4, 5, 8, generator=generator)
+    expected = torch.stack([plan.apply(row, 0) for plan, row in zip(plans, x, strict=True)])
+    u, v, c = (torch.cat([getattr(plan, name) for plan in plans]) for name in ("U", "V", "c"))
+    assert torch.allclose(low_rank_edit(x, u, v, c), expected, atol=1e-5)
+    slots = torch.arange(4).repeat_interleave(5)
+    tables = (u.transpose(0, 1), v.transpose(0, 1), c.T)
+    assert torch.allclose(gathered_edit(x.reshape(20, 8), *tables, slots).view(4, 5, 8), expected, atol=1e-5)
+    by_hand = x[0] + (x[0] @ plans[0].U[0].T + plans[0].c[0]) @ plans[0].V[0]
+    assert torch.allclose(expected[0], by_hand, atol=1e-5)
+
+
+def test_the_span_is_what_covers_says() -> None:
+    h = torch.ones(1, 4)
+    for steps in (None, 1, 3):
+        for positions in ("answer", "all"):
+            plan = EditPlan.additive([0], h, steps=steps, positions=positions)  # type: ignore[arg-type]
+            first, end = plan.span(5)
+            assert [t for t in range(12) if first <= t < end] == [t for t in range(12) if plan.covers(t, 5)]
+            expected = range(12) if positions == "all" else range(4, 12 if steps is None else 4 + steps)
+            assert [t for t in range(12) if plan.covers(t, 5)] == list(expected)

@@ -72,8 +72,7 @@ def _edited(rows: Tensor, edit: EditPlan | None) -> Tensor:
     if edit is None:
         return rows
     rows = rows.clone()
-    end = len(rows) if edit.steps is None else min(edit.steps, len(rows))
-    for i, layer in enumerate(edit.layers):
-        x = rows[:end, layer]
-        rows[:end, layer] = x + (x @ edit.U[i].T + edit.c[i]) @ edit.V[i]
+    _, end = edit.span(prompt_length=1)
+    for layer in edit.layers:
+        rows[:end, layer] = edit.apply(rows[:end, layer], layer)
     return rows

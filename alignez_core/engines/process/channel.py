@@ -12,18 +12,19 @@ import pickle
 import queue
 import socket
 import threading
-from collections import OrderedDict
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-import torch
+from cachetools import LRUCache
 
 from alignez_core.editing import EditPlan
+from alignez_core.engines.plan_codec import EncodedPlan, decode, encode
+from alignez_core.spec.limits import Positions
 
 _log = logging.getLogger(__name__)
 
-#: Plans that both halves remember, so that a plan of many requests crosses once.
-REMEMBERED_PLANS = 256
+#: Bytes of plans that each half remembers, so that a plan of many requests crosses once.
+REMEMBERED_BYTES = 128 << 20
 
 
 class Channel:
@@ -96,56 +97,51 @@ _HANG_UP = object()
 
 
 class PlanOnTheWire(NamedTuple):
-    """A plan by number, and what it is unless the other side has it."""
+    """A plan's number, and the plan unless the receiver remembers it."""
 
     number: int
-    content: tuple[Any, ...] | None
+    content: tuple[EncodedPlan, int | None, Positions] | None
 
 
 class SentPlans:
-    """The sender's memory. Its owner sends in the order in which it asked, and the receiver keeps the same plans."""
+    """The sender's memory. Its owner sends in the order in which it asked, and the receiver keeps the same plans.
 
-    def __init__(self, size: int = REMEMBERED_PLANS) -> None:
-        self._size = size
+    Args:
+        max_bytes: of all remembered plans; a larger plan is sent anew each time.
+    """
+
+    def __init__(self, max_bytes: int = REMEMBERED_BYTES) -> None:
         self._next = 0
-        # By identity: making the content hash of a plan that lives for one request costs more than sending it. The
-        # plan itself is kept beside its number, so that no other gets its identity meanwhile.
-        self._numbers: OrderedDict[int, tuple[int, EditPlan]] = OrderedDict()
+        # By identity: hashing the content of a plan that lives for one request costs more than sending it. The plan
+        # itself is kept beside its number, so that no other plan gets its identity meanwhile.
+        self._numbers: LRUCache[int, tuple[int, EditPlan]] = LRUCache(max_bytes, lambda entry: entry[1].nbytes)
 
     def wire(self, plan: EditPlan | None) -> PlanOnTheWire | None:
-        """The message for a plan: whole the first time, its key afterwards."""
+        """The message for a plan: with its content the first time, its number afterwards."""
         if plan is None or plan.is_identity:
             return None
         known = self._numbers.get(id(plan))
         if known is not None:
-            self._numbers.move_to_end(id(plan))
             return PlanOnTheWire(known[0], None)
         number, self._next = self._next, self._next + 1
-        self._numbers[id(plan)] = (number, plan)
-        if len(self._numbers) > self._size:
-            self._numbers.popitem(last=False)
-        tables = [table.numpy() for table in (plan.U, plan.V, plan.c)]
-        return PlanOnTheWire(number, (plan.layers, *tables, plan.steps, plan.positions))
+        if plan.nbytes <= self._numbers.maxsize:
+            self._numbers[id(plan)] = (number, plan)
+        return PlanOnTheWire(number, (encode(plan), plan.steps, plan.positions))
 
 
 class ReceivedPlans:
-    """The receiver's memory."""
+    """The receiver's memory; it drops the same plans as the sender's, because both see the same plans in one order."""
 
-    def __init__(self, size: int = REMEMBERED_PLANS) -> None:
-        self._size = size
-        self._plans: OrderedDict[int, EditPlan] = OrderedDict()
+    def __init__(self, max_bytes: int = REMEMBERED_BYTES) -> None:
+        self._plans: LRUCache[int, EditPlan] = LRUCache(max_bytes, lambda plan: plan.nbytes)
 
     def plan(self, wire: PlanOnTheWire | None) -> EditPlan | None:
         """The plan that was sent."""
         if wire is None:
             return None
         if wire.content is None:
-            self._plans.move_to_end(wire.number)
             return self._plans[wire.number]
-        layers, u, v, c, steps, positions = wire.content
-        u, v, c = (torch.from_numpy(table) for table in (u, v, c))
-        plan = EditPlan(layers, u, v, c, steps, positions)
-        self._plans[wire.number] = plan
-        if len(self._plans) > self._size:
-            self._plans.popitem(last=False)
+        plan = decode(*wire.content)
+        if plan.nbytes <= self._plans.maxsize:
+            self._plans[wire.number] = plan
         return plan

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import Span
-from alignez_core.engines.slots.edits import low_rank_edit
 from alignez_core.engines.slots.runner import SlotRunner
 from alignez_core.engines.slots.step import Packing
 
@@ -147,7 +146,5 @@ class WholeTextEdits:
             return None
         out = output.clone().view(self._count, -1, output.shape[-1])
         for i, plan, at in edited:
-            k = plan.layers.index(layer)
-            u, v, c = (table[k].to(output.device).unsqueeze(0) for table in (plan.U, plan.V, plan.c))
-            out[i, at] = low_rank_edit(out[i, at].float().unsqueeze(0), u, v, c)[0].to(out.dtype)
+            out[i, at] = plan.apply(out[i, at], layer)
         return out.view(output.shape)

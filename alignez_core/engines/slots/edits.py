@@ -12,20 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignez_core.editing import EditPlan
+from alignez_core.editing import EditPlan, low_rank_edit
 from alignez_core.engines.slots.step import MlpEdits
-
-_NO_END = np.iinfo(np.int64).max
-
-
-def low_rank_edit(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
-    """(B, T, D) float32: x + (x·uᵀ + c)·v, row by row.
-
-    Args:
-        x: (B, T, D) float32. u, v: (B, R, D). c: (B, R).
-    """
-    read = torch.baddbmm(c.unsqueeze(1), x, u.transpose(1, 2))
-    return torch.baddbmm(x, read, v)
 
 
 @dataclass(frozen=True)
@@ -67,8 +55,7 @@ class SlotEdits:
         for table, rows in ((self._u, plan.U), (self._v, plan.V), (self._c, plan.c)):
             table[:, slot] = 0.0
             table[layers, slot, : plan.rank] = rows.to(self._device)
-        endless = plan.steps is None or plan.positions == "all"
-        self._ends[slot] = _NO_END if endless else prompt_length - 1 + (plan.steps or 0)
+        _, self._ends[slot] = plan.span(prompt_length)
         self._plans[slot] = plan
 
     def clear(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest, SamplingDefaults
 from alignez_core.engines.process.channel import ReceivedPlans, SentPlans
 from alignez_core.engines.process.engine import ProcessEngine
@@ -75,7 +76,8 @@ def test_answers_are_those_of_the_engine_in_this_process(engine: ProcessEngine, 
 
 def test_more_plans_than_are_remembered_are_each_applied(engine: ProcessEngine) -> None:
     plans = [plan_for(engine, seed) for seed in range(8)]
-    sent, received = SentPlans(3), ReceivedPlans(3)
+    room = 3 * plans[0].nbytes
+    sent, received = SentPlans(room), ReceivedPlans(room)
     for i in [0, 1, 2, 0, 3, 4, 0, 1, 5, 6, 7, 7, 0]:
         wire = pickle.loads(pickle.dumps(sent.wire(plans[i])))
         found = received.plan(wire)
@@ -83,6 +85,17 @@ def test_more_plans_than_are_remembered_are_each_applied(engine: ProcessEngine) 
     wire = sent.wire(plans[7])
     assert wire is not None
     assert wire.content is None
+
+
+def test_a_plan_above_the_bound_is_sent_each_time_and_drops_none(engine: ProcessEngine) -> None:
+    plan = plan_for(engine, 0)
+    wide = EditPlan.low_rank(plan.layers, plan.U.repeat(1, 2, 1), plan.V.repeat(1, 2, 1), plan.c.repeat(1, 2))
+    assert wide.nbytes > plan.nbytes
+    sent, received = SentPlans(plan.nbytes), ReceivedPlans(plan.nbytes)
+    for expected, whole in [(plan, True), (wide, True), (wide, True), (plan, False)]:
+        wire = pickle.loads(pickle.dumps(sent.wire(expected)))
+        assert (wire.content is not None) is whole
+        assert received.plan(wire) == expected
 
 
 def test_a_full_queue_refuses_but_not_a_group_that_has_none_waiting(model: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alignez_core.editing import gathered_edit
 from alignez_core.engines.vllm.device.row_edit import RowCapture, RowEdit, fill_slots
 from alignez_core.engines.vllm.plans.message import LayerTables
 
@@ -121,13 +122,8 @@ class EditedMlp:
         return output.index_copy(0, rows, self._edit(output[rows], self.edit_token_slots[rows]))
 
     def _edit(self, output: Tensor, slots: Tensor) -> Tensor:
-        """x + (x·Uᵀ + c)·V for x (T, D), each token by its own slot (T,); float32 inside."""
-        x = output.float()
-        y = x
-        for u, v, c in zip(self.edit_u, self.edit_v, self.edit_c, strict=True):
-            read = (x * u[slots]).sum(-1, keepdim=True) + c[slots].unsqueeze(1)
-            y = y + read * v[slots]
-        return y.to(output.dtype)
+        """(T, D) outputs, each token edited by the plan in its slot (T,); float32 inside."""
+        return gathered_edit(output.float(), self.edit_u, self.edit_v, self.edit_c, slots).to(output.dtype)
 
     def load_plans(self, slots: Tensor, tables: LayerTables | None) -> None:
         """Writes this layer's rows of B plans into B different slots, (B,) int64; None empties them."""

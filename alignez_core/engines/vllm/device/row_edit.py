@@ -15,7 +15,6 @@ import numpy.typing as npt
 from alignez_core.editing import EditPlan
 
 KEY = "alignez"
-_NO_END = 2**62
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,7 @@ class RowEdit:
     @classmethod
     def of(cls, plan: EditPlan, slot: int, prompt_length: int) -> RowEdit:
         """The plan's position rule for a prompt of this many tokens."""
-        if plan.positions == "all":
-            return cls(slot, 0, _NO_END, plan.sha256)
-        first = prompt_length - 1
-        return cls(slot, first, _NO_END if plan.steps is None else first + plan.steps, plan.sha256)
+        return cls(slot, *plan.span(prompt_length), plan.sha256)
 
     def touches(self, end: int) -> bool:
         """True if keys and values of positions before `end` can depend on the edit."""

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from alignez_core.editing import EditPlan
-from alignez_core.engines.vllm.plans.message import PlanMessage, bytes_of, message_of
+from alignez_core.engines.plan_codec import encode
+from alignez_core.engines.vllm.plans.message import PlanMessage
 
 #: The engine core makes no tokens while it reads and writes a message.
 _MOST_BYTES = 8 * 2**20
@@ -68,7 +69,7 @@ class PlanLoader:
         room = _MOST_BYTES
         while self._waiting:
             wanted = self._waiting[0]
-            size = bytes_of(wanted.plan)
+            size = wanted.plan.nbytes
             if batch and size > room:
                 break
             self._waiting.popleft()
@@ -80,7 +81,7 @@ class PlanLoader:
 
     async def _write(self, batch: list[_Wanted]) -> None:
         try:
-            await self._send([message_of(wanted.slot, wanted.plan) for wanted in batch])
+            await self._send([(wanted.slot, encode(wanted.plan)) for wanted in batch])
         except Exception as error:
             if len(batch) == 1:
                 _end(batch[0], error)

@@ -6,25 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alignez_core.editing import EditPlan
+from alignez_core.engines.plan_codec import EncodedPlan
 
-#: slot, layers, R, D, and the bytes of U, V (L, R, D) and c (L, R), float32 little-endian.
-PlanMessage = tuple[int, Sequence[int], int, int, bytes, bytes, bytes]
-
-
-def message_of(slot: int, plan: EditPlan) -> PlanMessage:
-    """Message that makes a worker write the plan into the slot."""
-    u, v, c = (table.numpy().astype("<f4", copy=False).tobytes() for table in (plan.U, plan.V, plan.c))
-    return slot, list(plan.layers), plan.rank, plan.hidden_size, u, v, c
-
-
-def bytes_of(plan: EditPlan) -> int:
-    """About the size of its message."""
-    return plan.U.nbytes + plan.V.nbytes + plan.c.nbytes
+#: A slot and the plan to write into it. vLLM's transport turns tuples into lists.
+PlanMessage = tuple[int, EncodedPlan]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +34,16 @@ def tables_of(messages: Sequence[PlanMessage], rank: int) -> dict[int, LayerTabl
     Args:
         messages: B plans, of one width. rank: R, at least that of every plan.
     """
-    layers = sorted({layer for message in messages for layer in message[1]})
+    plans = [EncodedPlan(*encoded) for _, encoded in messages]
+    layers = sorted({layer for plan in plans for layer in plan.layers})
     index = {layer: i for i, layer in enumerate(layers)}
-    shape = (len(layers), rank, len(messages))
-    width = messages[0][3]
+    shape = (len(layers), rank, len(plans))
+    width = plans[0].hidden_size
     u, v, c = np.zeros((*shape, width), "f4"), np.zeros((*shape, width), "f4"), np.zeros(shape, "f4")
-    for at, (_, named, own_rank, _, raw_u, raw_v, raw_c) in enumerate(messages):
-        rows = [index[layer] for layer in named]
-        u[rows, :own_rank, at] = _array(raw_u, (len(rows), own_rank, width))
-        v[rows, :own_rank, at] = _array(raw_v, (len(rows), own_rank, width))
-        c[rows, :own_rank, at] = _array(raw_c, (len(rows), own_rank))
+    for at, plan in enumerate(plans):
+        rows = [index[layer] for layer in plan.layers]
+        u[rows, : plan.rank, at], v[rows, : plan.rank, at], c[rows, : plan.rank, at] = plan.tables()
     return {
         layer: LayerTables(torch.from_numpy(u[i]), torch.from_numpy(v[i]), torch.from_numpy(c[i]))
         for layer, i in index.items()
     }
-
-
-def _array(raw: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    return np.frombuffer(raw, "<f4").reshape(shape)

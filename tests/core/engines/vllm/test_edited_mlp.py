@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from alignez_core.editing import EditPlan
+from alignez_core.engines.plan_codec import encode
 from alignez_core.engines.vllm.device.edited_mlp import StepState, install
 from alignez_core.engines.vllm.device.row_edit import RowCapture, RowEdit
-from alignez_core.engines.vllm.plans.message import message_of, tables_of
+from alignez_core.engines.vllm.plans.message import tables_of
 
 D, RANK, SLOTS, LAYER = 8, 2, 3, 1
 
@@ -48,7 +49,7 @@ def mlp(step: StepState) -> Mlp:
 
 
 def load(module: Mlp, by_slot: dict[int, EditPlan]) -> None:
-    tables = tables_of([message_of(slot, plan) for slot, plan in by_slot.items()], RANK)
+    tables = tables_of([(slot, encode(plan)) for slot, plan in by_slot.items()], RANK)
     module.load_plans(torch.tensor(list(by_slot)), tables.get(LAYER))  # type: ignore[operator]
 
 

@@ -12,7 +12,7 @@ import torch
 from alignez_core.editing import EditPlan
 from alignez_core.engines.vllm.plans import loader as plan_loader
 from alignez_core.engines.vllm.plans.loader import PlanLoader
-from alignez_core.engines.vllm.plans.message import PlanMessage, bytes_of
+from alignez_core.engines.vllm.plans.message import PlanMessage
 
 PLAN = EditPlan.additive([0], torch.ones(1, 2))
 
@@ -65,7 +65,7 @@ def test_a_message_has_a_bound_and_takes_a_plan_above_it_alone(monkeypatch: pyte
     async def work() -> None:
         workers = Workers()
         loader = PlanLoader(workers.write)
-        monkeypatch.setattr(plan_loader, "_MOST_BYTES", 2 * bytes_of(PLAN))
+        monkeypatch.setattr(plan_loader, "_MOST_BYTES", 2 * PLAN.nbytes)
         await asyncio.gather(*(loader.load(slot, PLAN) for slot in (1, 2, 3)))
         monkeypatch.setattr(plan_loader, "_MOST_BYTES", 1)
         await loader.load(4, PLAN)
