@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, AliasGenerator, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -124,6 +126,16 @@ def read_settings(kind: type[S]) -> S:
         return kind()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        prefix, name = kind.model_config["env_prefix"], str(first["loc"][0])
-        variable = name if name.startswith(prefix) else f"{prefix}{name}".upper()
-        raise SystemExit(f"alignez: {variable}: {first['msg'].removeprefix('Value error, ')}") from None
+        name, wrong = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+    except SettingsError as error:  # a list or a mapping that is not JSON
+        found = re.search(r'field "(\w+)"', str(error))
+        name, wrong = found[1] if found else "", 'must be JSON, as ["one", "two"]'
+    raise SystemExit(f"alignez: {_variable(kind, name)}: {wrong}")
+
+
+def _variable(kind: type[BaseSettings], name: str) -> str:
+    """The environment variable that a field's value came from. name: the field, or the first of its variables."""
+    prefix: str = kind.model_config["env_prefix"]
+    own = name if name.startswith(prefix) else f"{prefix}{name}".upper()
+    shared = own.replace(prefix, "ALIGNEZ_", 1)
+    return shared if own not in os.environ and shared in os.environ else own

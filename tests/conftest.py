@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import pytest_socket
+import structlog
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -19,6 +19,12 @@ from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
 from tests.factories import Factory
 
 
+def pytest_configure() -> None:
+    """Logged errors have plain tracebacks: rich ones, structlog's default, take three seconds each."""
+    render = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], render])
+
+
 def pytest_runtest_setup() -> None:
     """Nothing leaves this machine: no model hub, no package index."""
     pytest_socket.socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
@@ -29,6 +35,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
     """An embedded Postgres of this test session, migrated. It is not durable, which makes it several times faster."""
     server = PostgresServer(tmp_path_factory.mktemp("postgres"))
     with pytest.MonkeyPatch.context() as patch:
+        # No user of the stack may switch this off, so there is no setting for it.
         patch.setitem(postgres_server._OPTIONS, "fsync", "off")
         server.start()
     with server:
@@ -106,9 +113,3 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     """An embedded Redis of this test session."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def data_path() -> Path:
-    """Where tests keep fixed data."""
-    return Path(__file__).parent / "data"

@@ -16,7 +16,7 @@ from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import ModelNotFound
 from alignez_core.models.catalogue import CATALOGUE
 from api.settings import ApiSettings
-from profiles.settings import ModelSettings
+from profiles.settings import ModelSettings, read_settings
 from worker.engine import load_engine as load_worker_engine
 from worker.settings import WorkerSettings
 
@@ -98,3 +98,18 @@ def test_vllm_where_it_is_not_installed_is_one_line_that_says_how_to_get_it(
     monkeypatch.setenv(f"ALIGNEZ_{process}_ENGINE", "vllm")
     with pytest.raises(ModelNotFound, match=r"^the vllm engine needs vLLM 0.32 .* see `make setup-vllm`$"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [("ALIGNEZ_THREADS", "0", "greater than or equal to 1"), ("ALIGNEZ_API_THREADS", "0", "greater than or equal to 1"),
+     ("ALIGNEZ_API_PORT", "x", "valid integer"), ("ALIGNEZ_ENGINE", "llama", "'transformers' or 'vllm'"),
+     ("ALIGNEZ_API_JUDGES", "openai", "must be JSON"), ("ALIGNEZ_JUDGES", "openai", "must be JSON"),
+     ("ALIGNEZ_API_CORS_ORIGINS", "https://a.example", "must be JSON")],
+)  # fmt: skip
+def test_a_wrong_setting_is_one_line_with_the_variable_that_was_set(
+    variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match=f"^alignez: {variable}: .*{says}"):
+        read_settings(ApiSettings)

@@ -98,6 +98,7 @@ def test_a_plan_above_the_bound_is_sent_each_time_and_drops_none(engine: Process
         assert received.plan(wire) == expected
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_a_full_queue_refuses_but_not_a_group_that_has_none_waiting(model: Path) -> None:
     with start(model, max_slots=1, max_waiting=1) as engine:
         streams = [engine.stream(greedy(**LONG, group="many")) for _ in range(2)]
@@ -110,6 +111,7 @@ def test_a_full_queue_refuses_but_not_a_group_that_has_none_waiting(model: Path)
         assert list(engine.stream(greedy(max_tokens=2, group="many")))
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_the_wait_in_the_queue_comes_across(model: Path) -> None:
     with start(model, max_slots=1) as engine:
         streams = [engine.stream(greedy(**LONG)), engine.stream(greedy(max_tokens=3))]
@@ -118,6 +120,7 @@ def test_the_wait_in_the_queue_comes_across(model: Path) -> None:
     assert 0 <= at_once[0] < waited[0]
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_closed_and_dropped_streams_make_room(model: Path) -> None:
     with start(model, max_slots=1, max_waiting=0) as engine:
         for _ in range(5):
@@ -130,6 +133,7 @@ def test_closed_and_dropped_streams_make_room(model: Path) -> None:
         assert engine.load_now.running == 0
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_what_can_never_fit_is_refused_here(model: Path) -> None:
     with start(model, max_cache_tokens=60) as engine:
         with pytest.raises(RequestTooLarge):
@@ -137,6 +141,7 @@ def test_what_can_never_fit_is_refused_here(model: Path) -> None:
         assert engine.generate([greedy(max_tokens=5)])
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_a_lost_process_fails_what_ran_and_is_reported_once(model: Path) -> None:
     lines: list[str] = []
     reported = threading.Event()
@@ -154,6 +159,7 @@ def test_a_lost_process_fails_what_ran_and_is_reported_once(model: Path) -> None
     assert len(lines) == 1
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_closing_ends_what_runs_and_leaves_no_process(model: Path) -> None:
     lines: list[str] = []
     engine = start(model, on_lost=lines.append)
@@ -196,6 +202,7 @@ def test_what_a_row_made_before_it_failed_is_still_read(engine: ProcessEngine) -
     assert texts[-1] == "hello"
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_the_process_ends_when_its_parent_is_killed(model: Path) -> None:
     code = (
         "import sys, time\n"
@@ -222,6 +229,7 @@ def test_a_model_that_cannot_be_loaded_is_said_as_in_this_process(tmp_path: Path
         start(tmp_path)
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_settings_out_of_range_are_refused(model: Path) -> None:
     with pytest.raises(InvalidInput, match="max_slots"):
         start(model, max_slots=0)
@@ -245,11 +253,13 @@ def test_errors_cross_processes_whole(error: Exception) -> None:
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_the_child_is_prepared_before_it_loads(model: Path, tmp_path: Path) -> None:
     with start(model, prepare=(tmp_path / "prepared").touch):
         assert (tmp_path / "prepared").exists()
 
 
+@pytest.mark.slow  # starts a process of its own
 def test_a_child_that_cannot_be_prepared_says_why(model: Path, tmp_path: Path) -> None:
     with pytest.raises(AlignezError, match="FileNotFoundError"):
         start(model, prepare=(tmp_path / "missing" / "prepared").touch)
