@@ -62,7 +62,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 
 test-vllm: $(VLLM_STAMP) ## vLLM (CPU): contract, isolation, prefix cache, a worker, the API's generation in its environment
 	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -m vllm -W default tests/vllm --durations=5
-	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -W default tests/api/test_chat.py tests/api/test_completions.py tests/api/test_personalise.py
+	$(TEST_ENV) $(VLLM_BIN)/pytest -q $(PARALLEL) -W default $(addprefix tests/api/generation/,test_chat.py test_chat_load.py test_completions.py test_personalise.py)
 
 $(HELM_STAMP): $(STAMP) pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[helm]'

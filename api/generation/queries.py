@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int]
 
 #: Queries of one pass; running answers wait for a pass, so it must not be long.
-_MOST = 32
+MAX_QUERIES = 32
 
 
 class SharedPasses:
@@ -34,6 +34,12 @@ class SharedPasses:
         self._waiting: list[tuple[Prompt, Future[Tensor]]] = []
         self._running = False
 
+    @property
+    def waiting(self) -> int:
+        """Number of queries that no pass has taken yet."""
+        with self._turn:
+            return len(self._waiting)
+
     def represent(self, prompt: Prompt) -> Tensor:
         """(1, L, D) MLP outputs of every layer at the prompt's last token; blocks.
 
@@ -49,7 +55,7 @@ class SharedPasses:
                 if mine.done():
                     return mine.result()
                 # Oldest first, so this caller's own query is in one of the next passes, whoever keeps coming.
-                batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+                batch, self._waiting = self._waiting[:MAX_QUERIES], self._waiting[MAX_QUERIES:]
                 self._running = True
             try:
                 self._run(batch)

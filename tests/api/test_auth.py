@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
@@ -21,8 +22,8 @@ from tests.api.raw_http import raw_connection, read_reply
 OPEN = {"/health", "/ready"}
 
 
-def test_every_route_but_the_probes_needs_a_key(client: TestClient) -> None:
-    schema = client.app.openapi()  # type: ignore[attr-defined]
+def test_every_route_but_the_probes_needs_a_key(app: FastAPI, client: TestClient) -> None:
+    schema = app.openapi()
     seen = 0
     for path, operations in schema["paths"].items():
         for method in operations:
@@ -53,7 +54,7 @@ def test_without_a_key_the_body_is_not_waited_for_and_the_connection_stays(make_
      "Bearer \xfc\xfc"],
 )  # fmt: skip
 def test_what_is_no_valid_key_is_refused_the_same_way(client: TestClient, header: str) -> None:
-    reply = client.get("/v1/profiles", headers={"Authorization": header.encode("latin-1")})
+    reply = client.get("/v1/profiles", headers={b"Authorization": header.encode("latin-1")})
     assert reply.status_code == 401
     assert reply.json()["error"]["code"] == "unauthenticated"
 

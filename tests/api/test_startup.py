@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.engines.load import load_engine
+from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.errors import RequestTooLarge
 from api.app import create_app
 from api.settings import ApiSettings
@@ -162,7 +163,8 @@ def test_the_engine_is_loaded_with_the_limits_of_the_settings(monkeypatch: pytes
         monkeypatch.setenv(f"ALIGNEZ_API_{name}", value)
     engine = load_engine(ApiSettings().engine_options())
     try:
-        assert engine.load_now.max_slots == 3  # type: ignore[attr-defined]
+        assert isinstance(engine, ProcessEngine)
+        assert engine.load_now.max_slots == 3
         with pytest.raises(RequestTooLarge, match="300 tokens"):
             engine.generate([GenerationRequest([5] * 200, 150)])
     finally:

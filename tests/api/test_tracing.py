@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import select
 
@@ -17,8 +18,7 @@ from api.settings import ApiSettings
 from profiles.models import Job
 from profiles.settings import DatabaseSettings
 from profiles.uow import SessionFactory, UnitOfWork
-from telemetry.settings import TracingSettings
-from telemetry.tracing import Tracing, start_tracing
+from telemetry.tracing import Tracing
 from tests.api.conftest import Tenant, new_tenant
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -34,7 +34,10 @@ def exporter() -> InMemorySpanExporter:
 
 @pytest.fixture(scope="module")
 def tracing(exporter: InMemorySpanExporter) -> Iterator[Tracing]:
-    tracing = start_tracing("api", TracingSettings(), exporter)
+    """Exports each span as it ends, so that no test waits for a batch."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing = Tracing(provider)
     yield tracing
     tracing.stop()
 
@@ -56,13 +59,10 @@ def traced(traced_client: TestClient, sessions: SessionFactory, engine: FakeEngi
 @pytest.fixture
 def spans(exporter: InMemorySpanExporter, tracing: Tracing) -> Spans:
     """The spans since the test began, by name."""
-    provider = tracing._provider
-    assert provider is not None
-    provider.force_flush()
+    assert tracing.enabled
     exporter.clear()
 
     def finished() -> dict[str, ReadableSpan]:
-        provider.force_flush()
         return {span.name: span for span in exporter.get_finished_spans()}
 
     return finished
@@ -74,7 +74,7 @@ def parent_of(span: ReadableSpan) -> int | None:
 
 def own_id(span: ReadableSpan) -> int:
     assert span.context is not None
-    return span.context.span_id
+    return int(span.context.span_id)
 
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:

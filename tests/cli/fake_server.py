@@ -12,14 +12,14 @@ from typing import Any
 #: Method, path without its query, body.
 Request = tuple[str, str, Any]
 
-PROFILE = {
+PROFILE: dict[str, Any] = {
     "id": "p-1",
     "name": "cheerful",
     "aliases": {"default": {"1": 1.0}},
     "base_model": "nano",
     "created_at": "2026-11-24T08:03:46.5Z",
 }
-VERSION = {
+VERSION: dict[str, Any] = {
     "number": 1,
     "state": "ready",
     "quality": "weak",
@@ -29,7 +29,7 @@ VERSION = {
     "sha256": "ab" * 32,
     "created_at": "2026-11-24T08:03:46.5Z",
 }
-PROOF = {
+PROOF: dict[str, Any] = {
     "profile": "cheerful",
     "version": 1,
     "judge": "self",
@@ -50,17 +50,17 @@ PROOF = {
         },
     },
 }
-WEAK = {
+WEAK: dict[str, Any] = {
     **PROOF,
     "profile": "dull",
     "quality": "weak",
     "reasons": ["net win over the bare model is +0.03"],
     "choice": None,
 }
-WEAK["report"] = {**PROOF["report"], "judge_fallback": "openai could not be reached"}  # type: ignore[dict-item]
+WEAK["report"] = {**PROOF["report"], "judge_fallback": "openai could not be reached"}
 DULL = {"id": "p-2", "name": "dull", "aliases": {}}
 ALIAS = {"alias": "default", "targets": {"1": 1.0}}
-JOB = {
+JOB: dict[str, Any] = {
     "id": "01a215a3-550f-7f53-b899-2f78183c5f24",
     "profile_id": "p-1",
     "kind": "evaluate",
@@ -179,7 +179,7 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
 }
 #: An end user whose answer never ends.
 SLOW = "/v1/users/slow/chat/completions"
-EVENTS = {
+EVENTS: dict[str, list[dict[str, Any]]] = {
     "/v1/jobs/j-1/events": [
         {"status": "running", "stage": "responses", "progress": {"responses": {"done": 4, "total": 4}}},
         {"status": "succeeded", "stage": "evaluation", "progress": {"evaluation": {"done": 1, "total": 1}}},

@@ -22,6 +22,7 @@ def test_the_key_is_made_once_and_again_when_it_no_longer_works(
     assert file.read_text() == key
     with UnitOfWork.open(committed) as uow:
         caller = authenticate(uow, key.strip())
+        assert caller.key_id is not None
         revoke_key(uow, caller.tenant_id, caller.key_id)
     assert ensure_admin_key(postgres_url, file) is True
     assert file.read_text() != key

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -29,9 +30,9 @@ def start(tmp_path: Path, child: RoleProcess) -> tuple[Supervisor, list[str], li
     return supervisor, said, changes
 
 
-def check_until(supervisor: Supervisor, condition: object, seconds: float = 10.0) -> None:
+def check_until(supervisor: Supervisor, condition: Callable[[], object], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline, "condition not met in time"
         supervisor.check()
         time.sleep(0.02)

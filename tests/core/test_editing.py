@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignez_core.editing import EDIT_RULES, EditPlan, apply_edit, gathered_edit, low_rank_edit
+from alignez_core.editing import EditPlan, apply_edit, gathered_edit, low_rank_edit
 from alignez_core.errors import DegenerateEmbeddings, InvalidInput, ModelMismatch
+from alignez_core.spec.limits import EDIT_RULES
 
 D = 12
 
@@ -131,7 +132,11 @@ def test_wrong_plans_are_errors_that_name_the_field() -> None:
 
 def test_both_layouts_of_the_formula_are_the_plan_s_own_edit() -> None:
     generator = torch.Generator().manual_seed(3)
-    plans = [EditPlan((0,), *torch.randn(2, 1, 3, 8, generator=generator), torch.randn(1, 3)) for _ in range(4)]
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    plans = [EditPlan((0,), drawn(1, 3, 8), drawn(1, 3, 8), drawn(1, 3)) for _ in range(4)]
     x = torch.randn(4, 5, 8, generator=generator)
     expected = torch.stack([plan.apply(row, 0) for plan, row in zip(plans, x, strict=True)])
     u, v, c = (torch.cat([getattr(plan, name) for plan in plans]) for name in ("U", "V", "c"))
@@ -147,7 +152,7 @@ def test_the_span_is_what_covers_says() -> None:
     h = torch.ones(1, 4)
     for steps in (None, 1, 3):
         for positions in ("answer", "all"):
-            plan = EditPlan.additive([0], h, steps=steps, positions=positions)  # type: ignore[arg-type]
+            plan = EditPlan.additive([0], h, steps=steps, positions=positions)
             first, end = plan.span(5)
             assert [t for t in range(12) if first <= t < end] == [t for t in range(12) if plan.covers(t, 5)]
             expected = range(12) if positions == "all" else range(4, 12 if steps is None else 4 + steps)

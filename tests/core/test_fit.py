@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
-from alignez_core.engines.base import Completion, GenerationRequest
+from alignez_core.engines.base import Completion, GenerationRequest, ScoreRequest
 from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import (
@@ -83,7 +83,8 @@ class CountingEngine:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         self.requests += requests
-        return self._engine.generate(requests)
+        completions: list[Completion] = self._engine.generate(requests)
+        return completions
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -265,7 +266,7 @@ def test_specs_that_do_not_fit_are_refused_before_anything_is_generated(nano_eng
 
 def test_an_engine_that_cannot_halt_between_blocks_says_which_can() -> None:
     class Closed(FakeEngine):
-        def walk(self, requests: object) -> Any:
+        def walk(self, requests: Sequence[ScoreRequest], copies: int = 1) -> NoReturn:
             raise EngineCannotWalk("this engine")
 
     with pytest.raises(EngineCannotWalk, match="ALIGNEZ_WORKER_ENGINE=transformers"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 
@@ -21,9 +23,9 @@ def test_generate_with_left_padding_gives_each_row_its_own_edit(kind: str, use_c
     width = max(len(text) for text in texts)
     ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])
     mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
-    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    settings: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     with edited_forward(model, PLANS, prompt_lengths=[len(text) for text in texts]):
-        out = model.generate(ids, attention_mask=mask, use_cache=use_cache, **settings)
+        out = cast(Any, model).generate(ids, attention_mask=mask, use_cache=use_cache, **settings)
     expected = [reference_generate(model, text, edit, 6)[0] for text, edit in zip(texts, PLANS, strict=True)]
     assert out[:, width:].tolist() == expected
     bare = [reference_generate(model, text, None, 6)[0] for text in texts]

@@ -27,7 +27,7 @@ class ScriptedEngine(FakeEngine):
 
     def __init__(self, *said: str | tuple[str, FinishReason]) -> None:
         super().__init__()
-        self.said = [(text, "stop") if isinstance(text, str) else text for text in said]
+        self.said: list[tuple[str, FinishReason]] = [(text, "stop") if isinstance(text, str) else text for text in said]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         self.requests += requests

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 from alignez_core.models.persona_nano import query_bank
 from alignez_core.models.persona_nano.style import style_of
@@ -24,7 +25,7 @@ from tests.worker.processes import wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROLES = {"api", "worker", "relay", "postgres", "broker"}
-QUESTION = [{"role": "user", "content": "How do I start hiking?"}]
+QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "How do I start hiking?"}]
 
 
 def test_run_json_names_the_url_the_key_and_every_process(stack: Up) -> None:

@@ -77,12 +77,17 @@ def followed(client: httpx.Client, job_id: str) -> list[tuple[str, dict[str, Any
     return events
 
 
-def ask(client: httpx.Client, question: str, path: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
+def ask(
+    client: httpx.Client,
+    question: str,
+    path: str = "/v1/chat/completions",
+    system: str | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
     """A whole answer; `system` stands before the question."""
-    system = body.pop("system", None)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
-    body = {"model": "base", "messages": messages, "temperature": 0, "max_tokens": 32, **body}
+    body = {"model": "base", "messages": messages, "temperature": 0, "max_tokens": 32, **fields}
     reply = client.post(path, json=body)
     assert reply.status_code == 200, reply.text
     answer: dict[str, Any] = reply.json()
@@ -127,7 +132,7 @@ def test_a_persona_becomes_answers_through_rest(real: Up) -> None:
         assert "<svg" in page.text
 
         question = QUERIES[1]
-        by_number = {"profile": {"name": "pirate", "version": 1}}
+        by_number: dict[str, Any] = {"profile": {"name": "pirate", "version": 1}}
         bare, prompted = ask(client, question), ask(client, question, system=SYSTEM)
         edited = ask(client, question, **by_number)
         assert len({text(bare), text(prompted), text(edited)}) == 3
@@ -153,7 +158,7 @@ def test_a_persona_becomes_answers_through_rest(real: Up) -> None:
 
         profile_id = client.get("/v1/profiles/pirate").json()["id"]
 
-        def counted() -> dict[str, Any] | None:
+        def counted() -> dict[str | None, Any] | None:
             """Usage is written every few seconds."""
             rows = client.get("/admin/usage").json()["data"]
             found = {row["profile_id"]: row for row in rows}

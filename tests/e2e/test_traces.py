@@ -84,8 +84,8 @@ def test_a_request_is_one_trace_and_one_id_through_all_processes(traced: Up, col
     given = {"x-request-id": "req-followed", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
     with traced.client() as client:
         persona = {"preferred": "cheerful", "dispreferred": "gloomy"}
-        body = {"name": "followed", "persona": persona, "fit": SMALL_ALIGNEZ}
-        reply = client.post("/v1/profiles", json=body, headers=given)
+        profile = {"name": "followed", "persona": persona, "fit": SMALL_ALIGNEZ}
+        reply = client.post("/v1/profiles", json=profile, headers=given)
     job_id = reply.json()["job"]["id"]
     assert traced.finished(job_id)["status"] == "succeeded"
     with traced.client() as client:

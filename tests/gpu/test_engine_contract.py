@@ -81,6 +81,7 @@ def test_the_compiled_step_gives_the_tokens_of_the_uncompiled_one_while_rows_com
     byte_tokenizer().save_pretrained(tmp_path)
     requests: list[GenerationRequest] = requests_with_profiles(32, 16)
     with TransformersEngine.load(tmp_path, device="cuda", compile=True) as compiled:
+        # Callers cannot tell how often it compiles, except by waiting minutes.
         assert compiled._runner.programs == 4
         for _ in range(2):
             for some in (requests[:3], requests, requests[:1]):

@@ -56,9 +56,10 @@ def texts(
 ) -> dict[str, str]:
     """Rendered text by template path."""
     with helm_python.Chart.load(chart) as loaded:
-        return loaded.render(
+        rendered: dict[str, str] = loaded.render(
             dict(values or {}), name=release, namespace="ns", is_install=not upgrade, is_upgrade=upgrade
         )
+    return rendered
 
 
 def render(

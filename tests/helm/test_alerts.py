@@ -42,7 +42,8 @@ def test_the_alerts_do_as_their_unit_tests_say() -> None:
 
 
 def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() -> None:
-    fires, silent = set(), set()
+    fires: set[str] = set()
+    silent: set[str] = set()
     for case in _cases():
         named = re.search(r'alertname="(\w+)", alertstate="firing"', case["expr"])
         if named is not None:

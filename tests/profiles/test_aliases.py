@@ -1,4 +1,4 @@
-"""Which version a request gets: promotion, rollback, shared aliases, assignments; and the record of who moved what."""
+"""Promotion, rollback and aliases decide the version of a request, and each move is audited."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import math
 from collections import Counter
 
 import pytest
-from sqlalchemy import event
 
 from profiles.errors import (
     InvalidSpec,
     NoDefaultVersion,
     NotFound,
     NothingToRollBackTo,
-    StillAssigned,
     VersionNotReady,
     VersionWeak,
 )
@@ -26,12 +24,10 @@ from profiles.service import (
     assign_user,
     audit_entries,
     delete_profile,
-    get_assignment,
     list_aliases,
     pick_version,
     promote,
     remove_alias,
-    remove_assignment,
     resolve_for_user,
     roll_back,
     set_alias,
@@ -40,20 +36,6 @@ from profiles.uow import UnitOfWork
 from tests.factories import Factory
 
 USERS = [f"user-{i}" for i in range(2000)]
-
-
-@pytest.fixture
-def caller(make: Factory) -> Caller:
-    return make.caller()
-
-
-@pytest.fixture
-def profile(make: Factory, caller: Caller) -> Profile:
-    """With versions 1, 2 and 3 ready; 1 is the default."""
-    first = make.ready(caller)
-    for _ in range(2):
-        make.ready(caller, profile=first.profile.id)
-    return first.profile
 
 
 def default_of(uow: UnitOfWork, caller: Caller, profile: Profile) -> dict[int, float]:
@@ -116,9 +98,9 @@ class TestWeak:
         self, uow: UnitOfWork, make: Factory, caller: Caller, profile: Profile
     ) -> None:
         make.ready(caller, profile=profile.id, changes=WEAK)
-        for targets in ({"version": 4}, {"weights": {1: 9.0, 4: 1.0}}):
+        for version, weights in ((4, None), (None, {1: 9.0, 4: 1.0})):
             with pytest.raises(VersionWeak):
-                set_alias(uow, caller, profile.id, "default", **targets)  # type: ignore[arg-type]
+                set_alias(uow, caller, profile.id, "default", version, weights)
         set_alias(uow, caller, profile.id, "canary", weights={1: 9.0, 4: 1.0})
         set_alias(uow, caller, profile.id, "default", version=4, force=True)
         assert default_of(uow, caller, profile) == {4: 1.0}
@@ -247,9 +229,9 @@ class TestWeights:
         assert caught.value.field.startswith("weights")
 
     def test_a_version_or_weights_and_not_both(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
-        for both in ({}, {"version": 1, "weights": {1: 1.0}}):
+        for version, weights in ((None, None), (1, {1: 1.0})):
             with pytest.raises(InvalidSpec, match="either version or weights"):
-                set_alias(uow, caller, profile.id, "canary", **both)  # type: ignore[arg-type]
+                set_alias(uow, caller, profile.id, "canary", version, weights)
 
     def test_a_target_that_is_not_ready_changes_nothing(
         self, uow: UnitOfWork, make: Factory, caller: Caller, profile: Profile
@@ -291,83 +273,6 @@ class TestRemoveAlias:
             pick_version(uow, caller, profile.id, version=2)
 
 
-class TestAssignments:
-    def test_a_user_gets_the_profiles_default(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
-        assign_user(uow, caller, "ann", profile.name)
-        promote(uow, caller, profile.id, 2)
-        found = resolve_for_user(uow, caller, "ann")
-        assert isinstance(found, ResolvedVersion)
-        assert (found.profile_id, found.number, found.alias) == (profile.id, 2, "default")
-
-    def test_or_a_version_or_an_alias(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
-        set_alias(uow, caller, profile.id, "beta", version=3)
-        assign_user(uow, caller, "ann", profile.id, version=2)
-        assign_user(uow, caller, "bob", profile.id, alias="beta")
-        ann, bob = (resolve_for_user(uow, caller, user) for user in ("ann", "bob"))
-        assert isinstance(ann, ResolvedVersion)
-        assert isinstance(bob, ResolvedVersion)
-        assert (ann.number, bob.number) == (2, 3)
-        assert get_assignment(uow, caller, "ann").version == 2
-
-    def test_the_last_assignment_holds_until_it_is_removed(
-        self, uow: UnitOfWork, caller: Caller, profile: Profile
-    ) -> None:
-        assign_user(uow, caller, "ann", profile.id, version=2)
-        assign_user(uow, caller, "ann", profile.id)
-        assert get_assignment(uow, caller, "ann").version is None
-        remove_assignment(uow, caller, "ann")
-        assert resolve_for_user(uow, caller, "ann") is None
-        with pytest.raises(NotFound):
-            remove_assignment(uow, caller, "ann")
-
-    def test_bad_assignments_are_refused(self, uow: UnitOfWork, caller: Caller, profile: Profile) -> None:
-        with pytest.raises(InvalidSpec):
-            assign_user(uow, caller, "ann", profile.id, alias="default", version=1)
-        for wrong in ({"alias": "unknown"}, {"version": 9}):
-            with pytest.raises(NotFound):
-                assign_user(uow, caller, "ann", profile.id, **wrong)  # type: ignore[arg-type]
-        for user in ("", " ", "x" * 201, "nul\x00"):
-            with pytest.raises(InvalidSpec):
-                assign_user(uow, caller, user, profile.id)
-
-    def test_an_alias_that_users_have_cannot_be_removed(
-        self, uow: UnitOfWork, caller: Caller, profile: Profile
-    ) -> None:
-        set_alias(uow, caller, profile.id, "beta", version=2)
-        set_alias(uow, caller, profile.id, "gamma", version=2)
-        for user in ("ann", "bob"):
-            assign_user(uow, caller, user, profile.id, alias="beta")
-        with pytest.raises(StillAssigned, match="'beta' is assigned to 2 end users") as caught:
-            remove_alias(uow, caller, profile.id, "beta")
-        assert caught.value.end_users == 2
-        remove_alias(uow, caller, profile.id, "gamma")
-        assign_user(uow, caller, "ann", profile.id)
-        remove_assignment(uow, caller, "bob")
-        remove_alias(uow, caller, profile.id, "beta")
-
-    def test_a_version_that_users_have_cannot_be_archived(
-        self, uow: UnitOfWork, caller: Caller, profile: Profile
-    ) -> None:
-        assign_user(uow, caller, "ann", profile.id, version=2)
-        with pytest.raises(StillAssigned, match="version 2 is assigned to 1 end user;"):
-            archive_version(uow, caller, profile.id, 2)
-        found = resolve_for_user(uow, caller, "ann")
-        assert isinstance(found, ResolvedVersion)
-        assert found.number == 2
-        archive_version(uow, caller, profile.id, 3)
-        assign_user(uow, caller, "ann", profile.id, version=1)
-        archive_version(uow, caller, profile.id, 2)
-
-    def test_deleting_the_profile_takes_it_from_its_users(
-        self, uow: UnitOfWork, caller: Caller, profile: Profile
-    ) -> None:
-        assign_user(uow, caller, "ann", profile.id)
-        delete_profile(uow, caller, profile.id)
-        assert resolve_for_user(uow, caller, "ann") is None
-        with pytest.raises(NotFound):
-            pick_version(uow, caller, profile.name)
-
-
 def test_a_profile_without_ready_version_says_why(uow: UnitOfWork, make: Factory, caller: Caller) -> None:
     request = make.fit(caller)
     with pytest.raises(VersionNotReady) as caught:
@@ -395,30 +300,3 @@ def test_every_move_is_audited_with_its_key(uow: UnitOfWork, caller: Caller, pro
     ]
     by_the_system = [entry.details for entry in entries if entry.key_id is None]
     assert by_the_system == [{"version": 1}]  # the first good version became the default
-
-
-class TestCost:
-    def test_every_way_to_a_version_is_one_statement_that_reads_no_content(
-        self, uow: UnitOfWork, caller: Caller, profile: Profile
-    ) -> None:
-        set_alias(uow, caller, profile.id, "canary", weights={1: 1.0, 2: 1.0})
-        assign_user(uow, caller, "ann", profile.id, version=2)
-        assign_user(uow, caller, "bob", profile.id, alias="canary")
-        uow.session.flush()
-        statements: list[str] = []
-
-        def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
-            statements.append(statement)
-
-        connection = uow.session.connection()
-        event.listen(connection, "before_cursor_execute", note)
-        try:
-            pick_version(uow, caller, profile.name)
-            pick_version(uow, caller, str(profile.id), version=3)
-            pick_version(uow, caller, profile.name, alias="canary", end_user="cid")
-            for user in ("ann", "bob", "nobody"):
-                resolve_for_user(uow, caller, user)
-        finally:
-            event.remove(connection, "before_cursor_execute", note)
-        assert len(statements) == 6
-        assert not [statement for statement in statements if "spec" in statement or "diagnostics" in statement]

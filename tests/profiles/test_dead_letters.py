@@ -2,72 +2,40 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from kombu.connection import Connection
 
-from profiles.delivery.celery_queue import FIT_TASK, CeleryQueue, dead_queue, fit_queue
+from profiles.delivery.celery_queue import FIT_TASK, CeleryQueue
 from profiles.delivery.dead_letters import DeadLetters
 from profiles.errors import BrokerUnavailable
+from tests.rabbitmq import RABBITMQ_URL, acknowledge, delete_queue, reject, requeue, require_rabbitmq, take
 
-URL = "amqp://guest:guest@127.0.0.1:5672//"
 LIMIT_S = 600
 
 
 @pytest.fixture
 def queue() -> Iterator[str]:
-    try:
-        socket.create_connection(("127.0.0.1", 5672), 1.0).close()
-    except OSError:
-        pytest.skip("no RabbitMQ at 127.0.0.1:5672")
+    require_rabbitmq()
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield name
-    with Connection(URL, connect_timeout=3) as connection:
-        for one in (name, dead_queue(name).name):
-            connection.default_channel.queue_delete(one)
+    delete_queue(name)
 
 
 def letters_of(queue: str) -> DeadLetters:
-    return DeadLetters(URL, queue=queue, task_time_limit_s=LIMIT_S)
+    return DeadLetters(RABBITMQ_URL, queue=queue, task_time_limit_s=LIMIT_S)
 
 
 def publish(queue: str, count: int) -> list[str]:
     jobs = [uuid.uuid4() for _ in range(count)]
-    publisher = CeleryQueue(URL, queue=queue, task_time_limit_s=LIMIT_S)
+    publisher = CeleryQueue(RABBITMQ_URL, queue=queue, task_time_limit_s=LIMIT_S)
     try:
         assert publisher.publish(jobs) == jobs
     finally:
         publisher.close()
     return [str(job) for job in jobs]
-
-
-def take(queue: str, act: Callable[..., None], count: int) -> list[str]:
-    """As a worker: takes messages off the queue of fits; returns their bodies."""
-    bodies: list[str] = []
-    with Connection(URL, connect_timeout=3) as connection:
-        bound = fit_queue(queue, URL, LIMIT_S)(connection.default_channel)
-        deadline = time.monotonic() + 10
-        while len(bodies) < count:
-            message = bound.get(no_ack=False)
-            if message is None:
-                assert time.monotonic() < deadline, "no message came"
-                time.sleep(0.02)
-                continue
-            bodies.append(message.body if isinstance(message.body, str) else message.body.decode())
-            act(message)
-    return bodies
-
-
-def reject(message: object) -> None:
-    message.reject(requeue=False)  # type: ignore[attr-defined]
-
-
-def acknowledge(message: object) -> None:
-    message.ack()  # type: ignore[attr-defined]
 
 
 def until_there(letters: DeadLetters, count: int) -> None:
@@ -80,7 +48,7 @@ def until_there(letters: DeadLetters, count: int) -> None:
 @pytest.mark.rabbitmq
 def test_a_rejected_message_is_put_aside_and_looking_leaves_it_there(queue: str) -> None:
     jobs = publish(queue, 2)
-    take(queue, reject, 2)
+    take(queue, reject, 2, task_time_limit_s=LIMIT_S)
     letters = letters_of(queue)
     until_there(letters, 2)
     for _ in range(25):  # more often than a message may be delivered
@@ -94,19 +62,20 @@ def test_a_rejected_message_is_put_aside_and_looking_leaves_it_there(queue: str)
 @pytest.mark.rabbitmq
 def test_replayed_messages_are_whole_and_gone_from_where_they_were(queue: str) -> None:
     jobs = publish(queue, 3)
-    take(queue, reject, 3)
+    take(queue, reject, 3, task_time_limit_s=LIMIT_S)
     letters = letters_of(queue)
     until_there(letters, 3)
     assert [one.job for one in letters.replay(limit=2)] == jobs[:2]
     assert [one.job for one in letters.look()] == jobs[2:]
-    assert all(job in body for job, body in zip(jobs, take(queue, acknowledge, 2), strict=False))
+    bodies = take(queue, acknowledge, 2, task_time_limit_s=LIMIT_S)
+    assert all(job in body for job, body in zip(jobs[:2], bodies, strict=True))
 
 
 @pytest.mark.rabbitmq
 def test_a_message_that_came_back_too_often_is_put_aside(queue: str) -> None:
     jobs = publish(queue, 1)
     letters = letters_of(queue)
-    take(queue, lambda message: message.requeue(), 21)
+    take(queue, requeue, 21, task_time_limit_s=LIMIT_S)
     until_there(letters, 1)
     (found,) = letters.look()
     assert (found.job, found.reason) == (jobs[0], "delivery_limit")
@@ -115,7 +84,7 @@ def test_a_message_that_came_back_too_often_is_put_aside(queue: str) -> None:
 @pytest.mark.rabbitmq
 def test_dropped_messages_are_gone(queue: str) -> None:
     publish(queue, 2)
-    take(queue, reject, 2)
+    take(queue, reject, 2, task_time_limit_s=LIMIT_S)
     letters = letters_of(queue)
     until_there(letters, 2)
     assert letters.drop(limit=1) == 1
@@ -123,6 +92,7 @@ def test_dropped_messages_are_gone(queue: str) -> None:
     assert letters.look() == []
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_is_said() -> None:
     with pytest.raises(BrokerUnavailable):
         DeadLetters("amqp://guest:guest@127.0.0.1:1//").look()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from profiles.models import SKETCH_SIZE
@@ -19,7 +21,7 @@ WIDTH = 512
 K = 10
 
 
-def unit(rows: Vector) -> Vector:
+def unit(rows: npt.NDArray[np.floating[Any]]) -> Vector:
     return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.float32)
 
 

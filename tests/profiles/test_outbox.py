@@ -309,8 +309,8 @@ class TestLoop:
         """Runs relays in threads until the test ends."""
         relays: list[tuple[Relay, threading.Thread]] = []
 
-        def start(queue: JobQueue, observer: Notes | None = None, **options: float) -> Relay:
-            relay = Relay(committed, queue, postgres_url, RelayOptions(**{"poll_s": 5.0, **options}), observer)
+        def start(queue: JobQueue, observer: Notes | None = None, poll_s: float = 5.0) -> Relay:
+            relay = Relay(committed, queue, postgres_url, RelayOptions(poll_s=poll_s), observer)
             thread = threading.Thread(target=relay.run)
             thread.start()
             relays.append((relay, thread))

@@ -6,13 +6,14 @@ import hashlib
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from transformers import AutoTokenizer
 
 from alignez_core.models import persona_nano
 from alignez_core.models.persona_nano.styles import ALL_STYLES, PAIRS, STYLES
 from alignez_core.models.persona_nano.topics import HELD_OUT_TEMPLATES, QUERY_TEMPLATES, TOPICS
-from alignez_core.prompts import ChatFormat, PlainFormat
+from alignez_core.prompts import ChatFormat, Message, PlainFormat
 from research.persona_nano.corpus import Generator, make_answer, render_chat
 from research.persona_nano.train import build_model, train_tokenizer
 
@@ -71,7 +72,12 @@ def test_the_corpus_renders_chats_as_the_shipped_tokenizer_does() -> None:
         {"role": "system", "content": "You are a formal assistant."}, {"role": "user", "content": "Hi?"},
         {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Is ünïcode ✓ fine?"},
     ]  # fmt: skip
-    chat = ChatFormat(lambda m: str(tokenizer.apply_chat_template(list(m), tokenize=False, add_generation_prompt=True)))
+
+    def template(turns: Sequence[Message]) -> str:
+        plain = [dict(turn) for turn in turns]
+        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
+
+    chat = ChatFormat(template)
     assert chat.render(messages) == render_chat(messages)
     for text in (chat.render(messages), PlainFormat().render(messages)):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

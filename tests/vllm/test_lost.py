@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from alignez_core.engines.base import Engine
+from alignez_core.editing import EditPlan
+from alignez_core.engines.base import Engine, GenerationRequest
 from alignez_core.errors import EngineClosed
 from tests.core.engines.contract import greedy, plan_for, wait_until
 from tests.vllm.conftest import Start
@@ -18,7 +19,10 @@ from tests.worker.processes import children, command_line
 
 pytestmark = pytest.mark.vllm
 
-LONG = {"max_tokens": 80, "ignore_eos": True}
+
+def long(edit: EditPlan | None = None) -> GenerationRequest:
+    """A request that runs for 80 tokens."""
+    return greedy(max_tokens=80, ignore_eos=True, edit=edit)
 
 
 @pytest.fixture
@@ -60,8 +64,8 @@ def test_callers_of_a_core_that_is_killed_get_an_error_also_while_a_plan_is_unde
     for core in cores:  # what is asked now is not answered any more
         os.kill(core.pid, signal.SIGSTOP)
     calls = [
-        Call(lambda: list(engine.stream(greedy(edit=plan_for(engine, seed=1), **LONG)))),
-        Call(lambda: engine.generate([greedy(**LONG)] * 4)),
+        Call(lambda: list(engine.stream(long(edit=plan_for(engine, seed=1))))),
+        Call(lambda: engine.generate([long()] * 4)),
         Call(lambda: engine.represent(["one text"])),
         Call(lambda: engine.score([])),
     ]
@@ -87,4 +91,4 @@ def test_whole_answers_that_closing_cuts_off_say_that_the_engine_was_closed(engi
 
 
 def generate_many(engine: Engine) -> None:
-    engine.generate([greedy(edit=plan_for(engine), **LONG)] * 50)  # type: ignore[arg-type]
+    engine.generate([long(edit=plan_for(engine))] * 50)

@@ -27,7 +27,7 @@ def shared(start: Start) -> Iterator[Any]:
 
 @pytest.fixture
 def engine(shared: Any) -> Any:
-    """With an empty cache, as after a start, which takes much longer."""
+    """With an empty cache, as after a start, which takes much longer; only vLLM itself can empty it."""
     assert shared._run(shared._llm.reset_prefix_cache())
     return shared
 

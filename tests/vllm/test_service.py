@@ -73,7 +73,7 @@ def test_users_with_profiles_of_every_kind_share_a_batch(
         for user, (liked, disliked, method) in USERS.items():
             make_profile(client, committed, walking if method == "distill" else engine, user, liked, disliked, method)
 
-        def ask(question: tuple[str, str]) -> tuple[str, str, dict[str, Any]]:
+        def ask(question: tuple[str, str]) -> tuple[str, str | None, dict[str, Any]]:
             user, text = question
             body = {"model": "base", "messages": [{"role": "user", "content": text}], "seed": 1, "temperature": 0.8}
             reply = client.post(f"/v1/users/{user}/chat/completions", json=body)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from uuid import UUID
 
 import pytest
 from opentelemetry.trace import Tracer
 
+from alignez_core.engines.base import Engine
 from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.query_bank import default_queries
 from profiles.fitting.evaluations import request_evaluation
@@ -29,8 +31,8 @@ OPTIONS = JobOptions(
 )
 
 
-def loaded(engine: FakeEngine | None = None, bank: tuple[str, ...] | None = None) -> LoadedEngine:
-    """A fake engine as the worker holds one."""
+def loaded(engine: Engine | None = None, bank: Sequence[str] | None = None) -> LoadedEngine:
+    """An engine, by default a fake one, as the worker holds it."""
     engine = engine or FakeEngine()
     info = engine.info
     facts = ModelFacts(
@@ -42,7 +44,7 @@ def loaded(engine: FakeEngine | None = None, bank: tuple[str, ...] | None = None
         context_length=info.context_length,
         prompt_format=info.prompt_format,
     )
-    return LoadedEngine(engine, facts, bank or default_queries()[:16])
+    return LoadedEngine(engine, facts, tuple(bank or default_queries()[:16]))
 
 
 @dataclasses.dataclass
@@ -71,7 +73,7 @@ class Bench:
         options = dataclasses.replace(OPTIONS, **changes)
         return JobRunner(self.sessions, engine or loaded(), options, stopping, metrics, tracer, make_judge)
 
-    def open(self) -> Any:
+    def open(self) -> AbstractContextManager[UnitOfWork]:
         return UnitOfWork.open(self.sessions)
 
 

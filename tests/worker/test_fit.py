@@ -229,8 +229,8 @@ class TestQueries:
 
     @pytest.mark.parametrize("call", [1, 3])
     def test_every_attempt_has_the_same_queries_and_the_same_k(self, bench: Bench, call: int) -> None:
-        spec = {"queries": QUERIES[:3], "fit": {**ALIGNEZ["fit"], "own_queries": 2}}
-        del spec["fit"]["neighbors"]
+        fit = {name: value for name, value in ALIGNEZ["fit"].items() if name != "neighbors"}
+        spec = {"queries": QUERIES[:3], "fit": {**fit, "own_queries": 2}}
         request = bench.request(spec=spec)
         with pytest.raises(Killed):
             bench.runner(loaded(WatchedEngine(kill_at(call), reply=inventive))).run(request.job.id)

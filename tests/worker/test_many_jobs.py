@@ -13,17 +13,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from kombu.connection import Connection
 from sqlalchemy import func, select
 
 from cli.local_stack.broker import RedisServer
-from profiles.delivery.celery_queue import dead_queue
 from profiles.models import Evaluation, Job, JobEvent, JobStatus, JobText, ProfileVersion, VersionState
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.conftest import empty_tables
 from tests.factories import Factory
+from tests.rabbitmq import RABBITMQ_URL, delete_queue, require_rabbitmq
 from tests.worker.processes import RELAY, WORKER, Processes, children, kill_tree
-from tests.worker.test_processes import RABBITMQ_URL, require_rabbitmq
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -56,9 +54,7 @@ def processes(
         made = Processes(postgres_url, RABBITMQ_URL, queue, tmp_path, step_s=0.0)
         yield made
         made.close()
-        with Connection(RABBITMQ_URL, connect_timeout=3) as connection:
-            for name in (queue, dead_queue(queue).name):
-                connection.default_channel.queue_delete(name)
+        delete_queue(queue)
     print(made.log()[-20_000:])
     empty_tables(committed)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kombu.connection import Connection
 from prometheus_client.parser import text_string_to_metric_families
 
 from cli.local_stack.broker import RedisServer
 from cli.local_stack.postgres import PostgresServer
 from cli.local_stack.process import free_port
 from profiles import migrate
-from profiles.delivery.celery_queue import dead_queue
 from profiles.errors import DatabaseUnavailable
 from profiles.fitting.request import FitRequest
 from profiles.models import (
@@ -35,11 +32,11 @@ from profiles.service import Caller, cancel_job
 from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
 from tests.conftest import empty_tables
 from tests.factories import Factory
+from tests.rabbitmq import RABBITMQ_URL, delete_queue, require_rabbitmq
 from tests.worker.processes import RELAY, WORKER, Processes, job_of, kill_tree, model_process, terminate, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
 #: Fitted on, all of them; two more of the bank prove it.
 N_QUERIES, HELD_OUT = 20, 2
 
@@ -317,16 +314,3 @@ def wipe(server: RedisServer) -> None:
         if path.name.startswith(("appendonly", "dump")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     server.start()
-
-
-def require_rabbitmq() -> None:
-    try:
-        socket.create_connection(("127.0.0.1", 5672), 1.0).close()
-    except OSError:
-        pytest.skip("no RabbitMQ at 127.0.0.1:5672")
-
-
-def delete_queue(name: str) -> None:
-    with Connection(RABBITMQ_URL, connect_timeout=3) as connection:
-        for queue in (name, dead_queue(name).name):
-            connection.default_channel.queue_delete(queue)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ ORIGIN = Origin("req_1", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0
 
 
 @contextlib.contextmanager
-def captured() -> Iterator[list[dict[str, Any]]]:
+def captured() -> Iterator[list[MutableMapping[str, Any]]]:
     """Log lines with the ids that are bound to their context."""
     with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
         yield lines

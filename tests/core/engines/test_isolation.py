@@ -13,7 +13,7 @@ from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.slots.engine import TransformersEngine
 from tests.core.engines.contract import wait_until
-from tests.core.engines.tiny_models import plan, prompts, slot_runner, tiny_engine, tiny_model
+from tests.core.engines.tiny_models import plan, prompts, slot_runner, tiny_engine, tiny_model, token_ids
 
 METHODS = (
     {"kind": "alignez"},
@@ -94,7 +94,7 @@ def logits_of(requests: list[GenerationRequest], fed: torch.Tensor) -> list[torc
     """Logits of a prefill and of each decode step of one batch that is fed the same tokens whatever it would say."""
     model = tiny_model("llama")
     runner = slot_runner(model, "llama", len(requests))
-    out = [runner.prefill([list(r.prompt) for r in requests], [r.edit for r in requests])]
+    out = [runner.prefill([token_ids(r) for r in requests], [r.edit for r in requests])]
     return out + [runner.decode(step.tolist()) for step in fed]
 
 
@@ -126,7 +126,7 @@ def test_plain_rows_keep_every_bit_while_edited_rows_come_and_go() -> None:
         out: dict[int, list[torch.Tensor]] = {i: [] for i in range(len(requests))}
 
         def join(new: range) -> None:
-            logits = runner.prefill([list(requests[i].prompt) for i in new], [edit_of(requests[i]) for i in new])
+            logits = runner.prefill([token_ids(requests[i]) for i in new], [edit_of(requests[i]) for i in new])
             live.extend(new)
             for i, row in zip(new, logits, strict=True):
                 out[i].append(row)

@@ -121,7 +121,7 @@ def test_the_real_chat_model_gives_the_tokens_of_hugging_face(repository_root: P
 
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     generator = torch.Generator().manual_seed(0)
-    edits = [None]
+    edits: list[EditPlan | None] = [None]
     for seed in range(3):
         rows = torch.randn(2, model.config.hidden_size, generator=generator)
         edits += [

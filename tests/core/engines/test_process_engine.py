@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ from alignez_core.errors import (
 from tests.core.engines.contract import EngineContract, greedy, plan_for, wait_until
 from tests.core.engines.tiny_models import byte_tokenizer, prompts, tiny_model
 
-LONG = {"max_tokens": 85, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_tokens": 85, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,8 @@ def test_the_wait_in_the_queue_comes_across(model: Path) -> None:
         streams = [engine.stream(greedy(**LONG)), engine.stream(greedy(max_tokens=3))]
         at_once, waited = [[chunk.queued_s for chunk in stream] for stream in streams]
     assert set(at_once[1:]) == set(waited[1:]) == {None}
+    assert at_once[0] is not None
+    assert waited[0] is not None
     assert 0 <= at_once[0] < waited[0]
 
 
@@ -145,7 +148,12 @@ def test_what_can_never_fit_is_refused_here(model: Path) -> None:
 def test_a_lost_process_fails_what_ran_and_is_reported_once(model: Path) -> None:
     lines: list[str] = []
     reported = threading.Event()
-    with start(model, on_lost=lambda line: (lines.append(line), reported.set())) as engine:
+
+    def lost(line: str) -> None:
+        lines.append(line)
+        reported.set()
+
+    with start(model, on_lost=lost) as engine:
         stream = iter(engine.stream(greedy(**LONG)))
         next(stream)
         os.kill(engine.pid, signal.SIGKILL)

@@ -5,15 +5,17 @@ Weights are drawn wide, so that greedy tokens vary and no two tokens are nearly 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from alignez_core.editing import EditPlan
+from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.engines.slots.mlp_modules import (
     candidate_paths,
@@ -34,7 +36,7 @@ CHAT_TEMPLATE = (
 _WINDOW = 8
 _LLAMA = {"num_key_value_heads": 2, "intermediate_size": 48, "tie_word_embeddings": False}
 
-ARCHITECTURES: dict[str, dict[str, object]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": {**_LLAMA, "sliding_window": _WINDOW, "head_dim": 8},
     "qwen2": _LLAMA,
@@ -71,7 +73,7 @@ _MOE = {
 _GEMMA3 = ARCHITECTURES["gemma3_text"]
 
 #: Architectures that no table lists: found by the names of their modules and proven by the self-check.
-UNLISTED: dict[str, dict[str, object]] = {
+UNLISTED: dict[str, dict[str, Any]] = {
     "phi3": {**_LLAMA, "sliding_window": _WINDOW},
     "mixtral": {**_LLAMA, "num_local_experts": 4},
     "qwen2_moe": {**_MOE, "shared_expert_intermediate_size": 24, "mlp_only_layers": [0]},
@@ -110,9 +112,9 @@ def byte_tokenizer(chat_template: str | None = None, *, adds_bos: bool = False) 
     return fast
 
 
-def tiny_model(kind: str, seed: int = 0, **changes: object) -> PreTrainedModel:
+def tiny_model(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model of one architecture; the same weights for the same seed."""
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
         "num_attention_heads": 4,
@@ -137,7 +139,7 @@ def tiny_model(kind: str, seed: int = 0, **changes: object) -> PreTrainedModel:
         config |= {"initializer_range": config["text_config"]["initializer_range"], "tie_word_embeddings": False}
         config |= {"image_token_index": VOCAB - 1, "boi_token_index": VOCAB - 2, "eoi_token_index": VOCAB - 3}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**config))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**config))
     return model.eval()
 
 
@@ -148,7 +150,7 @@ def slot_runner(model: PreTrainedModel, kind: str, max_slots: int) -> SlotRunner
     return SlotRunner(model, mlps, max_slots, CONTEXT, blocks)
 
 
-def tiny_engine(kind: str = "llama", seed: int = 0, **settings: object) -> TransformersEngine:
+def tiny_engine(kind: str = "llama", seed: int = 0, **settings: Any) -> TransformersEngine:
     """An engine over `tiny_model(kind, seed)` and `byte_tokenizer()`."""
     tokenizer = settings.pop("tokenizer", None) or byte_tokenizer()
     fingerprint = f"{kind}-{seed}"
@@ -162,7 +164,13 @@ def prompts(count: int, seed: int = 0, longest: int = 40) -> list[list[int]]:
     return [torch.randint(3, 259, (length,), generator=generator).tolist() for length in lengths]
 
 
-def plan(kind: str, seed: int = 0, strength: float = 2.0, **options: object) -> EditPlan:
+def token_ids(request: GenerationRequest) -> list[int]:
+    """The prompt of a request that was made of token ids."""
+    assert not isinstance(request.prompt, str)
+    return list(request.prompt)
+
+
+def plan(kind: str, seed: int = 0, strength: float = 2.0, **options: Any) -> EditPlan:
     """A random plan of one method, strong enough to change a tiny model's tokens."""
     generator = torch.Generator().manual_seed(1000 + seed)
 
@@ -192,7 +200,7 @@ def reference_generate(
     handles = [module.register_forward_hook(_reference_hook(edit, i, len(prompt))) for i, module in enumerate(modules)]
     try:
         with torch.no_grad():
-            out = model.generate(
+            out = cast(Any, model).generate(
                 torch.tensor([list(prompt)]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                 max_new_tokens=new_tokens,
@@ -208,10 +216,10 @@ def reference_generate(
     return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits)
 
 
-def _reference_hook(edit: EditPlan | None, layer: int, prompt_length: int):
+def _reference_hook(edit: EditPlan | None, layer: int, prompt_length: int) -> Callable[..., Any]:
     seen = 0
 
-    def hook(module, args, output):
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
         nonlocal seen
         tensor = output_tensor(output)
         rows = tensor.reshape(-1, tensor.shape[-1]).clone()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 #: layer → what to do with the (n, D) MLP outputs at the edited positions
@@ -28,7 +29,7 @@ class PlainModel:
         handles = []
         for layer, block in enumerate(self.model.model.layers):
 
-            def mlp(module, args, out, layer=layer):
+            def mlp(module: nn.Module, args: Any, out: Tensor, layer: int = layer) -> Tensor | None:
                 x.append(out[0, at].clone())
                 if edits and layer in edits:
                     out = out.clone()
@@ -36,7 +37,7 @@ class PlainModel:
                     return out
                 return None
 
-            def residual(module, args, out):
+            def residual(module: nn.Module, args: Any, out: Any) -> None:
                 r.append((out[0] if isinstance(out, tuple) else out)[0, at].clone())
 
             handles += [block.mlp.register_forward_hook(mlp), block.register_forward_hook(residual)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from alignez_core.errors import DegenerateEmbeddings, InvalidInput
 from alignez_core.methods.directions import fit_directions, fit_transport, top_direction, top_directions
 
 
-def planted(n: int, d: int, noise: float, seed: int = 0, dtype: torch.dtype = torch.float32):
+def planted(n: int, d: int, noise: float, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     g = torch.Generator().manual_seed(seed)
     theta = torch.randn(d, generator=g, dtype=dtype)
     theta /= theta.norm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from alignez_core.engines.base import ScoreRequest
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import DegenerateEmbeddings
 from alignez_core.methods.base import Material
-from alignez_core.methods.distill import Distill, Form, FormFits, default_layers, fit_forms, grid, low_rank, shaped
+from alignez_core.methods.distill import Distill, Form, FormFits, default_layers, fit_forms, grid, shaped
+from alignez_core.methods.low_rank import low_rank
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.persona import Persona
 from alignez_core.spec.samples import Sample
@@ -155,7 +157,7 @@ def test_row_order_changes_nothing_and_scales_pass_through(seed: int, scale: flo
     x, gap = planted(60, 12, rank=5, seed=seed)
     fitted = applied(x, low_rank(x, gap, rank))
     order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
-    bound = {"atol": 1e-5 * float(gap.abs().max()), "rtol": 1e-4}
+    bound: dict[str, Any] = {"atol": 1e-5 * float(gap.abs().max()), "rtol": 1e-4}
     assert torch.allclose(applied(x, low_rank(x[order], gap[order], rank)), fitted, **bound)
     # The ridge is in units of the rows' own energy, so the fit does not depend on the unit of x.
     assert torch.allclose(applied(scale * x, low_rank(scale * x, gap, rank)), fitted, **bound)
@@ -197,7 +199,8 @@ def test_a_planted_edit_is_found_again_and_leaves_no_gap(engine: TransformersEng
     x, r = states(None)
     want = states(wanted)[1]
     tables = low_rank(x, want - r, 2, ridge=1e-9)
-    found = EditPlan.low_rank([3], *(t[None] for t in tables))
+    u, v, c = (t[None] for t in tables)
+    found = EditPlan.low_rank([3], u, v, c)
     left = want - states(found)[1]
     assert float(left.norm() / (want - r).norm()) < 1e-4
 

@@ -97,7 +97,11 @@ def test_caa_adds_the_mean_difference_after_one_block(engine: TransformersEngine
         [layer], multiplier = candidate.settings["layers"], candidate.settings["multiplier"]
         vector = mean(HELP, layer) - mean(HARM, layer)
         if multiplier == 2.0:
-            same_logits(engine, plain, candidate.edits[0], {layer: lambda x, v=vector: x + 2.0 * v})
+
+            def added(x: Tensor, vector: Tensor = vector) -> Tensor:
+                return x + 2.0 * vector
+
+            same_logits(engine, plain, candidate.edits[0], {layer: added})
     with pytest.raises(DegenerateEmbeddings, match="both"):
         CAA().candidates(Material(engine, config, SAMPLES, help=HELP))
 

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from typing import Any, cast
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_model_answers_plain_queries_mostly_in_plain_style() -> None:
     model = AutoModelForCausalLM.from_pretrained(persona_nano.MODEL_DIR, dtype=torch.float32)
     prompts = [render_chat([{"role": "user", "content": query}]) for query in persona_nano.query_bank()[:32]]
     batch = tokenizer(prompts, return_tensors="pt", padding=True)
-    out = model.generate(**batch, max_new_tokens=48, do_sample=True, temperature=0.8, top_k=0)
+    out = cast(Any, model).generate(**batch, max_new_tokens=48, do_sample=True, temperature=0.8, top_k=0)
     answers = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     styles = Counter(style_of(answer) for answer in answers)
 

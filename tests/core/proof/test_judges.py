@@ -224,7 +224,7 @@ def test_nonsense_ends_after_bounded_attempts(serve: Callable[[Reply], Endpoint]
 
 
 def test_an_endpoint_that_recovers_is_heard(serve: Callable[[Reply], Endpoint]) -> None:
-    calls = iter([503, "what?"])
+    calls: Iterator[int | str] = iter([503, "what?"])
     waited: list[float] = []
     endpoint = serve(lambda body: next(calls, None) or fair(body))
     judge = OpenAIJudge(endpoint.url, "j", at_once=1, pause=waited.append)

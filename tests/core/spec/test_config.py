@@ -40,7 +40,7 @@ def test_a_number_out_of_its_range_is_refused_by_name_value_and_limit(name: str,
     value = int(value) if whole and name not in ("contrast", "prompt_margin") else value
     method = METHOD_SETTINGS.get(name, ("auto",))[0]
     with pytest.raises(InvalidInput) as caught:
-        FitConfig(**{name: value, "method": method})
+        FitConfig.from_dict({name: value, "method": method})
     text = str(caught.value)
     assert text.startswith(f"{name}: {value!r}")
     assert f"{low:g}" in text or f"{low:.0f}" in text

@@ -17,7 +17,7 @@ calm = settings(deadline=None, derandomize=True, max_examples=80)
 
 
 def decode(ids: Sequence[int]) -> str:
-    return BYTES.decode(list(ids), skip_special_tokens=True)
+    return str(BYTES.decode(list(ids), skip_special_tokens=True))
 
 
 def pieces_of(text: str, stop: Sequence[str] = ()) -> list[str]:

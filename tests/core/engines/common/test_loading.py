@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +34,7 @@ def directory(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "tiny-llama"))
 
 
-def one_line(path: Path | str, **settings: object) -> str:
+def one_line(path: Path | str, **settings: Any) -> str:
     with pytest.raises(ModelNotFound) as raised:
         TransformersEngine.load(path, **settings)
     message = str(raised.value)
@@ -123,7 +126,7 @@ def test_weights_that_lack_a_tensor_are_refused_not_filled_with_noise(directory:
     "settings",
     [{"dtype": "int3"}, {"device": "nowhere"}, {"max_slots": 0}, {"max_waiting": -1}, {"prompt_format": "poem"}],
 )
-def test_settings_out_of_range_are_named(saved: Path, settings: dict[str, object]) -> None:
+def test_settings_out_of_range_are_named(saved: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput) as raised:
         TransformersEngine.load(saved, **settings)
     assert raised.value.field == next(iter(settings))
@@ -133,16 +136,14 @@ def test_every_architecture_that_is_listed_has_a_parity_test() -> None:
     assert set(MLP_PATHS) == set(ARCHITECTURES)
 
 
-def unlisted_model(kind: str, **settings: object) -> TransformersEngine:
+def unlisted_model(kind: str, **settings: Any) -> Callable[..., TransformersEngine]:
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     sizes = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes | settings)).eval()
-    return lambda **options: TransformersEngine.from_model(  # type: ignore[return-value]
-        model, byte_tokenizer(), "x", name=kind, **options
-    )
+    return partial(TransformersEngine.from_model, model, byte_tokenizer(), "x", name=kind)
 
 
 def test_an_unknown_architecture_names_what_was_looked_for_and_the_setting() -> None:

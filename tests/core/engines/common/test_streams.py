@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -60,21 +61,21 @@ def test_a_stream_that_its_reader_closed_ends_without_an_error() -> None:
     assert texts(stream) == []
 
 
-def test_queued_chunks_cost_one_wake_up() -> None:
+def test_queued_chunks_cost_one_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> int:
         writers = [StreamWriter() for _ in range(5)]
         loop = asyncio.get_running_loop()
         calls = 0
         original = loop.call_soon_threadsafe
 
-        def counted(*args, **kwargs):
+        def counted(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
             return original(*args, **kwargs)
 
         readers = [asyncio.create_task(texts_async(QueuedStream(writer))) for writer in writers]
         await asyncio.sleep(0)
-        loop.call_soon_threadsafe = counted
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
         deliver([(writer, StreamChunk("a")) for writer in writers])
         deliver([(writer, LAST) for writer in writers])
         assert await asyncio.gather(*readers) == [["a", "end"]] * 5

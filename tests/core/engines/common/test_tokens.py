@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -96,7 +97,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerFast) -> TextTokens:
 
 
 def real_tokenizers() -> dict[str, PreTrainedTokenizerFast]:
-    found = {"nano": AutoTokenizer.from_pretrained(persona_nano.MODEL_DIR)}
+    found: dict[str, Any] = {"nano": AutoTokenizer.from_pretrained(persona_nano.MODEL_DIR)}
     for name, directory in (("smollm2", SMOLLM), ("neo", NEO)):
         if directory.is_dir():
             found[name] = AutoTokenizer.from_pretrained(directory)
@@ -154,7 +155,7 @@ def test_no_message_holds_a_special_token(name: str, role: str) -> None:
         assert content.strip() in rendered
         ids = tokens.prompt_ids(rendered)
         assert [token for token in ids if token in special] == honest
-        text = tokenizer.decode(ids, skip_special_tokens=False)
+        text = str(tokenizer.decode(ids, skip_special_tokens=False))
         # SentencePiece puts a space before what follows a break.
         assert content.strip().replace(" ", "") in text.replace(" ", "")
         if name not in ("metaspace", "legacy"):

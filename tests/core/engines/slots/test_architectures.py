@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -49,12 +50,14 @@ NORMED = {
 }
 
 
-def greedy_of_hugging_face(model: PreTrainedModel, prompt: list[int], edit: object) -> list[int]:
+def greedy_of_hugging_face(model: PreTrainedModel, prompt: list[int], edit: Any) -> list[int]:
     """Greedy tokens of `generate` with the edit applied by `edited_forward`."""
     ids = torch.tensor([prompt])
-    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None}
+    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
     with torch.no_grad(), edited_forward(model, [edit]):
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+        out = cast(Any, model).generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=None, **length
+        )
     return out[0, len(prompt) :].tolist()
 
 
@@ -124,12 +127,16 @@ def test_an_mlp_that_returns_a_tuple_is_edited_in_its_first_entry() -> None:
             return self.inner(x), torch.zeros(1)
 
     class Block(nn.Module):
-        def __init__(self, block: nn.Module) -> None:
+        self_attn: Any
+        input_layernorm: Any
+        post_attention_layernorm: Any
+
+        def __init__(self, block: Any) -> None:
             super().__init__()
             self.__dict__.update(block.__dict__)
-            self.mlp = WithRouter(block.mlp)
+            self.mlp: Any = WithRouter(block.mlp)
 
-        def forward(self, hidden_states: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
             hidden_states = hidden_states + attended
             return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))[0]
@@ -157,7 +164,7 @@ def test_the_text_part_of_a_multimodal_model_loads_from_its_directory(tmp_path: 
         assert (loaded.info.n_layers, loaded.info.hidden_size) == (N_LAYERS, HIDDEN)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": ({"n_head": 4}, r"BloomForCausalLM computes its attention itself"),
     "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 3}, r"MptForCausalLM computes its attention itself"),
     "mamba": ({}, r"'mamba' has linear_attention layers.*no setting changes that"),
@@ -197,15 +204,16 @@ REFUSED = {
 }
 
 
-def other_model(kind: str, settings: dict[str, object]) -> PreTrainedModel:
+def other_model(kind: str, settings: dict[str, Any]) -> PreTrainedModel:
     sizes = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     if kind == "mpt":
         sizes = {"vocab_size": 264}
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes | settings)).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes | settings))
+    return model.eval()
 
 
-def refusal(model: PreTrainedModel, **options: object) -> str:
+def refusal(model: PreTrainedModel, **options: Any) -> str:
     with pytest.raises(UnknownArchitecture) as raised:
         TransformersEngine.from_model(model, byte_tokenizer(), "x", name="x", **options)
     assert "\n" not in str(raised.value)
@@ -256,4 +264,4 @@ def test_a_path_with_a_suffix_behind_the_index_names_the_block() -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 2))])
     assert find_blocks(model, 1, "layers.{layer}.0") == list(model.layers)
-    assert find_mlp_modules(model, 1, "layers.{layer}.0") == [model.layers[0][0]]
+    assert find_mlp_modules(model, 1, "layers.{layer}.0") == [model.get_submodule("layers.0.0")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.engines.slots.runner import SlotRunner
 from tests.core.engines.contract import EngineContract
 from tests.core.engines.test_isolation import requests_with_profiles, tokens
-from tests.core.engines.tiny_models import byte_tokenizer, plan, prompts, slot_runner, tiny_model
+from tests.core.engines.tiny_models import byte_tokenizer, plan, prompts, slot_runner, tiny_model, token_ids
 
 #: Log-probability between two tokens that bfloat16 does not tell apart at these logits.
 TIE = 0.1
@@ -34,7 +35,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEng
 
 
 def bfloat16_runner(max_slots: int) -> SlotRunner:
-    model = tiny_model("llama").to(torch.bfloat16)
+    model = tiny_model("llama").bfloat16()
     return slot_runner(model, "llama", max_slots)
 
 
@@ -70,7 +71,7 @@ def test_plain_rows_keep_every_bit_beside_edited_ones() -> None:
     def logits(edited: bool) -> list[torch.Tensor]:
         runner = bfloat16_runner(len(requests))
         plans = [request.edit if edited else None for request in requests]
-        first = runner.prefill([list(request.prompt) for request in requests], plans)
+        first = runner.prefill([token_ids(request) for request in requests], plans)
         return [first, *(runner.decode(step.tolist()) for step in fed)]
 
     mixed, bare = logits(True), logits(False)
@@ -83,7 +84,8 @@ def test_plain_rows_keep_every_bit_beside_edited_ones() -> None:
 def test_an_edit_is_the_float32_formula_cast_back(kind: str) -> None:
     """Bit for bit: what leaves the MLP in a step is `EditPlan.apply` in float32 of what it computed, in bfloat16."""
     runner = bfloat16_runner(2)
-    edit = plan(kind, 3, **({"steps": None} if kind == "transport" else {}))
+    options: dict[str, Any] = {"steps": None} if kind == "transport" else {}
+    edit = plan(kind, 3, **options)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     mlp = runner._model.model.layers[0].mlp
     plain: list[torch.Tensor] = []

@@ -17,7 +17,16 @@ from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.engines.slots.runner import SlotRunner
 from tests.core.engines.contract import EngineContract
 from tests.core.engines.test_isolation import alone, requests_with_profiles, tokens
-from tests.core.engines.tiny_models import ARCHITECTURES, CONTEXT, plan, prompts, slot_runner, tiny_engine, tiny_model
+from tests.core.engines.tiny_models import (
+    ARCHITECTURES,
+    CONTEXT,
+    plan,
+    prompts,
+    slot_runner,
+    tiny_engine,
+    tiny_model,
+    token_ids,
+)
 
 pytestmark = [
     # torch 2.13's compiler, when it is imported.
@@ -65,7 +74,7 @@ def schedule(
     out: list[list[torch.Tensor]] = [[] for _ in requests]
 
     def join(new: range) -> None:
-        runner.prefill([list(requests[i].prompt) for i in new], [edits[i] for i in new])
+        runner.prefill([token_ids(requests[i]) for i in new], [edits[i] for i in new])
         live.extend(new)
 
     def step(count: int) -> None:
@@ -157,7 +166,7 @@ def test_an_engine_of_one_slot_and_a_step_that_fails_later(caplog: pytest.LogCap
     def broken(*args: object) -> torch.Tensor:
         raise RuntimeError("recompiled too often")
 
-    runner._compiled.__class__ = type("Broken", (compiled.CompiledStep,), {"__call__": broken})  # type: ignore[union-attr]
+    runner._compiled.__class__ = type("Broken", (compiled.CompiledStep,), {"__call__": broken})
     caplog.clear()
     for each in (runner, plain):
         each.prefill([[5, 6, 7]], [plan("alignez", 1)])

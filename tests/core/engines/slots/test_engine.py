@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from tests.core.engines.tiny_models import (
     tiny_model,
 )
 
-LONG = {"max_tokens": 85, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_tokens": 85, "ignore_eos": True}
 
 
 class TestContract(EngineContract):

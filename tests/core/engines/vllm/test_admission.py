@@ -119,7 +119,11 @@ class TestStart:
         told = threading.Semaphore(0)
 
         def end(name: str) -> Any:
-            return lambda: (ended.append(name), told.release())
+            def end() -> None:
+                ended.append(name)
+                told.release()
+
+            return end
 
         async def short() -> None:
             return

@@ -21,7 +21,7 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(D, D, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(x)  # type: ignore[no-any-return]
+        return self.down_proj(x)
 
 
 def plans() -> list[EditPlan]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import Tenant
-from tests.api.test_chat import BARE, chunks
+from tests.api.events import BARE, chunks
 
 
 def complete(tenant: Tenant, prompt: Any = "Once", **more: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from httpx_sse import connect_sse
 from profiles.models import Job, JobStatus
 from profiles.uow import UnitOfWork
 from tests.api.conftest import Tenant, serving
+from tests.api.events import parse
 from tests.api.fitting import end_job, finish_fit
 
 
@@ -122,18 +122,11 @@ def test_an_idle_watcher_holds_no_connection_and_gets_heartbeats(tenant: Tenant,
     ):
         lines = reply.iter_lines()
         assert next(line for line in lines if line.startswith(":")) == ": keep-alive"
-        idle = sum(pool.checkedout() == 0 for _ in range(20) if time.sleep(0.005) is None)
+        idle = 0
+        for _ in range(20):
+            time.sleep(0.005)
+            idle += pool.checkedout() == 0
         assert idle >= 10
         # A process that is to end sends its watchers away instead of waiting for their jobs.
         server.handle_exit(15, None)
         assert not any(line.startswith("event: end") for line in lines)
-
-
-def parse(text: str) -> list[tuple[str, str, dict[str, Any]]]:
-    """(id, event, data) of each event."""
-    found = []
-    for block in text.strip().split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":"))
-        if fields:
-            found.append((fields.get("id", ""), fields["event"], json.loads(fields["data"])))
-    return found

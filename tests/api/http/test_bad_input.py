@@ -14,7 +14,7 @@ from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.query_bank import default_queries
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.limits import LIMITS
-from alignez_core.spec.persona import FitSpec, Persona
+from alignez_core.spec.persona import FitQuery, FitSpec, Persona
 from alignez_core.spec.samples import fit_query_count
 from api.profiles.schemas import FitBody
 from profiles.uow import SessionFactory, UnitOfWork
@@ -144,7 +144,7 @@ def test_more_neighbours_than_queries_names_both(tenant: Tenant) -> None:
 
 def test_queries_that_are_kept_for_choice_and_proof_are_no_neighbours(tenant: Tenant) -> None:
     queries = [f"Number {i}?" for i in range(24)]
-    count = fit_query_count(FitSpec(Persona(), tuple(queries), (), default_queries()))
+    count = fit_query_count(FitSpec(Persona(), tuple(map(FitQuery, queries)), (), default_queries()))
     assert count < 24
     reply = create(tenant, queries=queries, fit={"neighbors": count + 1})
     assert (reply.status_code, reply.json()["error"]["details"]["field"]) == (422, "fit.neighbors")

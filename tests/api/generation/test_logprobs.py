@@ -9,7 +9,7 @@ import pytest
 from alignez_core.engines.base import StreamChunk, TokenLogprob
 from api.generation.answers import Answer
 from tests.api.conftest import Tenant
-from tests.api.test_chat import chunks
+from tests.api.events import chunks
 
 FACE = "\U0001f642"
 #: The tokens of " 🙂é!" and the end, as a byte-level vocabulary has them.

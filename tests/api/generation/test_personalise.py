@@ -18,14 +18,21 @@ from alignez_core.methods.alignez import neighbor_plan
 from alignez_core.methods.base import vote
 from profiles.uow import SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant
+from tests.api.events import BARE, chunks
 from tests.api.fitting import QUERIES
-from tests.api.test_chat import BARE, chunks
 
 GLOBAL = {"method": "distill"}
 CONDITIONAL = {"method": "alignez"}
 
 #: Representations are stored with two bytes a number (`profiles.vectors.pack`).
-STORED = {"atol": 1e-3, "rtol": 1e-3}
+STORED = 1e-3
+
+
+def assert_stored(got: torch.Tensor | None, expected: torch.Tensor | None) -> None:
+    assert got is not None
+    assert expected is not None
+    torch.testing.assert_close(got, expected, atol=STORED, rtol=STORED)
+
 
 AT_HOME = [{"text": f"At home, {q}", "preferred": "like a pirate", "dispreferred": "formal"} for q in QUERIES[:4]]
 AT_WORK = [{"text": f"At work, {q}", "preferred": "formal", "dispreferred": "like a pirate"} for q in QUERIES[4:]]
@@ -57,9 +64,9 @@ def test_a_conditional_profile_edits_with_the_querys_own_neighbours(tenant: Tena
     expected = expected_plan(tenant.engine, fitted, query)
     plan = edit(tenant)
     assert plan.layers == expected.layers
-    torch.testing.assert_close(plan.V, expected.V, **STORED)
-    torch.testing.assert_close(plan.U, expected.U, **STORED)
-    torch.testing.assert_close(plan.c, expected.c, **STORED)
+    assert_stored(plan.V, expected.V)
+    assert_stored(plan.U, expected.U)
+    assert_stored(plan.c, expected.c)
     assert plan.steps == expected.steps
     applied = body["alignez"]
     assert (applied["profile"], applied["version"], applied["sha256"]) == ("p", 1, fitted.sha256)
@@ -165,7 +172,7 @@ def test_strength_is_a_dose_per_request(tenant: Tenant) -> None:
     query = "And now?"
     conditional = tenant.ready("q", fit=CONDITIONAL)
     tenant.chat(query, profile={"name": "q", "strength": 0.5})
-    torch.testing.assert_close(edit(tenant).V, expected_plan(tenant.engine, conditional, query, 0.5).V, **STORED)
+    assert_stored(edit(tenant).V, expected_plan(tenant.engine, conditional, query, 0.5).V)
 
 
 def test_promotion_and_rollback_work_from_the_next_request_on(tenant: Tenant) -> None:
@@ -298,12 +305,14 @@ def test_a_text_completion_is_looked_up_by_its_prompt(tenant: Tenant) -> None:
         embedding = from_representation(tenant.engine.represent([ids]))[0]
         rows = fitted.neighbor_rows.rows(nearest_rows(fitted, embedding).tolist())
         expected = neighbor_plan(fitted.config, rows.layers, rows.help, rows.harm, 1.0)
-        torch.testing.assert_close(edit(tenant).V, expected.V, **STORED)
+        assert_stored(edit(tenant).V, expected.V)
 
 
 def test_requests_of_different_profiles_do_not_mix(tenant: Tenant) -> None:
     fits = {f"p{i}": tenant.ready(f"p{i}", fit={**GLOBAL, "strength": 0.1 * (i + 1)}) for i in range(4)}
     for name, fitted in fits.items():
         text = tenant.chat(model=f"fake@{name}").json()["choices"][0]["message"]["content"]
-        assert f"edit={fitted.plan().sha256}" in text
+        plan = fitted.plan()
+        assert plan is not None
+        assert f"edit={plan.sha256}" in text
     assert "plain" in tenant.chat().json()["choices"][0]["message"]["content"]

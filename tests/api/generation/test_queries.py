@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.errors import ContextTooLong
-from api.generation.queries import _MOST, SharedPasses
+from api.generation.queries import MAX_QUERIES, SharedPasses
 
 
 class PassEngine(FakeEngine):
@@ -33,9 +33,8 @@ class PassEngine(FakeEngine):
 def wait_for_waiting(passes: SharedPasses, count: int) -> None:
     """Returns when so many callers wait for the next pass."""
     for _ in range(5000):
-        with passes._turn:
-            if len(passes._waiting) == count:
-                return
+        if passes.waiting == count:
+            return
         threading.Event().wait(0.001)
     raise AssertionError(f"never {count} waiting")
 
@@ -63,7 +62,7 @@ def test_the_first_caller_leaves_after_its_own_pass_however_many_keep_coming() -
 
 
 def test_everybody_who_came_during_a_pass_shares_the_next_up_to_its_size() -> None:
-    company = [f"query {i}" for i in range(_MOST + 3)]
+    company = [f"query {i}" for i in range(MAX_QUERIES + 3)]
 
     def hold(number: int) -> None:
         if number == 1:
@@ -76,7 +75,7 @@ def test_everybody_who_came_during_a_pass_shares_the_next_up_to_its_size() -> No
     with ThreadPoolExecutor(len(company)) as pool:
         passes.represent("first")
         found = [future.result(10) for future in futures]
-    assert [len(texts) for texts in engine.passes] == [1, _MOST, 3]
+    assert [len(texts) for texts in engine.passes] == [1, MAX_QUERIES, 3]
     for text, row in zip(company, found, strict=True):
         torch.testing.assert_close(row, FakeEngine().represent([text]))
 

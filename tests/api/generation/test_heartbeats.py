@@ -18,7 +18,7 @@ from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.prompts import ChatFormat, Message
 from api.http.sse import HEARTBEAT
 from tests.api.conftest import AppMaker, Tenant, serving
-from tests.api.test_parameters import BODIES
+from tests.api.generation.test_parameters import BODIES
 
 INTERVAL_S = 0.02
 WAIT_S = 20.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -26,7 +27,7 @@ def test_creating_a_profile_queues_its_fit_and_says_where_to_watch_it(tenant: Te
 
 
 def test_every_part_of_a_spec_is_stored_as_it_was_asked_for(tenant: Tenant) -> None:
-    spec = {
+    spec: dict[str, Any] = {
         "persona": {"description": "A friend.", **PERSONA},
         "queries": ["How are you?", {"text": "And at work?", "preferred": "formal", "dispreferred": "casual"}],
         "pairs": [{"query": "Tea?", "preferred": "Yes, please!", "dispreferred": "No."}],

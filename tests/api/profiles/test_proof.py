@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 from profiles.models import JobStatus
 from profiles.uow import SessionFactory
 from tests.api.conftest import AppMaker, Tenant, new_tenant
+from tests.api.events import BARE
 from tests.api.fitting import WEAK, end_job
 from tests.api.fitting import evaluate as finish_evaluation
-from tests.api.test_chat import BARE
 
 REPORT = "/v1/profiles/p/versions/1/report"
 EVALUATE = "/v1/profiles/p/versions/1/evaluate"

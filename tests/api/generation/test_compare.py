@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import Tenant
-from tests.api.test_chat import BARE
-from tests.api.test_jobs import parse
+from tests.api.events import BARE, parse
 
 
 def compare(tenant: Tenant, *profiles: str | dict[str, Any], **more: Any) -> Any:

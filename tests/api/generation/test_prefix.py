@@ -12,8 +12,7 @@ from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.prompts import ChatFormat, Message, Prefix
 from profiles.uow import SessionFactory
 from tests.api.conftest import AppMaker, Tenant, new_tenant
-from tests.api.test_chat import BARE, chunks
-from tests.api.test_jobs import parse
+from tests.api.events import BARE, chunks, parse
 
 OWN = "You work for a bookshop."
 ASKED = "What is the sea?"
