@@ -1,4 +1,4 @@
-"""Query embeddings: what "similar queries" means. A port with two implementations."""
+"""Query embeddings, by which similar queries are found: a port with two implementations."""
 
 from __future__ import annotations
 

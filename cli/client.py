@@ -258,7 +258,7 @@ class Client:
 
 
 def job_path(job_id: str) -> str:
-    """Path of a job; the id may be anything that somebody typed."""
+    """Path of a job; the id is escaped, because it may be any text."""
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 

@@ -62,7 +62,7 @@ def make_session_factory(settings: DatabaseSettings | str) -> SessionFactory:
 
 
 def _refuse_dead(connection: Any, record: object, proxy: object) -> None:
-    """Has the pool replace a connection that Postgres has closed: a restarted Postgres costs nobody a request.
+    """Has the pool replace a connection that Postgres has closed: a restarted Postgres costs no request.
 
     A connection that idles has nothing to read, and one that was closed or broke is readable; so a look at the socket
     does what SQLAlchemy's `pool_pre_ping` does by a round trip. What is readable may still be alive (a notice): that

@@ -78,7 +78,7 @@ def _connect(child: Child, settings: WorkerSettings) -> None:
     """Hooks of this process; `weak=False` because nothing else holds the functions."""
 
     def set_up_logs(**_: Any) -> None:
-        """In place of Celery's own handlers and formats, in the parent and again in each child."""
+        """Replaces Celery's handlers and formats, in the parent and in each child."""
         configure_logs(settings.log_level, settings.log_format)
 
     def start(**_: Any) -> None:

@@ -49,11 +49,11 @@ class Child:
         return self._unusable.is_set()
 
     def stop(self) -> None:
-        """In the parent: running fits hand their jobs back at the next batch."""
+        """Called in the parent; running fits hand their jobs back at the next batch."""
         self._stopping.set()
 
     def start(self) -> None:
-        """In the child: loads the model; one that cannot be loaded ends the whole worker with one line."""
+        """Called in the child: loads the model. If that fails, the worker logs one line and ends."""
         # Ctrl-C reaches the whole process group; the parent decides when its children end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.nice(self._settings.niceness)
@@ -69,22 +69,22 @@ class Child:
             self._end_worker(str(error))
 
     def end(self) -> None:
-        """In the child, at its end: sends the spans that it still holds."""
+        """Called at the end of the child: sends the spans that are not sent yet."""
         self._tracing.stop()
 
     def fit(self, job_id: UUID) -> None:
-        """In the child: does a job. Without a model it leaves the job queued, for the sweep to send again."""
+        """Called in the child: runs a job. Without a model it leaves the job queued, and the sweep sends it again."""
         if self._runner is not None:
             self._runner.run(job_id)
 
     def _end_worker(self, reason: str) -> None:
-        """Has the parent end, once a running job is given back, for its supervisor to start it again."""
+        """Ends the parent after a running job is handed back, so that its supervisor restarts it."""
         print(f"alignez worker: {reason}", file=sys.stderr, flush=True)
         self._unusable.set()
         os.kill(os.getppid(), signal.SIGTERM)
 
     def _serve_metrics(self) -> None:
-        """In a thread of this process, which does the work; it ends with the process."""
+        """Serves metrics from a thread of this process, which runs the jobs."""
         settings = self._settings
         if settings.metrics_port is not None:
             exporter = MetricsServer.start(self._metrics.registry, settings.metrics_host, settings.metrics_port)

@@ -29,7 +29,7 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The failure that an exception of a job means; one that nobody foresaw is `internal_error` without details."""
+    """The failure that an exception of a job stands for; an unexpected one is `internal_error` without details."""
     if isinstance(error, OutOfMemory | MemoryError):
         # Finished chunks are kept, so the next attempt has less to do; and a neighbour's peak passes.
         advice = "give the worker more memory, or use fewer queries or a smaller chunk_size"

@@ -92,7 +92,7 @@ class ClaimedJob:
         return result
 
     def count_rest(self) -> None:
-        """Adds to the usage what no transaction has counted, whoever owns the job by now. Tried once."""
+        """Adds uncounted tokens to the usage, even if the job belongs to another worker by now. Tried once."""
         rest = self.engine.generated - self._counted
         try:
             with UnitOfWork.open(self._sessions) as uow:

@@ -21,7 +21,7 @@ _BEATS = 3
 class HeldLease:
     """A thread that extends the lease for the length of a `with` block.
 
-    While the database is away it keeps trying: nobody else can take the job either.
+    While the database is away it keeps trying, because no other worker can take the job either.
     """
 
     def __init__(self, sessions: SessionFactory, claim: jobs.Claim, lease_s: float) -> None:

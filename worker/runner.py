@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def only_self(name: str) -> None:
-    """The judges of a worker that was given none. Raises: JudgeUnavailable: any but the model itself."""
+    """The judges of a worker without judge settings. Raises: JudgeUnavailable: a judge other than the model itself."""
     if name != "self":
         raise JudgeUnavailable(f"the judge {name!r} is not offered here")
 
@@ -64,7 +64,7 @@ class JobRunner:
         self._make_judge = make_judge
 
     def run(self, job_id: UUID) -> str:
-        """Does the job whose turn it is; returns how it went, in one word, for the log.
+        """Runs the next job; returns its outcome in one word, for the log.
 
         Args:
             job_id: of the message, which is only a hint that there is something to do. The broker's order is that of

@@ -1,4 +1,4 @@
-"""Between a version's stored spec and queries and what the core calls them."""
+"""Converts a version's stored spec and queries to the core's types."""
 
 from __future__ import annotations
 

@@ -19,5 +19,5 @@ def register_tasks(app: Celery, fit: Callable[[UUID], None]) -> None:
 
     @app.task(name=FIT_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
     def fit_profile(job_id: str) -> None:
-        """Does a job, a fit or an evaluation as its row says; harmless to call twice, or for a job that is finished."""
+        """Runs a fit or an evaluation, as the job's row says. Idempotent: a finished job is left alone."""
         fit(UUID(job_id))

@@ -1,4 +1,4 @@
-"""The engine as a job sees it: every batch that it works off is a span, and generated tokens are counted."""
+"""The engine of a job: each batch is a span, and generated tokens are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `Engine` port: what the rest of the system asks of a language model, whoever runs it.
+"""The `Engine` port: the interface of a language model, independent of the library that runs it.
 
 An edit belongs to a request and travels as its argument. Nobody sets "the current profile" on a shared model, so
 requests of different users, with different profiles or none, run in one batch.
@@ -46,7 +46,7 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """Facts about a loaded model that others plan with."""
+    """Facts about a loaded model."""
 
     name: str
     fingerprint: str  #: SHA-256 over configuration and weights; a profile fits exactly one fingerprint.
@@ -63,22 +63,22 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One row: what to continue, how to sample, and the edit that applies to it.
+    """One request: the prompt, the sampling settings, and the edit that applies to the answer.
 
     Args:
         prompt: text or token ids.
         max_tokens: new tokens at most, ≥ 1.
         temperature: 0 (and what is below 1e-5) is greedy.
         top_p: in (0, 1]. top_k: 0 is off, at most 2³¹ − 1.
-        seed: makes the row's own random stream; the same tokens alone and in company. None: unpredictable.
+        seed: of the request's own random stream, so that its tokens do not depend on other requests. None: random.
         stop: strings that end the text; the text is cut before them. A special token's text also names that token,
             which is never in the text.
         stop_token_ids: tokens that end the answer as the end-of-sequence token does, with `ignore_eos` too.
         ignore_eos: go on past the end-of-sequence token.
         logprobs: None, or how many alternatives (0 to 20) to report beside each token.
         edit: None is the bare model.
-        group: who asks. Requests that wait are let in by turns of the groups, so that one caller's many hold up nobody
-            else's few; it has no part in the answer, nor in whether two requests are equal.
+        group: the caller, for fairness. Groups take turns in admitting waiting requests, so that many requests of one
+            caller do not delay the few of another. It affects neither the answer nor the equality of requests.
     """
 
     prompt: Prompt
@@ -157,20 +157,20 @@ class StreamChunk:
 
 
 class TokenStream(Protocol):
-    """One running request, to be iterated either way; closing it (or abandoning the loop) cancels the row."""
+    """One running request, an iterator and an async iterator; closing it, or leaving the loop, cancels the request."""
 
     def __iter__(self) -> Iterator[StreamChunk]: ...
 
     def __aiter__(self) -> AsyncIterator[StreamChunk]: ...
 
     def close(self) -> None:
-        """Stops the row within one step. Safe to call twice and from any thread."""
+        """Stops the request within one step. Safe to call twice and from any thread."""
         ...
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A continuation whose probability is asked for."""
+    """A continuation to score."""
 
     prompt: Prompt
     continuation: Prompt  #: text is tokenised without special tokens
@@ -223,9 +223,9 @@ class BlockPass(Protocol):
         ...
 
     def fork(self) -> None:
-        """Goes on in the number of copies that `walk` was told; from here on T counts all of them, copy by copy.
+        """Continues in the number of copies given to `walk`; T then counts all of them, copy by copy.
 
-        Once, where the pass stands; what the copies have in common so far is computed once.
+        Allowed once, at the current block; the computation up to it is shared by the copies.
         """
         ...
 
@@ -262,7 +262,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Completes all requests, in their order; they share batches with whatever else is running.
+        """Completes all requests, in their order; they share batches with all other running requests.
 
         Raises: ContextTooLong: prompt + max_tokens exceed the context. ModelMismatch: an edit for another model.
             RequestTooLarge: more than the engine may ever hold. OutOfMemory, EngineClosed.

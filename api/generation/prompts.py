@@ -31,7 +31,7 @@ class Prompts:
     """Makes the prompts of one engine.
 
     Tokenising takes about 100 bytes of memory per character. So texts that are long enough to need a thread are
-    tokenised one at a time, whoever sends them.
+    tokenised one at a time, for all callers together.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -21,10 +21,9 @@ MAX_QUERIES = 32
 class SharedPasses:
     """Runs `Engine.represent` for callers in many threads, one pass at a time, each for all who wait by then.
 
-    A request alone is not held back: nobody waits for company. In company the second pass takes everybody who came
-    during the first. Whoever waits when a pass ends runs the next one, and leaves with their own result: a caller works
-    for others only in passes that they need themselves. An engine gives each text the same representation alone and in
-    a batch, up to rounding.
+    A request alone is never delayed. The second pass takes all requests that arrived during the first. A caller that
+    waits when a pass ends runs the next one, and returns with its own result: a caller runs only passes that it needs
+    itself. An engine gives each text the same representation alone and in a batch, up to rounding.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -71,7 +70,7 @@ class SharedPasses:
             if len(batch) == 1:
                 batch[0][1].set_exception(error)
                 return
-            for one in batch:  # somebody's query is at fault (too long, say), and only theirs
+            for one in batch:  # one query is at fault (too long, say), and only it fails
                 self._run([one])
             return
         for i, (_, future) in enumerate(batch):

@@ -1,4 +1,4 @@
-"""The first key of a deployment: without one, nobody could make any."""
+"""The first key of a deployment, with which all other keys are made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ensure_admin_key(database_url: str, key_file: Path) -> bool:
                     if authenticate(uow, key_file.read_text(encoding="utf-8").strip()).role is Role.ADMIN:
                         return False
             except Unauthenticated:
-                pass  # another database, or somebody revoked it
+                pass  # another database, or a revoked key
         with UnitOfWork.open(sessions) as uow:
             tenant = ensure_tenant(uow, TENANT)
             _, secret = create_key(uow, tenant.id, Role.ADMIN, "alignez up")

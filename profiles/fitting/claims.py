@@ -71,7 +71,7 @@ def claim_next(uow: UnitOfWork, worker: str, lease_s: float) -> Claim | None:
 
 
 def heartbeat(uow: UnitOfWork, claim: Claim, lease_s: float) -> bool:
-    """Extends the lease; returns whether somebody asked to cancel the job. Raises: LeaseLost."""
+    """Extends the lease; returns True if the job is to be cancelled. Raises: LeaseLost."""
     cancelled = uow.repository.jobs.extend_lease(claim.job_id, claim.attempt, lease_s)
     if cancelled is None:
         raise LeaseLost(claim.job_id, claim.attempt)

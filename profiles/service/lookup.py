@@ -45,7 +45,7 @@ class ResolvedVersion:
 
 @dataclass(frozen=True)
 class Unserved:
-    """An end user's profile that nobody is served with yet: the bare model answers, and the reply says why."""
+    """A profile without a version to serve: the bare model answers its end users, and the reply says why."""
 
     profile_id: UUID
     profile_name: str

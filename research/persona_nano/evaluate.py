@@ -79,7 +79,7 @@ class Exam:
         return fit_profile(self.engine, FitSpec(self.words, queries, config=config))
 
     def fit_auto(self) -> FittedProfile:
-        """The profile that a user gets who names nothing but the persona."""
+        """The default profile of a persona."""
         spec = FitSpec(self.words, bank=tuple(persona_nano.query_bank()), config=FitConfig(seed=self.seed))
         return fit_profile(self.engine, spec)
 

@@ -1,4 +1,4 @@
-"""The requests that wait for a place: who may, and whose turn it is, so that nobody's many hold up another's few."""
+"""The queue of waiting requests: its bound, and fair turns between groups of requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waits(Protocol):
-    """A request that waits."""
+    """A waiting request."""
 
     @property
     def group(self) -> str | None:
@@ -21,12 +21,12 @@ class Waits(Protocol):
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens whose keys and values it may come to hold."""
+        """Maximum number of tokens in the request's key/value cache."""
         ...
 
     @property
     def cancelled(self) -> bool:
-        """True once nobody waits for it any more."""
+        """True once its caller has given up."""
         ...
 
 
@@ -61,7 +61,7 @@ class FairQueue(Generic[W]):
     the first to go. So a newcomer has the next free place, however many places and waiting requests another group has.
 
     A request for which there is no room now holds up its own group only, until `patience` requests of others have
-    overtaken it: then nobody else is let in before it, so that room comes to be and small requests cannot starve it.
+    overtaken it: then it is the next to be admitted, so that room becomes free and small requests cannot starve it.
 
     Not thread-safe: its owner holds a lock.
     """
@@ -87,7 +87,7 @@ class FairQueue(Generic[W]):
             self._count += 1
 
     def first(self, running: Mapping[str | None, int], room: int | None = None, longest: int | None = None) -> W | None:
-        """The row whose turn it is, or None when none waits that may go.
+        """The next row to admit, or None when no waiting row may be admitted.
 
         Args:
             running: how many requests of each group have a place.
@@ -122,7 +122,7 @@ class FairQueue(Generic[W]):
         self._count -= 1
 
     def drop_cancelled(self) -> None:
-        """Forgets the rows that nobody waits for any more."""
+        """Removes the cancelled rows."""
         for group, line in list(self._lines.items()):
             if any(row.cancelled for row in line.rows):
                 if line.rows[0].cancelled:

@@ -12,7 +12,7 @@ from alignez_core.spec.limits import MAX_RANK
 
 
 class PromptIds(Protocol):
-    """Whoever makes token ids of texts; raises InvalidInput for a prompt that the model cannot read."""
+    """A tokenizer; raises InvalidInput for a prompt that the model cannot read."""
 
     def prompt_ids(self, prompt: Prompt) -> list[int]: ...
 

@@ -1,4 +1,4 @@
-"""The number format that a model computes in when nobody names one."""
+"""The default number format of a model."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model that somebody else loads: where it is, and its tokenizer.
+    """Location and tokenizer of a model that another library loads.
 
     Args:
         source: what loads it, a directory's path or a hub id.

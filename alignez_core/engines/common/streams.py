@@ -1,4 +1,4 @@
-"""Token streams: how chunks travel from an engine's thread to whoever iterates, in a thread or in an event loop.
+"""Token streams, which carry chunks from an engine's thread to a reader in a thread or an event loop.
 
 An engine holds the producing half (`StreamWriter`), a caller the consuming half (`QueuedStream`). The halves are apart
 so that a caller who drops the stream, without closing it, lets it be collected, which cancels the row.
@@ -23,7 +23,7 @@ class ChunkWriter(Protocol):
 
     @property
     def closed(self) -> bool:
-        """True once nobody reads any more; the engine then drops the row."""
+        """True once the reader is gone; the engine then drops the row."""
         ...
 
     def put(self, chunk: StreamChunk) -> Waiter | None:

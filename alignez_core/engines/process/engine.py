@@ -191,7 +191,7 @@ class ProcessEngine:
         return [torch.from_numpy(row) for row in scores]
 
     def walk(self, requests: Sequence[ScoreRequest], copies: int = 1) -> NoReturn:
-        """Raises: EngineCannotWalk: a pass cannot halt across two processes; nobody fits behind an API."""
+        """Raises: EngineCannotWalk: a pass cannot halt across two processes; fits run in workers, not behind an API."""
         raise EngineCannotWalk("ProcessEngine")
 
     def close(self) -> None:
@@ -350,7 +350,7 @@ class _Child:
                 while (block := self._channel.receive()) is not None:
                     take(block)
             except Exception:
-                # Whatever it was, nobody would be answered any more: so the child is as good as gone.
+                # No request can be answered after an unreadable message, so the child is treated as lost.
                 _log.exception("the engine's process said what cannot be understood")
                 self._process.kill()
             self.lost = f"the engine's process has ended ({self._exit()})"

@@ -23,7 +23,7 @@ class Sink(Protocol):
 
     @property
     def cancelled(self) -> bool:
-        """True once nobody waits for the row any more."""
+        """True once the row's caller has given up."""
         ...
 
     def finish(self, completion: Completion) -> None: ...
@@ -144,7 +144,7 @@ class Row:
         stops = tokens.stop_ids(request.stop).union(request.stop_token_ids)
         self._ends = stops if request.ignore_eos else stops | tokens.eos_ids
         self._writer = sink.writer if isinstance(sink, StreamSink) else None
-        # Text is made while tokens arrive only where somebody needs it then.
+        # Text is decoded incrementally only for streams and stop strings.
         incremental = self._writer is not None or request.stop
         self._text = IncrementalText(tokens.text, request.stop) if incremental else None
         self._pieces: list[str] = []
@@ -192,7 +192,7 @@ class Row:
 
     @property
     def cancelled(self) -> bool:
-        """True once nobody waits for the row any more."""
+        """True once the row's caller has given up."""
         return self.sink.cancelled
 
     @property

@@ -184,7 +184,7 @@ class Scheduler:
         with self._changed:
             woken = self._changed.wait_for(there_is, self._idle_s)
         if not woken:
-            self._runner.reset()  # nobody is in a slot, so this only gives the memory of the last burst back
+            self._runner.reset()  # all slots are empty; this frees the memory of the last burst
             with self._changed:
                 self._changed.wait_for(there_is)
         return not self._closed
@@ -257,7 +257,7 @@ class Scheduler:
             sampler = BatchSampler([row.params for row in rows], [len(row.generated) for row in rows], self._device)
             drawn = _draw(rows, logits, sampler)
         except Exception as error:  # only the rows of this prefill are lost; the others go on
-            self._runner.remove(range(first, self._runner.rows))  # the last ones, so nobody moves
+            self._runner.remove(range(first, self._runner.rows))  # the last ones, so no other row moves
             self._taken -= len(rows)
             self._fail(rows, error)
             return
@@ -285,7 +285,7 @@ class Scheduler:
                 finished.append((first + i, reason))
         self._steps += 1
         self._generated += len(rows)
-        # The slots are free before the results are out: whoever reads the last token finds the engine without the row.
+        # Slots are freed before the results go out: a reader of the last token sees the engine without the row.
         ended = [(self._rows[i], reason) for i, reason in finished]
         self._leave([i for i, _ in finished])
         deliver(chunks)

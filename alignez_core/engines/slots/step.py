@@ -26,7 +26,7 @@ class MlpEdits(Protocol):
 
 
 class MlpReader(Protocol):
-    """Whoever wants the MLP outputs of one pass."""
+    """Receiver of the MLP outputs of one pass."""
 
     def take(self, layer: int, output: Tensor) -> None: ...
 

@@ -33,4 +33,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # nobody is left to answer to; workers on other GPUs see the core's end as this sees its parent's
+        os._exit(1)  # the parent is gone; workers on other GPUs see the core's end as this sees its parent's

@@ -320,7 +320,7 @@ class VLLMEngine:
                         opens = opens and not ids
                         reason = finish_reason(output.finish_reason)
                         if reason is not None:
-                            # Whoever reads the last token finds the engine without the request.
+                            # A reader of the last token sees the engine without the request.
                             self._admission.leave(ticket)
                         writer.push(StreamChunk(output.text, ids, reason, logprobs, len(prompt)))
         except asyncio.CancelledError:

@@ -39,7 +39,7 @@ class LoopThread:
             self._own.discard(task)
 
     def start(self, work: Coroutine[Any, Any, None], on_end: Callable[[], None]) -> Callable[[], None]:
-        """Starts `work` that nobody waits for; returns what cancels it, which takes no lock.
+        """Starts `work` in the background; returns a function that cancels it, which takes no lock.
 
         Args:
             on_end: called on the loop when it has ended, also when it was cancelled before its first step: then not

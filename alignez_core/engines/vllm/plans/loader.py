@@ -46,7 +46,7 @@ class PlanLoader:
         wanted = _Wanted(slot, plan)
         self._waiting.append(wanted)
         if self._sending is None:
-            # A task of its own: whoever gives up must not take the others' load away.
+            # A task of its own, so that a caller who is cancelled does not cancel the loads of others.
             self._sending = asyncio.ensure_future(self._send_all())
         await wanted.written
 
@@ -54,7 +54,7 @@ class PlanLoader:
         batch: list[_Wanted] = []
         try:
             while self._waiting:
-                await asyncio.sleep(0)  # whoever wants a plan in the same turn of the loop comes along
+                await asyncio.sleep(0)  # plans wanted in the same turn of the loop join this message
                 batch = self._next_batch()
                 if batch:
                     await self._write(batch)

@@ -46,8 +46,8 @@ class SlotCounts:
 class PlanSlots:
     """A fixed number of slots for any number of plans.
 
-    A slot goes from its last user to the first in line directly, so nobody can take it in between. A request whose
-    plan is in a slot needs none and passes, but not for ever: plans that never rest would keep others out.
+    A slot passes from its last user directly to the first waiter, so that no request takes it in between. A request
+    whose plan is in a slot needs none and passes, but not for ever: plans that never rest would keep others out.
 
     Args:
         count: slots beside slot 0.
@@ -171,7 +171,7 @@ class PlanSlots:
             if slot is None:
                 continue
             first.given.set_result(slot)
-            # Whoever waits for the same plan needs no slot of its own.
+            # Requests that wait for the same plan share the slot.
             for other in [other for other in self._waiting if other.plan.sha256 == slot.sha256]:
                 self._waiting.remove(other)
                 if not other.given.done():
