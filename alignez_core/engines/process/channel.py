@@ -84,8 +84,8 @@ class Channel:
         except OSError:
             return False
         except Exception:
-            # Out of memory, or a value that cannot be pickled. After a lost message its receiver would wait for ever, so
-            # the channel is closed, which both sides notice.
+            # Out of memory, or a value that cannot be pickled. A lost message would leave its receiver waiting for
+            # ever, so the channel is closed, which both sides notice.
             _log.exception("a message to the other process cannot be written")
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
