@@ -114,23 +114,10 @@ class ApiSettings(ModelSettings):
     def engine_options(self) -> EngineOptions:
         """Options of this process's engine."""
         return EngineOptions(
-            model=self.model,
-            model_cache=self.model_cache,
-            name=self.model_name,
-            revision=self.model_revision,
-            engine=self.engine,
-            prompt_format=self.prompt_format,
-            mlp_path=self.mlp_path,
-            device=self.device,
-            dtype=self.dtype,
-            threads=self.threads,
+            **self.engine_values(),
             compile=self.compile,
             max_running=self.max_running,
             max_waiting=self.max_waiting,
             max_cache_tokens=self.max_cache_tokens,
             own_process=self.engine_process,
-            vllm_slots=self.vllm_slots,
-            vllm_rank=self.vllm_rank,
-            vllm_tensor_parallel=self.vllm_tensor_parallel,
-            vllm_compile=self.vllm_compile,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, AliasGenerator, Field, ValidationError, field_validator
@@ -103,6 +103,11 @@ class ModelSettings(BaseSettings):
     dtype: str = "auto"
     #: CPU threads of the model; None leaves torch's choice. An API's event loop needs a core of its own.
     threads: int | None = Field(None, ge=1, le=1024)
+
+    def engine_values(self) -> dict[str, Any]:
+        """These settings by the names of the core's `EngineOptions`, which this package cannot import."""
+        renamed = {"model_name": "name", "model_revision": "revision"}
+        return {renamed.get(field, field): getattr(self, field) for field in ModelSettings.model_fields}
 
 
 def shared_names(prefix: str) -> AliasGenerator:

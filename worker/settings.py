@@ -66,20 +66,4 @@ class WorkerSettings(ModelSettings):
 
     def engine_options(self) -> EngineOptions:
         """Options of this worker's engine."""
-        return EngineOptions(
-            model=self.model,
-            model_cache=self.model_cache,
-            name=self.model_name,
-            revision=self.model_revision,
-            engine=self.engine,
-            prompt_format=self.prompt_format,
-            mlp_path=self.mlp_path,
-            device=self.device,
-            dtype=self.dtype,
-            threads=self.threads,
-            max_running=self.max_batch,
-            vllm_slots=self.vllm_slots,
-            vllm_rank=self.vllm_rank,
-            vllm_tensor_parallel=self.vllm_tensor_parallel,
-            vllm_compile=self.vllm_compile,
-        )
+        return EngineOptions(**self.engine_values(), max_running=self.max_batch)
