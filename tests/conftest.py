@@ -10,7 +10,6 @@ import structlog
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from cli.local_stack import postgres as postgres_server
 from cli.local_stack.broker import RedisServer
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
@@ -33,12 +32,7 @@ def pytest_runtest_setup() -> None:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """An embedded Postgres of this test session, migrated. It is not durable, which makes it several times faster."""
-    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
-    with pytest.MonkeyPatch.context() as patch:
-        # No user of the stack may switch this off, so there is no setting for it.
-        patch.setitem(postgres_server._OPTIONS, "fsync", "off")
-        server.start()
-    with server:
+    with PostgresServer(tmp_path_factory.mktemp("postgres"), durable=False) as server:
         migrate.upgrade(server.url)
         yield server
 
