@@ -107,7 +107,9 @@ def test_a_request_is_one_trace_and_one_id_through_all_processes(traced: Up, col
 
     for role, event in {"api": "fit_requested", "relay": "message_sent", "worker": "fit_ended"}.items():
         lines = [line for line in log_lines(traced, role) if line.get("request_id") == "req-followed"]
-        (told,) = (line for line in lines if line["event"] == event)
+        told, *again = (line for line in lines if line["event"] == event)
+        # A worker that takes long to begin is sent the message again.
+        assert not again or event == "message_sent", lines
         assert told["job_id"] == job_id
         assert told["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
 
