@@ -1,7 +1,7 @@
-"""The numerics and the engines of decode-time personalization.
+"""Numerics and engines of decode-time personalization.
 
-Free of web, queue, database and environment: everything that it needs comes as an argument. The names below are loaded
-when they are first used, so that a process without an engine never loads torch.
+The package uses no web framework, queue, database or environment variable; callers pass everything as arguments. The
+names below are imported at their first use, so that a process without an engine does not load torch.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from alignez_core.readings import Readings, read_sides
 from alignez_core.self_preference import TextPair, given_answer, given_characteristics
 from alignez_core.serving_plan import PlanSource
 from alignez_core.spec.config import DEFAULT_CHARACTERISTICS_TOKENS, DEFAULT_PROMPT_MARGIN, FitConfig
+from alignez_core.spec.limits import MethodName
 from alignez_core.spec.persona import FitQuery, FitSpec, GivenPair, Persona
 from alignez_core.spec.samples import Sample, make_samples, of_split, spread
 
@@ -62,7 +63,7 @@ class FittedProfile:
     config: FitConfig
     fingerprint: str
     samples: tuple[Sample, ...]
-    method: str
+    method: MethodName
     edits: tuple[EditPlan, ...]
     prefix: Prefix | None
     embeddings: Tensor
@@ -99,7 +100,7 @@ class FittedProfile:
         """The edit of a group of queries, without a lookup; None for a prefix alone."""
         if not self.edits:
             return None
-        return plan_at(self.method, self.config, self.edits[group], self.config.strength * strength)  # type: ignore[arg-type]
+        return plan_at(self.method, self.config, self.edits[group], self.config.strength * strength)
 
 
 def fit_profile(

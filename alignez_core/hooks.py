@@ -1,4 +1,4 @@
-"""Edits on a plain Hugging Face model, for notebooks and experiments; engines have their own hooks.
+"""Edits on a plain Hugging Face model, for notebooks and experiments. Engines have their own hooks.
 
 with edited_forward(model, edits=[plan_a, None, plan_b]):
     tokens = model.generate(**batch)
@@ -26,17 +26,18 @@ def edited_forward(
     prompt_lengths: Sequence[int] | None = None,
     path: str | None = None,
 ) -> Iterator[None]:
-    """Applies one edit per row to the forward passes of one batch inside, `model.generate` included.
+    """Applies one edit per row to all forward passes of one batch inside the `with` block, `model.generate` included.
 
-    The first pass must hold the prompts; later passes either continue its key/value cache or repeat the whole text.
+    The first pass must contain the prompts. Later passes continue its key/value cache or repeat the whole text.
 
     Args:
         model: a Hugging Face causal language model.
-        edits: B plans in row order; None leaves a row as it is, bit for bit.
-        prompt_lengths: (B,) tokens of each prompt without its padding, which must be on the left; None: no padding.
-        path: module path of one block's edit site, with "{layer}"; by default where `mlp_modules` looks for it first.
-            Only an engine proves the site of a model type that is not listed.
-    Raises: ModelMismatch: a plan for another model. UnknownArchitecture. InvalidInput: B differs from the batch.
+        edits: B plans in row order; None leaves a row bit-equal.
+        prompt_lengths: (B,) tokens of each prompt without padding, which must be on the left; None: no padding.
+        path: module path of one block's edit site, with "{layer}". None: the first candidate of `mlp_modules`. Only an
+            engine verifies the site of an unlisted model type.
+    Raises: ModelMismatch: a plan belongs to another model. UnknownArchitecture: no such modules. InvalidInput: B is not
+        the batch size.
     """
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     n_layers, hidden_size = int(config.num_hidden_layers), int(config.hidden_size)
@@ -57,12 +58,12 @@ def edited_forward(
 
 @dataclass
 class _Batch:
-    """The rows of one `edited_forward` and the positions of the pass that is running."""
+    """Rows of one `edited_forward` and the edited columns of the current pass."""
 
     edits: list[EditPlan | None]
     prompt_lengths: list[int] | None
     prompt_width: int | None = None
-    covered: list[list[int]] = field(default_factory=list)  #: per row, the columns of this pass that are edited
+    covered: list[list[int]] = field(default_factory=list)  #: edited columns of the current pass, by row
 
     def start_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -87,7 +88,7 @@ class _Batch:
 def _edit_hook(batch: _Batch, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
     def hook(module: nn.Module, args: Any, outputs: Any) -> Any:
         output = output_tensor(outputs)
-        # OPT's fc2 works on (B·T, D).
+        # OPT's fc2 outputs (B·T, D).
         out = output.clone().view(len(batch.edits), -1, output.shape[-1])
         for row, (plan, columns) in enumerate(zip(batch.edits, batch.covered, strict=True)):
             if plan is not None and columns:

@@ -1,26 +1,23 @@
-"""The checks of `alignez doctor`. Each returns what it found and, when that is bad, what to do; none raises."""
+"""The checks of `alignez doctor`. Each returns its finding, with advice if it is bad; none raises."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from packaging.requirements import Requirement
 
 from cli.config import RunInfo, default_model_cache
-from cli.errors import CliError
+from cli.errors import CliError, StackError
 from cli.local_stack import broker, postgres, process
-from cli.local_stack.errors import StackError
 from cli.local_stack.unprivileged import unprivileged_user
 
 _NEEDED_BYTES = 500 * 2**20
@@ -28,7 +25,7 @@ _NEEDED_BYTES = 500 * 2**20
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `advice` says what to do when it is not `ok`."""
+    """One finding. `advice`: what to do if it is not `ok`."""
 
     name: str
     ok: bool
@@ -37,7 +34,7 @@ class Check:
 
 
 def run_checks(data_dir: Path, model: str | None, port: int) -> Iterator[Check]:
-    """All checks, in the order in which a start would need them."""
+    """All checks, in the order in which a start needs them."""
     checks: list[Callable[[], Check]] = [
         check_python,
         check_packages,
@@ -54,7 +51,7 @@ def run_checks(data_dir: Path, model: str | None, port: int) -> Iterator[Check]:
 
 
 def check_python() -> Check:
-    """Python's version and the platform."""
+    """Python version and platform."""
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
     if os.name != "posix":
         return Check("python", False, found, "Linux or macOS is needed (on Windows: WSL)")
@@ -62,7 +59,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
-    """Every package that ours requires, at a version that it accepts."""
+    """All required packages, at accepted versions."""
     try:
         required = [Requirement(text) for text in importlib.metadata.requires("alignez") or []]
     except importlib.metadata.PackageNotFoundError:
@@ -82,7 +79,7 @@ def check_packages() -> Check:
 
 
 def check_torch() -> Check:
-    """That torch loads, and what it can compute on."""
+    """torch, and the device that it can use."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -92,10 +89,10 @@ def check_torch() -> Check:
 
 
 def check_model(model: str | None, cache: Path) -> Check:
-    """That the model directory has a configuration and a tokenizer which load; a hub id is only named.
+    """The model: configuration and tokenizer of a directory have to load; a hub id is not looked up.
 
     Args:
-        cache: directory of converted models. A GGUF file that is not in it is not converted here.
+        cache: directory of converted models. The check converts no GGUF file.
     """
     from alignez_core.errors import ModelNotFound
     from alignez_core.models import persona_nano
@@ -114,14 +111,14 @@ def check_model(model: str | None, cache: Path) -> Check:
     advice = "set ALIGNEZ_MODEL (or --model) to a model directory or Hugging Face id"
     if not directory.is_dir():
         if directory.is_absolute() or name.startswith((".", "~")):
-            return Check("model", False, f"{name} is no directory", advice)
+            return Check("model", False, f"{name} is not a directory", advice)
         return Check("model", True, f"{name} (a hub id; it is looked up when a process starts)")
     try:
         from transformers import AutoConfig, AutoTokenizer
 
         config = AutoConfig.from_pretrained(directory)
         AutoTokenizer.from_pretrained(directory)
-    except Exception as error:  # a damaged directory fails in many ways, all of them a finding
+    except Exception as error:  # a damaged directory can raise many kinds of error
         return Check("model", False, f"{name} does not load: {_first_line(error)}", advice)
     weights = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
     if not weights:
@@ -132,21 +129,11 @@ def check_model(model: str | None, cache: Path) -> Check:
 
 
 def check_database() -> Check:
-    """The embedded Postgres, or your own server when it is named."""
+    """The embedded Postgres, or the server of ALIGNEZ_DATABASE_URL."""
     if own := os.environ.get("ALIGNEZ_DATABASE_URL"):
         return _check_own_database(own)
-    try:
-        binary = postgres.find_binaries() / "postgres"
-        found = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
-    except StackError as error:
-        return Check("postgres", False, "no embedded server", str(error))
-    except (OSError, subprocess.SubprocessError) as error:
-        return Check("postgres", False, f"the embedded server does not run: {_first_line(error)}", _OWN_DATABASE)
-    return Check("postgres", True, f"embedded, {found.strip()}")
-
-
-_OWN_DATABASE = "set ALIGNEZ_DATABASE_URL to a Postgres 16+ with pgvector"
-_OWN_BROKER = "set ALIGNEZ_BROKER_URL to a Redis or RabbitMQ"
+    advice = "set ALIGNEZ_DATABASE_URL to a Postgres 16+ with pgvector"
+    return _check_embedded("postgres", lambda: postgres.find_binaries() / "postgres", advice)
 
 
 def _check_own_database(url: str) -> Check:
@@ -164,7 +151,7 @@ def _check_own_database(url: str) -> Check:
 
 
 def check_broker() -> Check:
-    """The embedded Redis, or your own broker when it is named."""
+    """The embedded Redis, or the server of ALIGNEZ_BROKER_URL."""
     if own := os.environ.get("ALIGNEZ_BROKER_URL"):
         from profiles.delivery.broker import ping
         from profiles.errors import BrokerUnavailable
@@ -174,18 +161,22 @@ def check_broker() -> Check:
         except BrokerUnavailable as error:
             return Check("broker", False, f"ALIGNEZ_BROKER_URL: {_first_line(error)}", "check the URL and the server")
         return Check("broker", True, "your own (ALIGNEZ_BROKER_URL) answers")
+    return _check_embedded("broker", broker.find_binary, "set ALIGNEZ_BROKER_URL to a Redis or RabbitMQ")
+
+
+def _check_embedded(name: str, find: Callable[[], Path], advice: str) -> Check:
+    """An embedded server, whose binary has to run. advice: for one that does not run."""
     try:
-        binary = broker.find_binary()
-        found = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+        version = subprocess.run([find(), "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
     except StackError as error:
-        return Check("broker", False, "no embedded server", str(error))
+        return Check(name, False, "no embedded server", str(error))
     except (OSError, subprocess.SubprocessError) as error:
-        return Check("broker", False, f"the embedded server does not run: {_first_line(error)}", _OWN_BROKER)
-    return Check("broker", True, f"embedded, {' '.join(found.split()[:3])}")
+        return Check(name, False, f"the embedded server does not run: {_first_line(error)}", advice)
+    return Check(name, True, f"embedded, {' '.join(version.split()[:3])}")
 
 
 def check_user(data_dir: Path) -> Check:
-    """As root: whether the database can run as somebody else and reach its files."""
+    """The user: the database of a root user has to run as another user who can reach its files."""
     if os.geteuid() != 0:
         return Check("user", True, "not root")
     if os.environ.get("ALIGNEZ_DATABASE_URL"):
@@ -200,7 +191,7 @@ def check_user(data_dir: Path) -> Check:
 
 
 def check_data_dir(data_dir: Path) -> Check:
-    """That the data directory can be made and written, with room to work."""
+    """The data directory: it has to be writable, with free space."""
     existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
     advice = "choose another one with --data-dir or ALIGNEZ_DATA_DIR"
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -211,33 +202,32 @@ def check_data_dir(data_dir: Path) -> Check:
 
 
 def check_stack(data_dir: Path, port: int) -> Check:
-    """A running stack's own verdict, or whether the port is free for one."""
+    """A running stack has to be ready; without one, the port has to be free."""
     try:
         run = RunInfo.read(data_dir)
     except CliError as error:
         return Check("running stack", False, "not readable", str(error))
     if run is not None:
-        return _check_ready(run)
+        return _check_ready(run.url)
     if process.is_free(port):
         return Check("running stack", True, f"none; port {port} is free")
     return Check("running stack", False, f"none, and port {port} is taken", "use `alignez up --port 0`")
 
 
-def _check_ready(run: RunInfo) -> Check:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _check_ready(url: str) -> Check:
     try:
-        with opener.open(f"{run.url}/ready", timeout=10):
-            return Check("running stack", True, f"{run.url} is ready")
-    except urllib.error.HTTPError as error:
-        try:
-            parts = json.loads(error.read())["checks"]
-            bad = "; ".join(f"{name}: {part.get('detail')}" for name, part in parts.items() if not part["ok"])
-        except (ValueError, KeyError, AttributeError):
-            bad = f"status {error.code}"
-        return Check("running stack", False, f"{run.url} is not ready: {bad}", "see DATA_DIR/logs")
-    except OSError:
+        response = httpx.get(f"{url}/ready", timeout=10, trust_env=False)
+    except httpx.HTTPError:
         advice = "it was killed: start it again with `alignez up`"
-        return Check("running stack", False, f"{run.url} does not answer", advice)
+        return Check("running stack", False, f"{url} does not answer", advice)
+    if response.is_success:
+        return Check("running stack", True, f"{url} is ready")
+    try:
+        parts = response.json()["checks"]
+        bad = "; ".join(f"{name}: {part.get('detail')}" for name, part in parts.items() if not part["ok"])
+    except (ValueError, KeyError, AttributeError, TypeError):
+        bad = f"status {response.status_code}"
+    return Check("running stack", False, f"{url} is not ready: {bad}", "see DATA_DIR/logs")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The REST API as the client commands use it. Every failure becomes one line that says what to do."""
+"""A client of the REST API for the commands. Every failure becomes one line that says what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
-from httpx_sse import SSEError, connect_sse
+from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
 from cli.config import Connection
 from cli.errors import CliError
@@ -24,10 +24,10 @@ _FINISHED = ("succeeded", "failed", "cancelled")
 
 
 class ApiError(CliError):
-    """A refusal by the server: its own message, with what to do where we know it.
+    """A refusal by the server: its own message, with advice where there is any.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         message: one line.
         error: the server's error object.
     """
@@ -43,10 +43,10 @@ class Client:
 
     Args:
         connection: address and key.
-        patience_s: how long a watch outlives a server that is away.
-        transport: in place of the network, for tests.
+        patience_s: seconds for which `job_events` retries an unreachable server.
+        transport: replaces the network in tests.
 
-    Raises: CliError: an address that no server can have.
+    Raises: CliError: the address is malformed.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Client:
         try:
             local = httpx.URL(connection.url).host in ("127.0.0.1", "localhost", "::1")
         except httpx.InvalidURL as error:
-            raise CliError(f"--url {connection.url!r} is no address: {error}") from None
+            raise CliError(f"--url {connection.url!r} is not an address: {error}") from None
         self._http = httpx.Client(
             base_url=connection.url,
             headers={"Authorization": f"Bearer {connection.key}"},
             timeout=httpx.Timeout(_TIMEOUT_S, connect=10.0),
-            trust_env=not local,  # a proxy of the environment must not stand between us and this machine
+            trust_env=not local,  # no proxy of the environment for a server on this machine
             transport=transport,
         )
 
@@ -75,9 +75,9 @@ class Client:
         self._http.close()
 
     def call(self, method: str, path: str, body: object = None, **query: str | int | None) -> dict[str, Any]:
-        """One request; returns the JSON object of the answer (empty for an empty answer).
+        """Sends one request; returns the JSON object of the answer (empty for an empty answer).
 
-        Raises: ApiError: the server refused. CliError: nothing answers.
+        Raises: ApiError: the server refused. CliError: no server answers.
         """
         response = self._request(method, path, body, query)
         if not response.content:
@@ -87,15 +87,15 @@ class Client:
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            raise self._no_alignez()
+            raise self._not_alignez()
         return content
 
     def page(self, path: str, **query: str | int | None) -> str:
-        """A page as text. Raises: ApiError: the server refused. CliError: nothing answers."""
+        """The text of a page. Raises: as `call`."""
         return self._request("GET", path, None, query).text
 
     def rows(self, path: str, limit: int | None = None, **query: str | int | None) -> Iterator[dict[str, Any]]:
-        """The rows of a cursor-paged list, `limit` of them at most; a page is asked for when its rows are read.
+        """The rows of a cursor-paged list, `limit` at most. A page is requested when its rows are read.
 
         Raises: as `call`.
         """
@@ -104,7 +104,7 @@ class Client:
         while left is None or left > 0:
             page = self.call("GET", path, cursor=cursor, limit=100 if left is None else min(left, 100), **query)
             if not isinstance(page.get("data"), list):
-                raise self._no_alignez()
+                raise self._not_alignez()
             yield from page["data"]
             left = None if left is None else left - len(page["data"])
             cursor = page.get("next")
@@ -112,13 +112,13 @@ class Client:
                 return
 
     def all(self, path: str, limit: int | None = None, **query: str | int | None) -> list[dict[str, Any]]:
-        """Those rows as a list."""
+        """`rows` as a list."""
         return list(self.rows(path, limit, **query))
 
     def base_model(self) -> str:
         """Name of the served base model.
 
-        Raises: CliError: the server holds none.
+        Raises: CliError: the server serves none.
         """
         models = self.call("GET", "/v1/models").get("data") or []
         names = [str(model["id"]) for model in models if model.get("parent") is None]
@@ -127,7 +127,7 @@ class Client:
         return names[0]
 
     def profile_names(self, ids: set[str]) -> dict[str, str]:
-        """Id → name of the profiles that are still there; pages are read until all are found."""
+        """Id → name of the profiles that still exist; reads pages until all are found."""
         names: dict[str, str] = {}
         for row in self.rows("/v1/profiles") if ids else ():
             if row["id"] in ids:
@@ -137,7 +137,7 @@ class Client:
         return names
 
     def job_events(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The job's events until it has ended; reconnects where it was when the connection or the server is lost.
+        """The job's events until it has ended. After a lost connection, goes on from the last event.
 
         Yields: objects with `status`, `stage`, `progress`; the last one has a final status.
         """
@@ -146,30 +146,19 @@ class Client:
         while True:
             headers = {"Last-Event-ID": last_id} if last_id else {}
             try:
-                with connect_sse(
-                    self._http, "GET", f"{job_path(job_id)}/events", headers=headers, timeout=httpx.Timeout(60.0)
-                ) as source:
-                    if source.response.status_code != 200:
-                        source.response.read()
-                        self._raise_for(source.response)
-                    for event in source.iter_sse():
-                        gone_since = None
-                        last_id = event.id or last_id
-                        if event.event == "error":
-                            break
-                        if not event.data:
-                            continue  # a heartbeat: httpx-sse makes an event of a comment once an id was seen
-                        content: dict[str, Any] = json.loads(event.data)
-                        yield content
-                        if content.get("status") in _FINISHED:
-                            return
-            except (httpx.HTTPError, SSEError) as error:
+                for event in self._sse("GET", f"{job_path(job_id)}/events", headers=headers):
+                    gone_since = None
+                    last_id = event.id or last_id
+                    if event.event == "error":
+                        break
+                    content: dict[str, Any] = json.loads(event.data)
+                    yield content
+                    if content.get("status") in _FINISHED:
+                        return
+            except CliError as error:
                 gone_since = gone_since or time.monotonic()
-                if time.monotonic() - gone_since > self._patience_s:
-                    raise self._unreachable(error) from None
-            except ApiError as error:
-                gone_since = gone_since or time.monotonic()
-                if error.status != 503 or time.monotonic() - gone_since > self._patience_s:
+                lost = not isinstance(error, ApiError) or error.status == 503
+                if not lost or time.monotonic() - gone_since > self._patience_s:
                     raise
             time.sleep(_RECONNECT_S)
 
@@ -177,24 +166,27 @@ class Client:
         """The chunks of a streamed chat completion.
 
         Args:
-            body: as OpenAI has it, without `stream`.
-            user: an end user whose assigned profile is to be used.
+            body: OpenAI's request body, without `stream`.
+            user: the end user whose assigned profile applies.
         """
+        for event in self._sse("POST", chat_path(user), json={**body, "stream": True}):
+            if event.data == "[DONE]":
+                return
+            chunk: dict[str, Any] = json.loads(event.data)
+            if "error" in chunk:
+                raise ApiError(500, str(chunk["error"].get("message")), chunk["error"])
+            yield chunk
+
+    def _sse(self, method: str, path: str, **request: Any) -> Iterator[ServerSentEvent]:
+        """The server-sent events of an answer, without heartbeats. Raises: as `call`."""
         try:
-            with connect_sse(self._http, "POST", chat_path(user), json={**body, "stream": True}) as source:
+            with connect_sse(self._http, method, path, **request) as source:
                 if source.response.status_code != 200:
                     source.response.read()
                     self._raise_for(source.response)
-                for event in source.iter_sse():
-                    if event.data == "[DONE]":
-                        return
-                    if not event.data:
-                        continue
-                    chunk: dict[str, Any] = json.loads(event.data)
-                    if "error" in chunk:
-                        raise ApiError(500, str(chunk["error"].get("message")), chunk["error"])
-                    yield chunk
-        except httpx.HTTPError as error:
+                # After the first id, httpx-sse makes an empty event of a heartbeat, which is a comment.
+                yield from (event for event in source.iter_sse() if event.data)
+        except (httpx.HTTPError, SSEError) as error:
             raise self._unreachable(error) from None
 
     def _request(self, method: str, path: str, body: object, query: Mapping[str, str | int | None]) -> httpx.Response:
@@ -215,12 +207,12 @@ class Client:
             )
             return CliError(message, code="unreachable")
         if isinstance(error, httpx.TimeoutException):
-            message = f"{url} gave no answer within {_TIMEOUT_S:.0f} s: try again; {url}/ready says how the server is"
+            message = f"{url} gave no answer within {_TIMEOUT_S:.0f} s: try again; {url}/ready shows its state"
             return CliError(message, code="timed_out")
         message = f"the connection to {url} broke ({error or type(error).__name__}): try again"
         return CliError(message, code="connection_lost")
 
-    def _no_alignez(self) -> CliError:
+    def _not_alignez(self) -> CliError:
         return CliError(f"{self._connection.url} does not answer as an alignez server does: check --url")
 
     def _raise_for(self, response: httpx.Response) -> None:
@@ -244,7 +236,7 @@ class Client:
         raise ApiError(status, message, error)
 
     def _hint(self, error: Mapping[str, Any]) -> str:
-        """The profile whose name is nearest to the unknown one."""
+        """Advice for an unknown profile: the profile with the most similar name."""
         details = error.get("details") or {}
         if details.get("kind") != "profile":
             return ""
@@ -257,13 +249,21 @@ class Client:
         return f"; did you mean {near[0]}?" if near else "; `alignez profiles list` shows yours"
 
 
+def is_ready(url: str) -> bool:
+    """True when the server on this machine reports that all its parts are ready."""
+    try:
+        return httpx.get(f"{url}/ready", timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def job_path(job_id: str) -> str:
-    """Path of a job; the id is escaped, because it may be any text."""
+    """Path of a job. The id is escaped, because it may be any text."""
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
 def chat_path(user: str | None) -> str:
-    """Path of chat completions; `user`: an end user whose assigned profile is to be used."""
+    """Path of chat completions; `user`: the end user whose assigned profile applies."""
     return f"/v1/users/{quote(user, safe='')}/chat/completions" if user else "/v1/chat/completions"
 
 
@@ -273,7 +273,7 @@ def profile_path(name: str) -> str:
 
 
 def profile_choice(text: str, strength: float | None = None) -> dict[str, Any]:
-    """`name`, `name:alias` or `name#version` as the request's `profile` field."""
+    """The request's `profile` field for `name`, `name:alias` or `name#version`."""
     choice: dict[str, Any]
     name, hash_, version = text.partition("#")
     if hash_ and version.isdigit():
@@ -287,7 +287,7 @@ def profile_choice(text: str, strength: float | None = None) -> dict[str, Any]:
 
 
 def _refusal(error: Mapping[str, Any]) -> str:
-    """The server's message, with the field that it is about; every field where there are several."""
+    """The server's message with the name of the wrong field; all fields if there are several."""
     details = error.get("details") or {}
     fields = details.get("errors") or []
     if len(fields) > 1:

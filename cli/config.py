@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cli.errors import CliError
-from cli.files import write_atomically
 from profiles.data_dir import default_data_dir, default_model_cache
 
-__all__ = ["Connection", "RunInfo", "default_data_dir", "default_model_cache", "resolve_connection"]
+__all__ = ["Connection", "RunInfo", "default_data_dir", "default_model_cache", "resolve_connection", "write_atomically"]
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
+    """Writes a file completely or not at all, readable by its owner only."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.unlink(missing_ok=True)
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(path)
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A running stack as others see it, in `run.json` of its data directory.
+    """A running stack, as `run.json` of its data directory describes it.
 
     Args:
-        url: of the REST API.
+        url: URL of the REST API.
         admin_key_file: file that holds an admin key.
         metrics_url: Prometheus endpoint of the API.
-        pids: role → process id: api, worker, relay, postgres, broker (null: a server of your own), and worker-2, …
+        pids: role → process id: api, worker, relay, postgres, broker (null: the user's own server), and worker-2, …
             for further workers.
         pid: the `alignez up` process.
         metrics_urls: role → Prometheus endpoint: api, worker, relay, and worker-2, … for further workers.
@@ -35,12 +47,15 @@ class RunInfo:
     metrics_urls: dict[str, str] = field(default_factory=dict)
 
     def write(self, data_dir: Path) -> None:
-        """Replace `run.json` in one step, so that a reader never sees half of it."""
+        """Replaces `run.json` in one step, so that a reader never sees a part of it."""
         write_atomically(data_dir / "run.json", json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, data_dir: Path) -> RunInfo | None:
-        """The stack of this data directory; None when none was started there or the file is not ours."""
+        """The stack of this data directory; None if none runs there or the file is malformed.
+
+        Raises: CliError: another user owns the file.
+        """
         try:
             content = json.loads((data_dir / "run.json").read_text(encoding="utf-8"))
             return cls(**{name: content[name] for name in cls.__dataclass_fields__ if name in content})
@@ -54,18 +69,18 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Connection:
-    """Address of the API, and a key."""
+    """Address of the API, and an API key."""
 
     url: str
     key: str
 
 
 def resolve_connection(url: str | None, key: str | None, data_dir: Path | None) -> Connection:
-    """The server to talk to: what was given (option, or `ALIGNEZ_URL` / `ALIGNEZ_KEY`), else the running local stack.
+    """The given server and key (options, or `ALIGNEZ_URL` / `ALIGNEZ_KEY`), else those of the running local stack.
 
-    A key is taken from the local stack only for that stack's own URL: it must not travel to another server.
+    The local stack's key is used for that stack's own URL only: it must not be sent to another server.
 
-    Raises: CliError: there is no server or no key, with what to do.
+    Raises: CliError: no server or no key is known, or one of them is malformed.
     """
     run = RunInfo.read(data_dir or default_data_dir())
     if url is None:
@@ -77,7 +92,7 @@ def resolve_connection(url: str | None, key: str | None, data_dir: Path | None) 
         url = run.url
     url = url.strip().rstrip("/")
     if not url.startswith(("http://", "https://")):
-        raise CliError(f"--url {url!r} is no address: it begins with http:// or https://")
+        raise CliError(f"--url {url!r} is not an address: it must begin with http:// or https://")
     url = url.removesuffix("/v1")
     if key is None and run is not None and run.url == url:
         try:
@@ -86,7 +101,7 @@ def resolve_connection(url: str | None, key: str | None, data_dir: Path | None) 
             raise CliError(f"the key file {run.admin_key_file} cannot be read ({error.strerror}): pass --key") from None
     key = (key or "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise CliError("--key holds characters that no key has: copy it again")
+        raise CliError("--key has characters that are not allowed in a key: copy it again")
     if not key:
         raise CliError(f"no key for {url}: pass --key or set ALIGNEZ_KEY (`alignez keys create` makes one)")
     return Connection(url, key)

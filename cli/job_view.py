@@ -1,4 +1,4 @@
-"""A running fit or evaluation on the terminal: one bar per stage, from the job's events."""
+"""Progress of a fit or evaluation on the terminal: one bar per stage, from the job's events."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STAGES = ("characteristics", "responses", "readings", "fitting", "tuning", "eval
 
 
 def follow_job(client: Client, job_id: str, console: Console) -> dict[str, Any]:
-    """Show a job's progress until it has succeeded; returns its row.
+    """Shows a job's progress until it has succeeded; returns its row.
 
-    Raises: CliError: it failed or was cancelled; or Ctrl-C, which ends the watching and not the job.
+    Raises: CliError: the job failed or was cancelled; or Ctrl-C, which does not end the job.
     """
     try:
         watch_job(console, client.job_events(job_id))
@@ -38,9 +38,9 @@ def follow_job(client: Client, job_id: str, console: Console) -> dict[str, Any]:
 
 
 def watch_job(console: Console, events: Iterable[dict[str, Any]], title: str = "") -> dict[str, Any]:
-    """Show events until the job ends; returns the last one that says how it went (`status`, `error`).
+    """Shows events until the job ends; returns the merged events, with the final `status` and `error`.
 
-    On a terminal the bars move; elsewhere (a log, a pipe) each stage is one line when it ends.
+    A terminal shows bars; elsewhere (a log, a pipe) each stage is one line when it ends.
     """
     last: dict[str, Any] = {}
     if not console.is_terminal:

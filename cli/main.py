@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,7 @@ def _options(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Data directory of the local stack; ALIGNEZ_DATA_DIR, else ~/.local/share/alignez by default.",
+            help="Data directory of the local stack; by default ALIGNEZ_DATA_DIR, else ~/.local/share/alignez.",
             rich_help_panel=_EVERYWHERE,
         ),
     ] = None,
@@ -62,7 +63,7 @@ def _options(
         bool,
         typer.Option(
             "--json",
-            help="For scripts: one JSON document on stdout; progress, and errors as JSON, on stderr.",
+            help="For scripts: one JSON document on stdout; progress and JSON errors on stderr.",
             rich_help_panel=_EVERYWHERE,
         ),
     ] = False,
@@ -78,25 +79,22 @@ _LOCAL = "One machine"
 _CLIENT = "Talk to a running server"
 _ROLES = "Single processes (production)"
 
-app.command(rich_help_panel=_LOCAL)(up)
-app.command(rich_help_panel=_LOCAL)(demo)
-app.command(rich_help_panel=_LOCAL)(env)
-app.command(rich_help_panel=_LOCAL)(doctor)
+
+def _add(panel: str, *commands: Callable[..., None]) -> None:
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+
+
+_add(_LOCAL, up, demo, env, doctor)
 app.add_typer(models_app, name="models", rich_help_panel=_LOCAL)
-app.command(rich_help_panel=_CLIENT)(chat)
-app.command(rich_help_panel=_CLIENT)(compare)
+_add(_CLIENT, chat, compare, usage, audit)
 profiles_app.add_typer(versions_app)
 app.add_typer(profiles_app, name="profiles", rich_help_panel=_CLIENT)
 app.add_typer(aliases_app, name="aliases", rich_help_panel=_CLIENT)
 app.add_typer(users_app, name="users", rich_help_panel=_CLIENT)
 app.add_typer(jobs_app, name="jobs", rich_help_panel=_CLIENT)
 app.add_typer(keys_app, name="keys", rich_help_panel=_CLIENT)
-app.command(rich_help_panel=_CLIENT)(usage)
-app.command(rich_help_panel=_CLIENT)(audit)
-app.command(rich_help_panel=_ROLES)(migrate)
-app.command(rich_help_panel=_ROLES)(api)
-app.command(rich_help_panel=_ROLES)(worker)
-app.command(rich_help_panel=_ROLES)(relay)
+_add(_ROLES, migrate, api, worker, relay)
 app.add_typer(dead_letters_app, name="dead-letters", rich_help_panel=_ROLES)
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reads a profile's spec from files and `NAME=VALUE` options; a mistake is named with its file and line."""
+"""Reads a profile's spec from files and `NAME=VALUE` options; errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CliError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise CliError(f"{path} holds no JSON object: write the body of `POST /v1/profiles`")
+        raise CliError(f"{path} is not a JSON object: write the body of `POST /v1/profiles`")
     return content
 
 
 def read_queries(path: Path) -> list[str | dict[str, Any]]:
-    """Queries, one a line: plain text, or a JSON object with `text` and phrases of its own. Raises: CliError."""
+    """Queries, one per line: plain text, or a JSON object with `text` and its own phrases. Raises: CliError."""
     queries: list[str | dict[str, Any]] = []
     for number, line in _lines(path):
         if not line.startswith("{"):
@@ -30,23 +30,23 @@ def read_queries(path: Path) -> list[str | dict[str, Any]]:
             continue
         queries.append(_object(path, number, line, ("text",), ("preferred", "dispreferred")))
     if not queries:
-        raise CliError(f"{path} holds no queries: write one a line")
+        raise CliError(f"{path} has no queries: write one per line")
     return queries
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:
-    """Ground-truth pairs, one JSON object a line. Raises: CliError."""
+    """Ground-truth pairs, one JSON object per line. Raises: CliError."""
     fields = ("query", "preferred", "dispreferred")
     pairs = [_object(path, number, line, fields, ()) for number, line in _lines(path)]
     if not pairs:
-        raise CliError(f"{path} holds no pairs: write one JSON object a line")
+        raise CliError(f"{path} has no pairs: write one JSON object per line")
     return pairs
 
 
 def settings_of(assignments: Sequence[str]) -> dict[str, Any]:
-    """`["method=alignez", "neighbors=5"]` as a mapping; values are JSON where they can be, else text.
+    """`["method=alignez", "neighbors=5"]` as a mapping; values are parsed as JSON if they are JSON.
 
-    Raises: CliError: no `=`.
+    Raises: CliError: an assignment without `=`.
     """
     settings: dict[str, Any] = {}
     for assignment in assignments:
@@ -83,7 +83,7 @@ def _object(path: Path, number: int, line: str, needed: Sequence[str], optional:
         raise CliError(f"{path}, line {number}: not JSON: {error}") from None
     known = {*needed, *optional}
     if not isinstance(content, dict) or not set(needed) <= set(content) <= known:
-        wanted = ", ".join(needed) + (f" and perhaps {', '.join(optional)}" if optional else "")
+        wanted = ", ".join(needed) + (f" and optionally {', '.join(optional)}" if optional else "")
         raise CliError(f"{path}, line {number}: an object with {wanted} is needed")
     for name, value in content.items():
         if not isinstance(value, str):

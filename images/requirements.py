@@ -1,7 +1,7 @@
-"""What an image installs, taken from the project's own files. Used by the Dockerfile; needs the standard library only.
+"""The packages of an image, from the project's own files. For the Dockerfile; needs the standard library only.
 
 requirements.py packages pyproject.toml torch transformers    the project's dependencies without these
-requirements.py constraints constraints-vllm.txt              its pins, but what is installed keeps its version
+requirements.py constraints constraints-vllm.txt              its pins, except for installed packages
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def packages(pyproject: Path, without: Collection[str]) -> Iterator[str]:
-    """The dependencies of a pyproject.toml but some, by name. Raises: SystemExit: it does not depend on one of them."""
+    """The dependencies of a pyproject.toml without some names. Raises: SystemExit: one of these is no dependency."""
     requirements = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
     unknown = {_normalised(name) for name in without} - {_normalised(each) for each in requirements}
     if unknown:
@@ -25,7 +25,7 @@ def packages(pyproject: Path, without: Collection[str]) -> Iterator[str]:
 
 
 def constraints(lines: Iterable[str], installed: Mapping[str, str]) -> Iterator[str]:
-    """Pins: of the base image, which knows what fits its CUDA and its vLLM, then of our file for what it has not."""
+    """Pins of the base image's packages, which fit its CUDA and vLLM, then of our file for all others."""
     yield from (f"{name}=={version}" for name, version in sorted(installed.items()))
     for line in lines:
         pin = line.partition("#")[0].strip()
@@ -34,19 +34,19 @@ def constraints(lines: Iterable[str], installed: Mapping[str, str]) -> Iterator[
 
 
 def installed_versions() -> dict[str, str]:
-    """Version by normalised name of everything in this interpreter's environment."""
-    # A local version such as 2.13.0+cu129 is no index's, but a constraint has to say it all the same.
+    """Normalised name → version of all packages in this interpreter's environment."""
+    # A local version such as 2.13.0+cu129 is in no index, but the constraint has to name it.
     return {_normalised(each.metadata["Name"]): each.version for each in distributions() if each.metadata["Name"]}
 
 
 def _normalised(requirement: str) -> str:
-    """The name at the beginning of a requirement, as package indexes compare names."""
+    """The name in a requirement, normalised as in package indexes."""
     match = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", requirement)
     return re.sub(r"[-_.]+", "-", match[0]).lower() if match else ""
 
 
 def main(arguments: list[str]) -> None:
-    """Prints what was asked for, one per line."""
+    """Prints packages or constraints, one per line."""
     command, file, *rest = arguments
     if command == "packages":
         lines = packages(Path(file), rest)

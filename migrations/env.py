@@ -1,4 +1,4 @@
-"""Runs migrations on the connection of `profiles.migrate`, or on the database of the settings."""
+"""Runs migrations on the connection from `profiles.migrate`, or on the database of the settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sqlalchemy import Connection, create_engine, text
 from profiles.models import Base
 from profiles.settings import DatabaseSettings
 
-#: Key of the advisory lock under which migrations run one at a time; the same in every release.
+#: Key of the advisory lock that serialises migrations; the same in every release.
 _LOCK = 4_202_611_230
 
 
 def _render(kind: str, value: object, autogen_context: object) -> str | bool:
-    """Vector columns as migrations write them."""
+    """The source text of vector columns in migrations."""
     if kind == "type" and isinstance(value, VECTOR):
         autogen_context.imports.add("from pgvector.sqlalchemy import VECTOR")  # type: ignore[attr-defined]
         return "VECTOR()"
@@ -22,11 +22,11 @@ def _render(kind: str, value: object, autogen_context: object) -> str | bool:
 
 
 def _run(connection: Connection) -> None:
-    # No limits while waiting for the advisory lock: another migration may take long, and waiting blocks nobody.
+    # No limits on the wait for the advisory lock: another migration may take long, and the wait blocks nobody.
     connection.execute(text("SET statement_timeout = 0"))
     connection.execute(text("SET lock_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
-    # A migration that waits for a table's lock holds up all traffic behind it, so it gives up soon.
+    # A short limit on table locks, because a migration that waits for one blocks all later queries on the table.
     connection.execute(text("SET lock_timeout = '5s'"))
     connection.commit()
     try:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_MODELS = "models"
-
 
 def default_data_dir() -> Path:
     """`$ALIGNEZ_DATA_DIR`, else `alignez` in the user's data directory (`$XDG_DATA_HOME`, `~/.local/share`).
 
-    Not in the working directory: then every command finds the running stack from anywhere.
+    Every command finds the running stack there, whatever its working directory.
     """
     if given := os.environ.get("ALIGNEZ_DATA_DIR"):
         return Path(given).expanduser()
@@ -23,4 +21,4 @@ def default_model_cache(data_dir: Path | None = None) -> Path:
     """Directory of converted models: `$ALIGNEZ_MODEL_CACHE`, else `models` in the data directory."""
     if given := os.environ.get("ALIGNEZ_MODEL_CACHE"):
         return Path(given).expanduser()
-    return (data_dir or default_data_dir()) / _MODELS
+    return (data_dir or default_data_dir()) / "models"

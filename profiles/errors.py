@@ -1,4 +1,4 @@
-"""Every error that `profiles` raises on purpose; they carry facts, never HTTP codes."""
+"""All errors that `profiles` raises. They carry facts, never HTTP codes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from uuid import UUID
 
 
 class ProfilesError(Exception):
-    """Root of this package's errors."""
+    """Base class of this package's errors."""
 
     #: Stable, machine-readable name.
     code = "profiles_error"
 
 
 class NotFound(ProfilesError):
-    """No such row for this tenant; a foreign one looks the same as a missing one."""
+    """The tenant has no such row. Another tenant's row counts as missing."""
 
     code = "not_found"
 
@@ -25,13 +25,13 @@ class NotFound(ProfilesError):
 
 
 class Conflict(ProfilesError):
-    """The request is well formed and contradicts the present state."""
+    """The request is valid but conflicts with the present state."""
 
     code = "conflict"
 
 
 class NameTaken(Conflict):
-    """A live profile (or tenant) of this name exists already."""
+    """A live profile (or tenant) of this name exists."""
 
     code = "name_taken"
 
@@ -56,14 +56,14 @@ class VersionNotReady(Conflict):
 
 
 class VersionWeak(Conflict):
-    """A version that did not prove itself is to become the default without `force`."""
+    """A weak version cannot become the default without `force`."""
 
     code = "version_weak"
 
     def __init__(self, profile_name: str, number: int, reasons: Sequence[str]) -> None:
         super().__init__(
             f"version {number} of profile {profile_name!r} is weak ({'; '.join(reasons)}); "
-            "set force to make it the default all the same"
+            "set force to make it the default anyway"
         )
         self.profile_name = profile_name
         self.number = number
@@ -71,7 +71,7 @@ class VersionWeak(Conflict):
 
 
 class NoDefaultVersion(Conflict):
-    """A profile is asked for without a version, and none of its ready versions was good enough to be the default."""
+    """The request names no version, and the profile has no default version."""
 
     code = "no_default_version"
 
@@ -81,13 +81,13 @@ class NoDefaultVersion(Conflict):
             f"{'weak (' + '; '.join(reasons) + ')' if reasons else 'was never promoted'}; promote one or name it"
         )
         self.profile_name = profile_name
-        self.number = number  #: of the latest ready version
+        self.number = number  #: number of the latest ready version
         self.reasons = tuple(reasons)
         self.job_id = job_id
 
 
 class ModelConflict(Conflict):
-    """A profile is asked for on another base model than it was made for."""
+    """The profile was made for another base model."""
 
     code = "model_mismatch"
 
@@ -98,7 +98,7 @@ class ModelConflict(Conflict):
 
 
 class StillAssigned(Conflict):
-    """End users have what is to be taken away; their requests would fail."""
+    """An object that end users are assigned to cannot be removed; their requests would fail."""
 
     code = "still_assigned"
 
@@ -109,9 +109,9 @@ class StillAssigned(Conflict):
 
 
 class BaseModelNotServed(Conflict):
-    """A new profile is asked for on a base model that no process of this deployment has loaded."""
+    """No process of this deployment has loaded the base model of the new profile."""
 
-    code = "model_mismatch"  # to a client the same as `ModelConflict`: the model served is not the one asked for
+    code = "model_mismatch"  # as `ModelConflict`: to a client, both mean that the model is not served
 
     def __init__(self, expected: str | None, got: str) -> None:
         served = "none has been loaded here yet" if expected is None else f"the served one is {expected!r}"
@@ -121,7 +121,7 @@ class BaseModelNotServed(Conflict):
 
 
 class NothingToRollBackTo(Conflict):
-    """The alias has had only one usable target."""
+    """The alias has no earlier target that is usable."""
 
     code = "nothing_to_roll_back_to"
 
@@ -131,7 +131,7 @@ class NothingToRollBackTo(Conflict):
 
 
 class JobFinished(Conflict):
-    """The job has ended; it cannot be cancelled any more."""
+    """The job has ended and cannot be cancelled."""
 
     code = "job_finished"
 
@@ -142,7 +142,7 @@ class JobFinished(Conflict):
 
 
 class IdempotencyConflict(Conflict):
-    """The same `Idempotency-Key` came with another request before."""
+    """An earlier, different request had the same `Idempotency-Key`."""
 
     code = "idempotency_key_reused"
 
@@ -152,7 +152,7 @@ class IdempotencyConflict(Conflict):
 
 
 class QuotaExceeded(ProfilesError):
-    """The tenant has as many jobs waiting or running as it may."""
+    """The tenant's queued and running jobs have reached the limit."""
 
     code = "quota_exceeded"
 
@@ -164,7 +164,7 @@ class QuotaExceeded(ProfilesError):
 
 
 class InvalidSpec(ProfilesError, ValueError):
-    """A field is malformed or over its limit."""
+    """A field is malformed or exceeds its limit."""
 
     code = "invalid_spec"
 
@@ -175,7 +175,7 @@ class InvalidSpec(ProfilesError, ValueError):
 
 
 class Unauthenticated(ProfilesError):
-    """No key, an unknown one, or one that expired or was revoked."""
+    """The API key is missing, unknown, expired or revoked."""
 
     code = "unauthenticated"
 
@@ -184,7 +184,7 @@ class Unauthenticated(ProfilesError):
 
 
 class Forbidden(ProfilesError):
-    """The caller is known and may not do this."""
+    """The caller lacks the required role."""
 
     code = "forbidden"
 
@@ -194,7 +194,7 @@ class Forbidden(ProfilesError):
 
 
 class LeaseLost(ProfilesError):
-    """Another attempt owns the job now, or it ended; this worker must stop writing."""
+    """The job has ended or belongs to another attempt; this worker must stop writing."""
 
     code = "lease_lost"
 
@@ -205,7 +205,7 @@ class LeaseLost(ProfilesError):
 
 
 class JobCancelled(ProfilesError):
-    """Somebody asked to cancel the job that this worker runs."""
+    """The job that this worker runs was cancelled."""
 
     code = "cancelled"
 
@@ -215,7 +215,7 @@ class JobCancelled(ProfilesError):
 
 
 class DatabaseUnavailable(ProfilesError):
-    """Postgres cannot be reached, is not migrated, or gave up on a lock; trying again later can help."""
+    """Postgres is unreachable, not migrated, or a lock timed out; a later attempt may succeed."""
 
     code = "database_unavailable"
 
@@ -225,7 +225,7 @@ class DatabaseUnavailable(ProfilesError):
 
 
 class DatabaseFull(DatabaseUnavailable):
-    """Postgres has no disk space left: reads work, writes fail until an operator makes room."""
+    """Postgres has no disk space left: reads work, writes fail."""
 
     code = "database_full"
 
@@ -234,7 +234,7 @@ class DatabaseFull(DatabaseUnavailable):
 
 
 class BrokerUnavailable(ProfilesError):
-    """The message broker cannot be reached or did not confirm."""
+    """The message broker is unreachable or did not confirm a message."""
 
     code = "broker_unavailable"
 

@@ -1,4 +1,4 @@
-"""Brings a database to the newest schema, and tells whether it is there."""
+"""Migrates a database to this release's schema, and checks its state."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from profiles.uow import database_errors
 
 
 def upgrade(url: str | None = None) -> bool:
-    """Applies the missing migrations. Several processes may call it at once: they take turns.
+    """Applies the missing migrations. Several processes may call it at once: a lock serialises them.
 
     Args:
         url: SQLAlchemy URL; None: that of the settings.
-    Returns: False when a newer release has migrated the database, as after a rollback of the processes; nothing is
-        done then.
+    Returns: False if a newer release has migrated the database (as after a rollback of the processes), which is then
+        left unchanged.
     Raises: DatabaseUnavailable.
     """
     engine = create_engine(url or DatabaseSettings().database_url, connect_args={"connect_timeout": 5})
@@ -39,23 +39,23 @@ def upgrade(url: str | None = None) -> bool:
 
 
 def serves_this_release(session: Session) -> bool:
-    """True when the database is at this release's schema or at a newer release's.
+    """True when the database has the schema of this release or of a newer one.
 
-    A migration keeps the previous release's code working. So processes of two releases run side by side on one
-    database while one release replaces the other, in either direction.
+    The previous release's code works with every migration. So processes of two releases can share a database while
+    one release replaces the other, in either direction.
     """
     connection = session.connection()
     return MigrationContext.configure(connection).get_current_heads() == _heads() or _is_newer(connection)
 
 
 def _is_newer(connection: Connection) -> bool:
-    """True when the database is at a revision that this release does not know."""
+    """True when this release does not know the database's revision."""
     current = MigrationContext.configure(connection).get_current_heads()
     return any(revision not in _known() for revision in current)
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
-    """Alembic's configuration without a file, so that an installed package works as a checkout does."""
+    """Alembic's configuration without a file, so that an installed package works like a checkout."""
     config = Config()
     config.set_main_option("script_location", str(_directory()).replace("%", "%%"))
     config.set_main_option("file_template", "%%(year)d_%%(month).2d_%%(day).2d_%%(hour).2d%%(minute).2d_%%(slug)s")

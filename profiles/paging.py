@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """Some rows of a list, and the cursor of the rest (None: this is the end)."""
+    """Some rows of a list, and the cursor of the next page (None: there is none)."""
 
     rows: list[T]
     next: str | None
@@ -37,9 +37,9 @@ def fetch_page(
 ) -> Page[T]:
     """One page of `statement`, ordered by `column` (a UUIDv7 or an integer, unique within the list).
 
-    A row added or removed meanwhile neither repeats nor hides another one, as it would with offsets.
+    Unlike with offsets, rows that are added or removed between two pages neither repeat nor hide others.
 
-    Raises: InvalidSpec: the cursor is not one of ours, or `limit` is outside 1 to `MAX_LIMIT`.
+    Raises: InvalidSpec: the cursor is invalid, or `limit` is outside 1 to `MAX_LIMIT`.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidSpec("limit", f"must be between 1 and {MAX_LIMIT}")
@@ -58,7 +58,7 @@ def _encode(value: UUID | int) -> str:
 
 
 def _decode(cursor: str, column: InstrumentedAttribute[Any]) -> Any:
-    """The column's value that `_encode` made the cursor from. Raises: InvalidSpec: it made no such cursor."""
+    """The column's value in a cursor. Raises: InvalidSpec: `_encode` makes no such cursor."""
     try:
         raw = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
         value = column.type.python_type(raw)

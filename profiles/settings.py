@@ -1,4 +1,4 @@
-"""Settings that processes share: where the database and the broker are, which model runs and on what."""
+"""Settings that all processes share: database, broker and model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class DatabaseSettings(BaseSettings):
-    """Read once by a process's factory from `ALIGNEZ_*` environment variables."""
+    """Settings of database and broker, read once per process from `ALIGNEZ_*` environment variables."""
 
-    # The URLs hold passwords, and an error that shows them is logged.
+    # The URLs contain passwords, and errors are logged.
     model_config = SettingsConfigDict(env_prefix="ALIGNEZ_", extra="ignore", hide_input_in_errors=True)
 
     database_url: str = Field(
@@ -40,13 +40,13 @@ class DatabaseSettings(BaseSettings):
     connect_timeout_s: int = Field(default=3, ge=1, description="Longest wait for a new connection.")
     statement_timeout_s: float = Field(default=30.0, ge=0, description="Longest statement; 0: no limit.")
     max_queued_jobs: int = Field(
-        default=100, ge=1, description="Jobs a tenant may have waiting or running, unless its row says otherwise."
+        default=100, ge=1, description="Queued and running jobs of a tenant at most, unless its row sets another limit."
     )
 
     @field_validator("database_url")
     @classmethod
     def _for_psycopg(cls, url: str) -> str:
-        """The URL as SQLAlchemy needs it; hosting providers hand out `postgres://`, libpq takes `postgresql://`."""
+        """The URL in SQLAlchemy's form; hosting providers use `postgres://`, libpq accepts `postgresql://`."""
         wanted = "must be postgresql://user:password@host:5432/database"
         try:
             parsed = make_url(url)
@@ -70,16 +70,16 @@ class DatabaseSettings(BaseSettings):
 
 
 class ModelSettings(BaseSettings):
-    """The model of a process, an API or a worker; one of both inherits these and adds its own.
+    """Settings of a process's model, which the settings of API and worker inherit.
 
-    `ALIGNEZ_MODEL` and the like set a value for all processes, `ALIGNEZ_API_MODEL` and `ALIGNEZ_WORKER_MODEL` for one
-    kind.
+    `ALIGNEZ_MODEL` sets the model of all processes, `ALIGNEZ_API_MODEL` and `ALIGNEZ_WORKER_MODEL` that of one kind;
+    the same holds for the other settings.
     """
 
-    #: Name of the catalogue, GGUF file, model directory or hub id; None is the shipped persona-nano. `fake:` (with
-    #: `?step_s=0.01&n_layers=4`) is the model-free engine, for tests of everything around an engine.
+    #: Catalogue name, GGUF file, model directory or hub id; None: the shipped persona-nano. `fake:` (with
+    #: `?step_s=0.01&n_layers=4`) is an engine without a model, for tests.
     model: str | None = None
-    #: The name that clients and profiles know the base model by; None takes the engine's.
+    #: Name of the base model for clients and profiles; None: the engine's name.
     model_name: str | None = None
     #: Commit or tag of a hub id.
     model_revision: str | None = None
@@ -87,21 +87,21 @@ class ModelSettings(BaseSettings):
     model_cache: Path = Field(default_factory=default_model_cache)
     #: Module path of one block's MLP, with "{layer}", for an architecture that the engine does not list.
     mlp_path: str | None = None
-    #: "auto" takes the tokenizer's chat template if it has one. A profile fits the format that it was fitted with, so
-    #: API and workers need the same.
+    #: "auto" uses the tokenizer's chat template if it has one. A profile is valid for the format that it was fitted
+    #: with, so API and workers need the same.
     prompt_format: Literal["auto", "plain", "chat"] = "auto"
     #: "vllm" needs vLLM 0.32 in this environment (`make setup-vllm`) and chooses the device itself. API and workers
-    #: need not run the same engine.
+    #: may run different engines.
     engine: Literal["transformers", "vllm"] = "transformers"
-    #: vLLM: plans in use at once (None: twice the requests of a batch), their rank, GPUs of one process, compilation.
+    #: vLLM: plans in use at the same time (None: twice the batch size), their rank, GPUs per process, compilation.
     vllm_slots: int | None = Field(None, ge=1, le=65536)
     vllm_rank: int = Field(4, ge=1, le=8)
     vllm_tensor_parallel: int = Field(1, ge=1, le=64)
     vllm_compile: bool = True
     device: str = "cpu"
-    #: float32, bfloat16 or float16; "auto" is what suits model and device.
+    #: float32, bfloat16 or float16; "auto" chooses by model and device.
     dtype: str = "auto"
-    #: CPU threads of the model; None leaves torch's choice. An API's event loop needs a core of its own.
+    #: CPU threads of the model; None: torch's choice. An API's event loop needs a separate core.
     threads: int | None = Field(None, ge=1, le=1024)
 
     def engine_values(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class ModelSettings(BaseSettings):
 
 
 def shared_names(prefix: str) -> AliasGenerator:
-    """Environment variables of a process's settings: `prefix` and the field, or `ALIGNEZ_` for those of the model."""
+    """Environment variables of settings: `prefix` and the field's name; for model settings also with `ALIGNEZ_`."""
 
     def names(field: str) -> AliasChoices:
         variables = [f"{prefix}{field.upper()}"]
@@ -123,23 +123,23 @@ def shared_names(prefix: str) -> AliasGenerator:
 
 
 def read_settings(kind: type[S]) -> S:
-    """The settings of a process that starts.
+    """The settings of a process at its start.
 
-    Raises: SystemExit: one of them is wrong; one line names its environment variable.
+    Raises: SystemExit: a setting is invalid; one line names its environment variable.
     """
     try:
         return kind()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name, wrong = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
-    except SettingsError as error:  # a list or a mapping that is not JSON
+    except SettingsError as error:  # the value of a list or mapping is not JSON
         found = re.search(r'field "(\w+)"', str(error))
         name, wrong = found[1] if found else "", 'must be JSON, as ["one", "two"]'
     raise SystemExit(f"alignez: {_variable(kind, name)}: {wrong}")
 
 
 def _variable(kind: type[BaseSettings], name: str) -> str:
-    """The environment variable that a field's value came from. name: the field, or the first of its variables."""
+    """The environment variable of a field's value. name: the field, or the first of its variables."""
     prefix: str = kind.model_config["env_prefix"]
     own = name if name.startswith(prefix) else f"{prefix}{name}".upper()
     shared = own.replace(prefix, "ALIGNEZ_", 1)

@@ -1,4 +1,4 @@
-"""Specs of callers: limits, names, and the one normal form in which specs are stored."""
+"""Specs from callers: limits, names, and the normal form in which specs are stored."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ QUERIES_LIMIT = 2_000
 TEXT_LIMIT = 8_000
 #: One side of a ground-truth pair.
 ANSWER_LIMIT = 16_000
-#: All texts of one spec together; keeps a single request's memory and row in bounds.
+#: All texts of one spec together; bounds the memory and the row of a request.
 TOTAL_LIMIT = 4_000_000
 USER_LIMIT = 200
 
 #: Characters of an end user's id, see `check_end_user`.
 END_USER_PATTERN = r"^[^\x00-\x1f\x7f/]+$"
 
-#: The method of a spec that names none.
+#: The method of a spec without one.
 DEFAULT_METHOD = "auto"
-#: K when the caller leaves it open and there are as many fit queries; else all of them.
+#: Default of K; all fit queries if there are fewer.
 DEFAULT_NEIGHBORS = 10
 
 #: No "@", ":" and "#": they separate the parts of `base@profile:alias` and `base@profile#3`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _END_USER = re.compile(END_USER_PATTERN)
-#: Times outside cannot be read in every time zone: a Python datetime has the years 1 to 9999 of its own one.
+#: Not all time zones can express a time outside: the year of a local Python datetime is 1 to 9999.
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 _SPEC_FIELDS = ("persona", "queries", "pairs", "fit")
 
 
 def check_name(field: str, name: str) -> str:
-    """A profile's or alias's name. Raises: InvalidSpec: empty, too long, or with other characters."""
+    """Checks the name of a profile or alias. Raises: InvalidSpec: empty, too long, or with other characters."""
     if not isinstance(name, str) or not 1 <= len(name) <= NAME_LIMIT or not _NAME.match(name):
         raise InvalidSpec(
             field, f"must be 1 to {NAME_LIMIT} of A-Z, a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
@@ -50,10 +50,10 @@ def check_name(field: str, name: str) -> str:
 
 
 def check_end_user(end_user: str) -> str:
-    """An end user's id as the caller knows it.
+    """Checks an end user's id, which must be one segment of a path.
 
-    It must fit into one segment of a path. An encoded slash (%2F) does not: servers and proxies decode it before they
-    split the path, and clients take "." and ".." out.
+    An encoded slash (%2F) is not allowed, because servers and proxies decode it before they split the path; "." and
+    ".." are not, because clients remove them.
 
     Raises: InvalidSpec: blank, too long, or not one segment.
     """
@@ -64,7 +64,7 @@ def check_end_user(end_user: str) -> str:
 
 
 def check_text(field: str, text: object, limit: int) -> str:
-    """Raises: InvalidSpec: not text, blank, over `limit` characters, or nothing that Postgres can store."""
+    """Checks a text. Raises: InvalidSpec: not text, blank, over `limit` characters, or not storable in Postgres."""
     if not isinstance(text, str):
         raise InvalidSpec(field, "must be text")
     if not text.strip():
@@ -78,7 +78,7 @@ def check_text(field: str, text: object, limit: int) -> str:
 
 
 def check_time(field: str, time: datetime) -> datetime:
-    """A moment, in UTC. Raises: InvalidSpec: without a time zone, or one that cannot be read back everywhere."""
+    """Checks a time; returns it in UTC. Raises: InvalidSpec: no time zone, or not expressible in all of them."""
     if time.tzinfo is None:
         raise InvalidSpec(field, "must have a time zone")
     if not _EARLIEST <= time < _LATEST:
@@ -87,7 +87,7 @@ def check_time(field: str, time: datetime) -> datetime:
 
 
 def parse_id(ref: str) -> UUID | None:
-    """The UUID that a path segment spells, or None when it is a name."""
+    """The UUID in a path segment, or None if the segment is a name."""
     try:
         return UUID(ref)
     except ValueError:
@@ -98,11 +98,11 @@ def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None
     """The spec as stored with a version: persona, queries, pairs, fit.
 
     Args:
-        spec: any of the four fields; others are an error. `fit` is stored as given: the core checks and completes it.
-        parent: the spec of the version before; a field not given is taken from it, `fit` setting by setting, unless the
-            method changes: settings belong to their method. A setting given as None goes back to its default, except
+        spec: any of the four fields; others are an error. `fit` is stored unchanged: the core checks and completes it.
+        parent: spec of the previous version. It supplies missing fields, and missing settings of `fit` unless the
+            method changes, because settings belong to a method. A setting of None is reset to its default, except
             `steps`, where None is a value: no end.
-    Raises: InvalidSpec: names the field and its limit.
+    Raises: InvalidSpec: with the field and its limit.
     """
     unknown = sorted(set(spec) - set(_SPEC_FIELDS))
     if unknown:
@@ -131,7 +131,7 @@ def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None
 
 
 def check_layers(fit: Mapping[str, Any], n_layers: int, model: str) -> None:
-    """Raises: InvalidSpec: `fit.layers` names or asks for layers that the base model does not have."""
+    """Checks `fit.layers`. Raises: InvalidSpec: the base model has no such layers, or fewer."""
     layers = fit.get("layers")
     if isinstance(layers, int) and layers > n_layers:
         raise InvalidSpec("fit.layers", f"{layers} layers are asked for, {model} has {n_layers}")
@@ -142,14 +142,14 @@ def check_layers(fit: Mapping[str, Any], n_layers: int, model: str) -> None:
 
 
 def uses_bank(spec: Mapping[str, Any]) -> bool:
-    """True if a stored spec brings no queries of its own, so that it is fitted on the worker's query bank."""
+    """True if a stored spec has no queries, so that it is fitted on the worker's query bank."""
     return not spec["queries"] and not spec["pairs"]
 
 
 def check_neighbors(spec: Mapping[str, Any]) -> None:
-    """Raises: InvalidSpec: an explicit K is more than all queries together, naming both.
+    """Checks `fit.neighbors`. Raises: InvalidSpec: an explicit K exceeds the number of all queries.
 
-    How many of them are fitted on is the core's to say (`fit_query_count`); a K left open adapts itself to that.
+    The core knows the number of fit queries (`fit_query_count`); a default K adapts to it.
     """
     neighbors = spec["fit"].get("neighbors")
     if not isinstance(neighbors, int) or uses_bank(spec):
@@ -164,20 +164,14 @@ def check_neighbors(spec: Mapping[str, Any]) -> None:
         )
 
 
-#: Settings that mean the same to every method; the others are not taken over when the method changes.
+#: Settings with the same meaning for every method. Others are not inherited when the method changes.
 _SHARED_SETTINGS = (
-    "seed",
-    "temperature",
-    "judge",
-    "judge_fallback",
-    "query_encoder",
-    "tune_queries",
-    "held_out_queries",
-)
+    "seed", "temperature", "judge", "judge_fallback", "query_encoder", "tune_queries", "held_out_queries",
+)  # fmt: skip
 
 
 def _inherited(before: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings that a new version's fit takes from the one before."""
+    """The settings that a new version's fit inherits."""
     if "method" not in given or (given["method"] or DEFAULT_METHOD) == before.get("method", DEFAULT_METHOD):
         return before
     return {name: value for name, value in before.items() if name in _SHARED_SETTINGS}
@@ -200,11 +194,9 @@ def _query(i: int, value: object) -> dict[str, str | None]:
         value = {"text": value}
     if not isinstance(value, Mapping):
         raise InvalidSpec(f"queries.{i}", "must be text or an object")
-    return {
-        "text": check_text(f"queries.{i}.text", value.get("text"), TEXT_LIMIT),
-        "preferred": _optional(f"queries.{i}.preferred", value.get("preferred"), PHRASE_LIMIT),
-        "dispreferred": _optional(f"queries.{i}.dispreferred", value.get("dispreferred"), PHRASE_LIMIT),
-    }
+    text = check_text(f"queries.{i}.text", value.get("text"), TEXT_LIMIT)
+    phrases = ("preferred", "dispreferred")
+    return {"text": text, **{name: _optional(f"queries.{i}.{name}", value.get(name), PHRASE_LIMIT) for name in phrases}}
 
 
 def _pair(i: int, value: object) -> dict[str, str]:

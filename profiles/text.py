@@ -7,7 +7,7 @@ from typing import Any
 
 
 def unstorable(text: str) -> str | None:
-    """The reason why Postgres does not store this text, to be put after a field's name; None: it does."""
+    """The reason why Postgres cannot store a text, to follow a field's name; None: it can."""
     if "\x00" in text:
         return "must not contain NUL bytes"
     try:
@@ -18,12 +18,12 @@ def unstorable(text: str) -> str | None:
 
 
 def storable(text: str) -> str:
-    """The text without NUL characters and lone surrogates, which Postgres does not store."""
+    """The text without NUL characters and lone surrogates, which Postgres cannot store."""
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def json_safe(value: Any) -> Any:
-    """The same with NaN and infinities as None, and every text storable."""
+    """The value with NaN and infinities as None, and all texts storable."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):

@@ -13,8 +13,7 @@ from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError, ProgrammingError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
-from profiles.connection import DeadlineConnection
-from profiles.driver_errors import values_hidden
+from profiles.connection import DeadlineConnection, values_hidden
 from profiles.errors import DatabaseFull, DatabaseUnavailable
 from profiles.repository import Repository
 from profiles.settings import DatabaseSettings
@@ -23,10 +22,12 @@ SessionFactory = sessionmaker[Session]
 
 
 def make_session_factory(settings: DatabaseSettings | str) -> SessionFactory:
-    """A factory of sessions on one connection pool; nothing connects before the first use.
+    """A factory of sessions on one connection pool, which connects at the first use.
+
+    Rows stay readable after their session has closed.
 
     Args:
-        settings: or just the database URL. Rows stay readable after their session has closed.
+        settings: settings, or the database URL alone.
     """
     if isinstance(settings, str):
         settings = DatabaseSettings(database_url=settings)
@@ -35,7 +36,7 @@ def make_session_factory(settings: DatabaseSettings | str) -> SessionFactory:
     options = f"-c statement_timeout={int(settings.statement_timeout_s * 1000)} -c timezone=UTC"
     defaults: dict[str, str | int] = {
         "connect_timeout": settings.connect_timeout_s,
-        # A peer that vanished without a word (power, network) is noticed within about 10 s.
+        # A peer that vanished (power, network) is detected within about 10 s.
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
@@ -45,8 +46,8 @@ def make_session_factory(settings: DatabaseSettings | str) -> SessionFactory:
         pool_size=settings.pool_size,
         max_overflow=settings.pool_overflow,
         pool_timeout=settings.pool_timeout_s,
-        hide_parameters=True,  # they are users' data, and an error that shows them is logged
-        # The URL's own options win: of two `-c` for one name Postgres takes the later.
+        hide_parameters=True,  # they are users' data, and errors are logged
+        # The URL's own options take precedence: Postgres uses the last `-c` of a name.
         connect_args={name: value for name, value in defaults.items() if name not in url.query}
         | {"options": " ".join([options, *([given] if isinstance(given, str) else given)]).strip()},
     )
@@ -62,11 +63,11 @@ def make_session_factory(settings: DatabaseSettings | str) -> SessionFactory:
 
 
 def _refuse_dead(connection: Any, record: object, proxy: object) -> None:
-    """Has the pool replace a connection that Postgres has closed: a restarted Postgres costs no request.
+    """Makes the pool replace a connection that Postgres has closed, so that no request fails after a restart.
 
-    A connection that idles has nothing to read, and one that was closed or broke is readable; so a look at the socket
-    does what SQLAlchemy's `pool_pre_ping` does by a round trip. What is readable may still be alive (a notice): that
-    one is asked.
+    An idle connection has nothing to read, and a closed or broken one is readable. So a check of the socket replaces
+    the round trip of SQLAlchemy's `pool_pre_ping`. A readable connection may still work (a notice arrived): it gets a
+    query.
     """
     try:
         with selectors.DefaultSelector() as selector:
@@ -83,7 +84,7 @@ def _refuse_dead(connection: Any, record: object, proxy: object) -> None:
 
 @dataclass(frozen=True)
 class UnitOfWork:
-    """One transaction: its session, and the repositories on it."""
+    """One transaction: its session and repositories."""
 
     session: Session
     repository: Repository
@@ -91,9 +92,9 @@ class UnitOfWork:
     @classmethod
     @contextmanager
     def open(cls, sessions: SessionFactory) -> Iterator[UnitOfWork]:
-        """Commits when the block ends, rolls back when it raises.
+        """A transaction that is committed when the block ends and rolled back when it raises.
 
-        Raises: DatabaseUnavailable: Postgres is away, not migrated, or gave up on a lock or a statement.
+        Raises: DatabaseUnavailable: Postgres is unreachable or not migrated, or a lock or a statement timed out.
         """
         with database_errors(), sessions() as session, session.begin():
             yield cls(session, Repository(session))
@@ -101,9 +102,9 @@ class UnitOfWork:
     @classmethod
     @contextmanager
     def reading(cls, sessions: SessionFactory) -> Iterator[UnitOfWork]:
-        """For one statement that reads: no transaction around it, which saves the round trips of BEGIN and COMMIT.
+        """Autocommit for one reading statement, which saves the round trips of BEGIN and COMMIT.
 
-        Several statements see several moments, and what one writes is committed at once: use `open` for those.
+        Use `open` for several statements, which here would see different states, and for writes.
 
         Raises: DatabaseUnavailable: as `open`.
         """
@@ -114,7 +115,7 @@ class UnitOfWork:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """The one place where a driver's "not now" becomes `DatabaseUnavailable`."""
+    """Turns temporary errors of the driver into `DatabaseUnavailable`."""
     try:
         with values_hidden():
             yield
@@ -129,7 +130,7 @@ def database_errors() -> Iterator[None]:
 
 
 def _unavailable(error: Exception) -> DatabaseUnavailable:
-    """The error for a driver's, which names the resource that Postgres ran out of (SQLSTATE class 53)."""
+    """The error for one of the driver; names the resource that Postgres ran out of (SQLSTATE class 53)."""
     driver = getattr(error, "orig", None) or error
     if isinstance(driver, psycopg.errors.DiskFull):
         return DatabaseFull()

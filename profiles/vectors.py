@@ -1,7 +1,7 @@
 """Vectors to and from Postgres in binary form, and the in-line sketch of an embedding.
 
-pgvector's text form of 150 vectors of 4096 numbers takes tens of milliseconds to print and parse; its binary form is
-the float32 numbers themselves behind a 4-byte header, so reading is a view and writing is one copy.
+Printing and parsing pgvector's text form of 150 vectors of 4096 numbers takes tens of milliseconds. The binary form is
+a 4-byte header and the float32 numbers, so reading needs no copy and writing needs one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STEPS = np.float32(32767)
 
 
 class _Parameter:
-    """A query parameter: (D,) numbers, sent in pgvector's own binary form."""
+    """A query parameter: (D,) numbers, sent in pgvector's binary form."""
 
     def __init__(self, vector: Vector) -> None:
         self.vector = vector
@@ -36,7 +36,7 @@ class _Parameter:
 
 class _ParameterDumper(Dumper):
     format = Format.BINARY
-    oid = 0  # an extension's types have other oids in every database; Postgres takes the type from the cast
+    oid = 0  # the oid of an extension's type differs between databases; Postgres takes the type from the cast
 
     def dump(self, obj: _Parameter) -> Buffer | None:
         return encode(obj.vector)
@@ -45,13 +45,13 @@ class _ParameterDumper(Dumper):
 def parameter(vector: Vector) -> Any:
     """The vector as a parameter of a `binary_cursor` statement; write `%b::vector` in the SQL.
 
-    Raises: ValueError: when it is sent, as `encode`.
+    Raises: ValueError: when the statement is sent, as `encode`.
     """
     return _Parameter(vector)
 
 
 def binary_cursor(session: Session) -> psycopg.Cursor[TupleRow]:
-    """A psycopg cursor on the session's own connection and transaction; vector columns come as bytes."""
+    """A psycopg cursor on the session's connection and transaction; it returns vector columns as bytes."""
     connection = session.connection().connection.driver_connection
     if not isinstance(connection, psycopg.Connection):
         raise TypeError("the database URL must use the psycopg driver: postgresql+psycopg://…")
@@ -68,7 +68,7 @@ def encode(vector: Vector) -> bytes:
 
 
 def to_bytes(table: Vector) -> bytes:
-    """Numbers of any shape as little-endian float32, for tables that must come back bit by bit.
+    """Numbers of any shape as little-endian float32, for tables that must be restored bit by bit.
 
     Raises: ValueError: not finite.
     """
@@ -78,18 +78,18 @@ def to_bytes(table: Vector) -> bytes:
 
 
 def from_bytes(raw: bytes) -> Vector:
-    """The numbers of `to_bytes` in one row; the caller knows their shape."""
+    """The numbers of `to_bytes` as one row; the caller knows their shape."""
     return np.frombuffer(raw, "<f4").astype(np.float32)
 
 
 def pack(rows: Vector) -> bytes:
-    """(L, D) numbers as one `bytea` holds them: per row the largest magnitude as float32, then each number's share of
-    it in 32767ths as int16, little-endian.
+    """(L, D) numbers as the bytes of a `bytea`.
 
-    For vectors that no SQL compares. Postgres returns a `bytea` as it is stored, but a `vector` number by number, and
-    the cost of a lookup is the bytes that it reads (`bench.service.lookup`), which two bytes a number halve. The error
-    is at most 2^-16 of the row's largest number, and no activation is too large. float16 is not used, because numpy
-    converts it to float32 twenty times slower.
+    Each row is its largest magnitude as float32, then each number's share of it in 32767ths as int16, little-endian.
+
+    For vectors that no SQL compares. Postgres returns a `bytea` unchanged, but a `vector` number by number. A lookup
+    costs as much as it reads (`bench.service.lookup`), and two bytes per number halve that. The error is at most 2^-16
+    of the row's largest number, and no activation is too large. numpy converts float16 to float32 twenty times slower.
 
     Raises: ValueError: not finite, or not two-dimensional.
     """
@@ -106,7 +106,7 @@ def pack(rows: Vector) -> bytes:
 def unpack_many(raw: Sequence[bytes], layers: int) -> Vector:
     """(n, L, D) float32 from n packed values of L rows each.
 
-    The memory layout is (L, n, D), because readers take all rows of one layer, then of the next.
+    The memory layout is (L, n, D), because readers use all rows of a layer together.
     """
     kind = _packed((len(raw[0]) // layers - 4) // 2)
     vectors = np.empty((layers, len(raw), *kind["steps"].shape), np.float32)
@@ -127,11 +127,11 @@ def _packed(width: int) -> np.dtype[np.void]:
 def copy_rows(
     session: Session, table: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]
 ) -> None:
-    """Writes rows by binary COPY, a hundred times faster than INSERT for vectors.
+    """Writes rows by binary COPY, which is a hundred times faster than INSERT for vectors.
 
     Args:
-        columns: (name, type) pairs; for a vector column the type is `bytea` and its values come from `encode`
-            (COPY takes the bytes as they are and the column's own input function reads them).
+        columns: (name, type) pairs. A vector column has the type `bytea`, with values of `encode`: COPY passes the
+            bytes to the column's own input function.
     """
     names = ", ".join(name for name, _ in columns)
     with binary_cursor(session) as cursor, cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
@@ -142,18 +142,18 @@ def copy_rows(
 
 @functools.lru_cache(maxsize=4)
 def _projection(width: int) -> Vector:
-    """(width, SKETCH_SIZE) fixed Gaussian projection. It must never change: stored sketches were made with it."""
-    # RandomState, because numpy freezes its streams for ever; a Generator's may change between releases.
+    """(width, SKETCH_SIZE) fixed Gaussian projection. It must never change, because stored sketches depend on it."""
+    # RandomState, because its streams never change; those of a Generator may change between numpy's releases.
     normal: Vector = np.random.RandomState(width).standard_normal((width, SKETCH_SIZE)).astype(np.float32)
     return normal / np.float32(math.sqrt(SKETCH_SIZE))
 
 
 def sketch(embeddings: Vector) -> Vector:
-    """(n, min(D, SKETCH_SIZE)) short forms whose Euclidean distances estimate those of the embeddings.
+    """(n, min(D, SKETCH_SIZE)) sketches, whose Euclidean distances estimate those of the embeddings.
 
-    Up to SKETCH_SIZE dimensions it is the embedding itself, so a search by sketch is exact. Above, a random
-    projection keeps each squared distance to within about √(2 / SKETCH_SIZE) ≈ 9 % (one standard deviation), whatever
-    the data (Johnson and Lindenstrauss, 1984), so candidates found by it are then ranked exactly.
+    Up to SKETCH_SIZE dimensions, a sketch is the embedding itself and a search by sketch is exact. Above, a random
+    projection keeps each squared distance to within about √(2 / SKETCH_SIZE) ≈ 9 % (one standard deviation) for any
+    data (Johnson and Lindenstrauss, 1984), so the candidates of a search are then ranked exactly.
 
     Args:
         embeddings: (n, D) float32, rows of unit length.
@@ -162,7 +162,7 @@ def sketch(embeddings: Vector) -> Vector:
     if width <= SKETCH_SIZE:
         return embeddings
     if len(embeddings) == 1:
-        # Not BLAS: its threads would spin for milliseconds after this one product and slow the search itself down (by
-        # a factor of four on two cores).
+        # Not BLAS: after a product, its threads spin for milliseconds, which slows the search down (by a factor of
+        # four on two cores).
         return np.asarray(np.einsum("nd,dk->nk", embeddings, _projection(width)), np.float32)
     return np.asarray(embeddings @ _projection(width), np.float32)

@@ -1,29 +1,31 @@
-"""The effect of fits on a real model, persona by persona.
+"""The effect of fits on a real model, by persona.
 
     python -m research.effect personas --model DIR --seeds 3 --out effect.json    # auto: fit, choice, proof
     python -m research.effect kl --model DIR --out kl.json       # KL closed at λ = 0, four layers and all
     python -m research.effect expressed --model DIR --out expressed.json    # the gate's bound, with made-up adjectives
     python -m research.effect where --model DIR --persona pirate --out where.json    # temperature 0 and 1, bfloat16
-    python -m research.effect table --out effect.json    # as Markdown, and where judge and measures of style agree
+    python -m research.effect table --out effect.json    # Markdown table, and agreement of judge and style measures
 
-Figures are of held-out queries (the stored trace is of the tune split), judged by `self`, with external measures of
-style beside it. The file is rewritten after each fit and read at the start, so an interrupted run goes on where it was.
+All figures are for held-out queries (the stored trace is for the tune split), judged by `self`, beside external
+measures of style. The file is rewritten after each fit and read at the start, so that an interrupted run can go on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from alignez_core.engines.slots.engine import TransformersEngine
-from alignez_core.fit import FitConfig, FitEvent, FitSpec, FittedProfile, Persona, fit_profile
-from alignez_core.fit_run import FitRun, TextRequest
+from alignez_core.fit import FittedProfile, fit_profile
+from alignez_core.fit_run import FitEvent, FitRun, TextRequest
 from alignez_core.methods.base import Candidate
 from alignez_core.methods.distill import Form, FormFits, default_layers
 from alignez_core.prompts import persona_prompt
@@ -31,14 +33,15 @@ from alignez_core.proof.arms import BARE_ARM, PROMPT_ARM, Arena, Trial
 from alignez_core.proof.judges import Likelihoods, SelfJudge
 from alignez_core.proof.report import expressiveness, kl_closed, prove
 from alignez_core.query_bank import queries_for
+from alignez_core.spec.config import FitConfig
+from alignez_core.spec.persona import FitSpec, Persona
 from alignez_core.spec.samples import make_samples, of_split
 from research.effect_table import agreement, line, table
-from research.style_measures import mean_style
 
 PERSONAS = Path(__file__).parents[1] / "tests" / "personas" / "personas.json"
-#: Arm → what the kind of its texts begins with; an edited arm's kind goes on with the candidate's digest.
+#: Arm → prefix of the kind of its texts; the kind of an edited arm also has the candidate's digest.
 ARMS = {"bare": "bare/alone", "prompt": "help_response", "edited": "edited "}
-#: Adjectives that no model knows, as pairs; the gate must pass none of them.
+#: Pairs of adjectives that no model knows; the gate must reject all of them.
 _MADE_UP = (("zorbly", "quaxic"), ("mirvonian", "staplic"), ("quantorial", "brillic"), ("flumpish", "drebbing"))
 _KEPT = ("comparisons", "expressiveness", "situations", "kl", "dose", "slices", "cost")
 
@@ -59,7 +62,7 @@ class Texts:
 def fit(
     engine: TransformersEngine, persona: dict[str, Any], bank: Sequence[str], config: FitConfig
 ) -> tuple[FittedProfile, dict[str, Any]]:
-    """One fit, and its row of the table."""
+    """One fit, with its row of the table."""
     texts, began = Texts(), time.perf_counter()
     spec = FitSpec(Persona(persona["preferred"], persona["dispreferred"]), bank=tuple(bank), config=config)
     profile = fit_profile(engine, spec, texts.take)
@@ -86,8 +89,40 @@ def fit(
     return profile, row
 
 
+def style_score(persona: dict[str, Any], answer: str) -> float:
+    """Score of one answer by the measure of a persona of `tests/personas`; higher is better.
+
+    "words": 1 if any listed word occurs, else 0. "sentiment": VADER's compound, −1 to 1. "brevity": −words ÷ 50.
+    """
+    measure = persona["measure"]
+    if measure == "words":
+        return float(bool(_pattern(tuple(persona["words"])).search(answer)))
+    if measure == "sentiment":
+        return float(_vader().polarity_scores(answer)["compound"])
+    if measure == "brevity":
+        return -len(answer.split()) / 50
+    raise ValueError(f"persona {persona['name']}: unknown measure {measure!r}")
+
+
+def mean_style(persona: dict[str, Any], answers: Sequence[str]) -> float:
+    """The mean of `style_score` over answers."""
+    return sum(style_score(persona, answer) for answer in answers) / max(len(answers), 1)
+
+
+@lru_cache(maxsize=64)
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(r"\b(" + "|".join(re.escape(word) for word in words) + r")\b", re.IGNORECASE)
+
+
+@lru_cache(maxsize=1)
+def _vader() -> Any:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
+
+
 def personas(args: argparse.Namespace) -> None:
-    """`auto` on every persona and seed."""
+    """Fits every persona and seed with `auto`."""
     rows = _read(args.out)
     done = {(row["persona"], row["seed"]) for row in rows}
     with _engine(args, args.dtype) as engine:
@@ -97,64 +132,72 @@ def personas(args: argparse.Namespace) -> None:
                     continue
                 config = FitConfig(seed=seed, held_out_queries=args.held_out, method=args.method)
                 rows.append(fit(engine, persona, _bank(args), config)[1])
-                args.out.write_text(json.dumps(rows, indent=1) + "\n")
+                _write(args.out, rows)
                 print(line(rows[-1]), flush=True)
     print(table(rows), agreement(rows), sep="\n\n")
 
 
 def kl(args: argparse.Namespace) -> None:
     """Share of KL(prompted ‖ bare) that λ = 0 closes on held-out queries: four layers at rank 3, all at rank 7."""
-    rows = _read(args.out)
-    done = {row["persona"] for row in rows}
-    with _engine(args, args.dtype) as engine:
+
+    def measure(engine: TransformersEngine, persona: Persona) -> dict[str, Any]:
         n = engine.info.n_layers
         forms = [Form(0.0, "full", default_layers(n)), Form(0.0, "full", tuple(range(n)), 7)]
-        for persona in _personas(args):
-            if persona["name"] in done:
-                continue
-            spec = FitSpec(Persona(persona["preferred"], persona["dispreferred"]), bank=_bank(args))
-            run = FitRun(engine, spec.config, lambda event: None)
-            wanted = [s for s in make_samples(spec) if s.split in ("fit", "held_out")]
-            prompts = [persona_prompt(engine.prompt_format, s.query, s.persona, "help") for s in wanted]
-            answers = run.texts(
-                "responses", [TextRequest("help", s.index, p) for s, p in zip(wanted, prompts, strict=True)]
-            )["help"]
-            fits = FormFits(engine, of_split(wanted, "fit"), (), answers, forms)
-            for _ in fits.run():
-                pass
-            held, found = of_split(wanted, "held_out")[: args.held_out], {}
-            for name, fitted in zip(("four", "all"), fits.fitted, strict=True):
-                plan = fitted.plan(spec.config)
-                found[name] = kl_closed(engine, held, answers, lambda sample, plan=plan: plan)  # type: ignore[misc]
-            rows.append({"persona": persona["name"], "n": len(held), **found})
-            args.out.write_text(json.dumps(rows, indent=1) + "\n")
-            print(rows[-1], flush=True)
+        spec = FitSpec(persona, bank=_bank(args))
+        run = FitRun(engine, spec.config, lambda event: None)
+        wanted = [s for s in make_samples(spec) if s.split in ("fit", "held_out")]
+        prompts = [persona_prompt(engine.prompt_format, s.query, s.persona, "help") for s in wanted]
+        requests = [TextRequest("help", s.index, p) for s, p in zip(wanted, prompts, strict=True)]
+        answers = run.texts("responses", requests)["help"]
+        fits = FormFits(engine, of_split(wanted, "fit"), (), answers, forms)
+        for _ in fits.run():
+            pass
+        held, found = of_split(wanted, "held_out")[: args.held_out], {}
+        for name, fitted in zip(("four", "all"), fits.fitted, strict=True):
+            plan = fitted.plan(spec.config)
+            found[name] = kl_closed(engine, held, answers, lambda sample, plan=plan: plan)  # type: ignore[misc]
+        return {"n": len(held), **found}
+
+    rows = _by_persona(args, _personas(args), measure)
     for name in ("four", "all"):
         print(name, "mean closed", round(statistics.fmean(row[name]["closed"] for row in rows), 3))
 
 
 def expressed(args: argparse.Namespace) -> None:
     """Expressiveness of prompted answers, for the personas and for made-up adjectives."""
+
+    def measure(engine: TransformersEngine, persona: Persona) -> dict[str, Any]:
+        spec = FitSpec(persona, bank=_bank(args), config=FitConfig(held_out_queries=args.held_out))
+        run, likelihoods = FitRun(engine, spec.config, lambda event: None), Likelihoods(engine)
+        arena = Arena(run, SelfJudge(likelihoods), likelihoods)
+        trial = Trial(tuple(of_split(make_samples(spec), "held_out")))
+        prompted = arena.ask("evaluation", [PROMPT_ARM], [trial])[PROMPT_ARM.name, trial.situation.name]
+        return dict(expressiveness(arena, trial, prompted) or {})
+
+    made_up = [{"name": a, "preferred": a, "dispreferred": b} for a, b in _MADE_UP]
+    _by_persona(args, [*_personas(args), *made_up], measure)
+
+
+def _by_persona(
+    args: argparse.Namespace,
+    personas: Sequence[dict[str, Any]],
+    measure: Callable[[TransformersEngine, Persona], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """One row per persona. Rewrites the file after each, and skips personas that the file has."""
     rows = _read(args.out)
     done = {row["persona"] for row in rows}
-    made_up = [{"name": a, "preferred": a, "dispreferred": b} for a, b in _MADE_UP]
     with _engine(args, args.dtype) as engine:
-        for persona in [*_personas(args), *made_up]:
-            if persona["name"] in done:
-                continue
-            named = Persona(persona["preferred"], persona["dispreferred"])
-            spec = FitSpec(named, bank=_bank(args), config=FitConfig(held_out_queries=args.held_out))
-            run, likelihoods = FitRun(engine, spec.config, lambda event: None), Likelihoods(engine)
-            arena = Arena(run, SelfJudge(likelihoods), likelihoods)
-            trial = Trial(tuple(of_split(make_samples(spec), "held_out")))
-            prompted = arena.ask("evaluation", [PROMPT_ARM], [trial])[PROMPT_ARM.name, trial.situation.name]
-            rows.append({"persona": persona["name"], **(expressiveness(arena, trial, prompted) or {})})
-            args.out.write_text(json.dumps(rows, indent=1) + "\n")
-            print(rows[-1], flush=True)
+        for persona in personas:
+            if persona["name"] not in done:
+                found = measure(engine, Persona(persona["preferred"], persona["dispreferred"]))
+                rows.append({"persona": persona["name"], **found})
+                _write(args.out, rows)
+                print(rows[-1], flush=True)
+    return rows
 
 
 def where(args: argparse.Namespace) -> None:
-    """One persona's chosen edit at temperatures 0 and 1, and in bfloat16, beside the plain case."""
+    """Measures one persona's chosen edit at temperatures 0 and 1 and in bfloat16, beside the default."""
     persona = _personas(args)[0]
     rows: dict[str, Any] = {}
     with _engine(args, args.dtype) as engine:
@@ -163,7 +206,7 @@ def where(args: argparse.Namespace) -> None:
             rows[f"temperature {temperature:g}"] = again(engine, profile, temperature)
     with _engine(args, "bfloat16") as engine:
         rows["bfloat16"] = again(engine, profile, profile.config.temperature)
-    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    _write(args.out, rows)
     for name, row in rows.items():
         for s in row["situations"]:
             nets = f"over bare {s['net_over_bare']['net']:+.2f}, over prompt {s['net_over_prompt']['net']:+.2f}"
@@ -172,13 +215,13 @@ def where(args: argparse.Namespace) -> None:
 
 
 def again(engine: TransformersEngine, profile: FittedProfile, temperature: float) -> dict[str, Any]:
-    """The proof of a fitted profile's edit anew, at another temperature or in another dtype."""
+    """The proof of a fitted profile's edit at another temperature or in another dtype."""
     run = FitRun(engine, replace(profile.config, temperature=temperature), lambda event: None)
     likelihoods = Likelihoods(engine)
-    candidate = Candidate("again", profile.method, edits=profile.edits, prefix=profile.prefix)  # type: ignore[arg-type]
+    candidate = Candidate("again", profile.method, edits=profile.edits, prefix=profile.prefix)
     arena = Arena(run, SelfJudge(likelihoods), likelihoods)
     held_out, tune = (of_split(profile.samples, split) for split in ("held_out", "tune"))
-    arena.ask("tuning", [BARE_ARM], [Trial(tuple(tune[-2:]))])  # the earlier turns of the third-turn conversations
+    arena.ask("tuning", [BARE_ARM], [Trial(tuple(tune[-2:]))])  # first turns of the third-turn conversations
     return prove(arena, candidate, held_out, lambda sample, dose: profile.plan(dose), tune=tune)
 
 
@@ -202,6 +245,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _write(path: Path, rows: object) -> None:
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,8 +256,8 @@ def main() -> None:
     parser.add_argument("--model", help="directory or hub id")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--persona", nargs="*", default=[], help="names; all of tests/personas without")
-    parser.add_argument("--queries", type=Path, help="a query a line; the shipped bank without")
+    parser.add_argument("--persona", nargs="*", default=[], help="names; default: all of tests/personas")
+    parser.add_argument("--queries", type=Path, help="file with one query per line; default: the shipped bank")
     parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)

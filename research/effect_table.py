@@ -1,4 +1,4 @@
-"""The rows of `research.effect` as a Markdown table, and how far the judge and the measures of style agree in them."""
+"""The rows of `research.effect` as a Markdown table, and the agreement of the judge with the measures of style."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HEAD = (
     "persona", "seeds", "chosen", "net over bare", "over prompt", "coherence", "repetition (bound)",
     "style bare / prompt / edited", "own system", "third turn", "200 tokens", "KL closed", "quality",
 )  # fmt: skip
-#: Comparison → the arms whose measures of style it is held against.
+#: Comparison → the two arms whose measures of style are compared.
 _COMPARED = {
     "over_bare": ("edited", "bare"),
     "over_prompt": ("edited", "prompt"),
@@ -19,7 +19,7 @@ _COMPARED = {
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a persona, means over its seeds, and a line of means; situations as net over prompt (repetition)."""
+    """One line per persona with means over its seeds, and a line of means; situations: net over prompt (repetition)."""
     lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
     for name in dict.fromkeys(row["persona"] for row in rows):
         lines.append(_line(name, [row for row in rows if row["persona"] == name]))
@@ -28,7 +28,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> str:
-    """For each comparison, of how many personas the judged net win and the measure of style have one sign."""
+    """By comparison, the number of personas whose judged net win and measure of style have the same sign."""
     lines = []
     for key, (a, b) in _COMPARED.items():
         disagree, names = [], list(dict.fromkeys(row["persona"] for row in rows))
@@ -44,7 +44,7 @@ def agreement(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """One fit, for a log."""
+    """One fit as a line of a log."""
     nets = ", ".join(f"{key} {row['comparisons'][key]['net']:+.2f}" for key in ("over_bare", "over_prompt"))
     return (
         f"{row['persona']} seed {row['seed']}: {row['quality']}, {nets}, style {row['style']}, {row['chosen']}, "

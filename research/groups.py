@@ -1,11 +1,11 @@
-"""One plan per group of queries and the neighbours' vote, on 2, 4 and 8 groups.
+"""One plan per group of queries, chosen by the neighbours' vote, for 2, 4 and 8 groups.
 
     python -m research.groups --model DIR --out groups.json
 
-Each topic of `tests/personas/groups.json` has a persona of its own; twelve of its queries are fitted on, four are held
-out. Figures: the share of right votes, by the encoder and by each layer's MLP output, and the net win over bare (by
-`self`, each query's own persona) with the vote, with the right plan always, with a wrong plan always, with one global
-plan and with the right persona as a prompt.
+Each topic of `tests/personas/groups.json` has its own persona; twelve of its queries are fitted on and four are held
+out. Figures: the share of right votes, by the encoder and by each layer's MLP output, and the net win over the bare
+model (judged by `self` with each query's persona) for the vote, the right plan, a wrong plan, one global plan, and the
+right persona as a prompt.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def measure(engine: TransformersEngine, topics: list[dict[str, Any]], config: Fi
 def _votes(
     fit: Sequence[Sample], held: Sequence[Sample], bank: Tensor, asked: Tensor, config: FitConfig
 ) -> dict[int, int]:
-    """The group that each held-out sample's neighbours vote for, by sample index. bank, asked: unit rows."""
+    """Sample index → group that the neighbours of a held-out sample vote for. bank, asked: unit rows."""
     found = {}
     for sample, row in zip(held, asked, strict=True):
         near = nearest(row, bank, config.neighbors)

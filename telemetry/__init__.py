@@ -1,1 +1,1 @@
-"""Logs, traces and metrics of every process; knows none of them."""
+"""Logs, traces and metrics of all processes; imports none of them."""

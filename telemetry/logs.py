@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, each with the ids of the request, job and trace that it belongs to."""
+"""Structured logs: one JSON object per line, with the ids of its request, job and trace."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from structlog.types import Processor
 
 LogFormat = Literal["json", "console"]
 
-#: Loggers of libraries that bring handlers of their own, or that speak of what our own lines say.
+#: Loggers of libraries with their own handlers.
 _FOREIGN = ("uvicorn", "uvicorn.error", "uvicorn.access", "celery", "celery.task", "celery.worker", "kombu")
 
 
 def configure_logs(level: str, form: LogFormat) -> None:
-    """Routes structlog and the standard library (uvicorn, Celery, SQLAlchemy) to stderr in one form.
+    """Routes structlog and the standard library's loggers (uvicorn, Celery, SQLAlchemy) to stderr in one format.
 
-    Called by the process entry point only: a library or a test that builds the app keeps its own logging.
+    Only process entry points call it: a library or a test that builds the app keeps its own logging.
     """
     render: Processor = (
         structlog.processors.JSONRenderer()
@@ -55,7 +55,7 @@ def configure_logs(level: str, form: LogFormat) -> None:
 
 
 def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The ids by which a trace viewer finds the span that a line was written in."""
+    """Adds the ids of the current trace and span."""
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         event["trace_id"] = trace.format_trace_id(context.trace_id)

@@ -1,4 +1,4 @@
-"""Serves one process's Prometheus metrics on a port of their own: API, worker and relay do it alike."""
+"""Serves the Prometheus metrics of a process (API, worker or relay) on a separate port."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MetricsServer:
 def _as_plain_text(app: WSGIApplication) -> WSGIApplication:
     """The app without OpenMetrics, in which prometheus-client 0.26 writes `alignez:…` as `alignez_…` (its issue 1177).
 
-    Prometheus 2 asks for OpenMetrics first, and would store names that no dashboard and no alert of ours knows.
+    Prometheus 2 requests OpenMetrics first, and would store names that our dashboards and alerts do not use.
     """
 
     def plain(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -1,7 +1,7 @@
-"""Traces: what one request causes in API, outbox and worker, as one OpenTelemetry trace.
+"""Traces: one OpenTelemetry trace of a request's work in API, outbox and worker.
 
-The broker's message carries a job id and nothing else. A trace and a request id cross to the worker in the job's row,
-so they are there for a message that was sent again, and for the tenth attempt too.
+The broker's message carries a job id only. The worker reads trace and request id from the job's row, so they also exist
+for a message that was sent again and for every later attempt.
 """
 
 from __future__ import annotations
@@ -15,18 +15,32 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import NoOpTracer, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-from telemetry.settings import TracingSettings
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _HEADER = "traceparent"
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
+class TracingSettings(BaseSettings):
+    """OpenTelemetry's own environment variables for tracing; the SDK reads further ones itself."""
+
+    model_config = SettingsConfigDict(env_prefix="OTEL_", extra="ignore", populate_by_name=True)
+
+    endpoint: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "endpoint"),
+        description="Collector for OTLP over HTTP, as http://collector:4318; None: no tracing.",
+    )
+    service_name: str | None = Field(default=None, description="Name of the process's service in traces.")
+    disabled: bool = Field(default=False, validation_alias=AliasChoices("OTEL_SDK_DISABLED", "disabled"))
+
+
 class Tracing:
-    """One process's tracer, and the thread that sends its spans.
+    """The tracer of a process, and the thread that sends its spans.
 
     Args:
-        provider: None: nothing is recorded.
+        provider: None: no spans are recorded.
     """
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
@@ -39,20 +53,20 @@ class Tracing:
         return self._provider is not None
 
     def stop(self) -> None:
-        """Sends what is left; a collector that is away costs the exporter's timeout at most. Safe to call twice."""
+        """Sends the remaining spans, for the exporter's timeout at most. Safe to call twice."""
         if self._provider is not None:
             self._provider.shutdown()
 
 
 def start_tracing(role: str, settings: TracingSettings | None = None, exporter: SpanExporter | None = None) -> Tracing:
-    """Tracing as the standard `OTEL_*` variables say; off where they name no collector.
+    """Tracing by the standard `OTEL_*` variables; off if they name no collector.
 
-    Sampling is the SDK's own setting (`OTEL_TRACES_SAMPLER`), and so are headers, timeouts and batch sizes. To be
-    called after a fork: the sending thread belongs to one process.
+    Sampling (`OTEL_TRACES_SAMPLER`), headers, timeouts and batch sizes are settings of the SDK. Call this after a fork:
+    the sending thread belongs to one process.
 
     Args:
-        role: api, worker or relay; the service's name is `alignez-{role}` unless `OTEL_SERVICE_NAME` says otherwise.
-        exporter: used in place of OTLP over HTTP to the collector.
+        role: api, worker or relay; the service is called `alignez-{role}` unless `OTEL_SERVICE_NAME` is set.
+        exporter: replaces OTLP over HTTP to the collector.
     """
     settings = settings or TracingSettings()
     if exporter is None:
@@ -62,7 +76,7 @@ def start_tracing(role: str, settings: TracingSettings | None = None, exporter: 
 
         exporter = OTLPSpanExporter()
     name = settings.service_name or f"alignez-{role}"
-    # The program's end is ours to handle: the SDK's own hook would wait for the collector a second time.
+    # `Tracing.stop` ends it: the SDK's exit hook would wait for the collector a second time.
     provider = TracerProvider(
         resource=Resource.create({SERVICE_NAME: name, SERVICE_VERSION: version("alignez")}), shutdown_on_exit=False
     )
@@ -72,10 +86,10 @@ def start_tracing(role: str, settings: TracingSettings | None = None, exporter: 
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of a job, as its row keeps it.
+    """The API request that created a job, as the job's row stores it.
 
     Args:
-        request_id: of the API request that asked for it. traceparent: W3C trace context of that request's span.
+        request_id: id of the request. traceparent: W3C trace context of the request's span.
     """
 
     request_id: str | None = None
@@ -83,14 +97,14 @@ class Origin:
 
     @classmethod
     def here(cls, request_id: str | None) -> Origin:
-        """The request that is being answered, with the current span."""
+        """The current request and span."""
         carrier: dict[str, str] = {}
         _PROPAGATOR.inject(carrier)
         return cls(request_id, carrier.get(_HEADER))
 
     @property
     def context(self) -> Context:
-        """The parent of spans that other processes make for the job; empty where nothing was traced."""
+        """Parent of the job's spans in other processes; empty if the request was not traced."""
         return parent_context(self.traceparent)
 
 
@@ -98,5 +112,5 @@ NO_ORIGIN = Origin()
 
 
 def parent_context(traceparent: str | None) -> Context:
-    """The span that a W3C `traceparent` names, as a parent; empty for none, or for one that is malformed."""
+    """The span of a W3C `traceparent` as a parent; empty if it is missing or malformed."""
     return _PROPAGATOR.extract({_HEADER: traceparent} if traceparent else {}, Context())

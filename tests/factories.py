@@ -142,7 +142,7 @@ def save_content(uow: UnitOfWork, claim: jobs.Claim, content: Content) -> None:
     """Stores queries, texts and vectors as a worker does."""
     n = len(content.embeddings)
     positions = range(n)
-    queries = [QueryRecord(i, f"query {i}", QuerySource.GIVEN, group=content.groups[i]) for i in positions]
+    queries = [QueryRecord(i, f"query {i}", QuerySource.GIVEN, persona_group=content.groups[i]) for i in positions]
     queries += [
         QueryRecord(i, f"query {i}", QuerySource.BANK, split=QuerySplit.HELD_OUT)
         for i in range(n, n + content.held_out)

@@ -1,4 +1,4 @@
-"""The Celery worker: one parent that talks to the broker, one prefork child that holds the model.
+"""The Celery worker: a parent with the connection to the broker, and a prefork child with the model.
 
 `alignez worker` calls `run_worker`. For Celery's own command line, `celery -A worker.app worker` finds `celery_app`.
 """
@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from uuid import UUID
 
 from celery import Celery, signals
 
-from profiles.delivery.celery_queue import broker_configuration
+from profiles.delivery.celery_queue import FIT_TASK, broker_configuration
 from profiles.settings import DatabaseSettings, read_settings
 from telemetry.logs import configure_logs
 from worker.child import Child
 from worker.settings import WorkerSettings
-from worker.tasks import register_tasks
 
-#: A model of many gigabytes takes minutes to load; Celery's own patience with a new child is 4 s.
+#: Loading a model of many gigabytes takes minutes; Celery's default is 4 s.
 _LOAD_TIMEOUT_S = 1800.0
 
 
 def make_celery(
     settings: WorkerSettings | None = None, database: DatabaseSettings | None = None, *, child: Child | None = None
 ) -> Celery:
-    """The worker's Celery app, its task and its process hooks; None reads settings from the environment."""
+    """The worker's Celery app with its task and process hooks. None: settings from the environment."""
     settings = settings or WorkerSettings()
     database = database or DatabaseSettings()
     child = child or Child(settings, database)
@@ -37,11 +37,16 @@ def make_celery(
         worker_concurrency=1,
         worker_pool="prefork",
         worker_proc_alive_timeout=_LOAD_TIMEOUT_S,
-        # A broken connection does not end a fit: the database knows whose job it is.
+        # A fit goes on after a broken connection, because the database knows the job's owner.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_redirect_stdouts=False,
     )
-    register_tasks(app, child.fit)
+
+    @app.task(name=FIT_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
+    def fit_profile(job_id: str) -> None:
+        """Runs the next fit or evaluation; the id is a hint. Idempotent: a finished job does not run again."""
+        child.fit(UUID(job_id))
+
     _connect(child, settings)
     return app
 
@@ -49,7 +54,7 @@ def make_celery(
 def run_worker(settings: WorkerSettings | None = None, database: DatabaseSettings | None = None) -> int:
     """Runs a worker until SIGTERM or Ctrl-C; returns the process's exit status.
 
-    A running fit stops at the next batch and its job goes back to the queue at once.
+    At the signal, a running fit stops after its batch, and its job is queued again.
     """
     settings = settings or read_settings(WorkerSettings)
     database = database or read_settings(DatabaseSettings)
@@ -57,7 +62,7 @@ def run_worker(settings: WorkerSettings | None = None, database: DatabaseSetting
     child = Child(settings, database)
     app = make_celery(settings, database, child=child)
     arguments = [
-        "--quiet",  # no banner: each line of the log is a record
+        "--quiet",  # no banner, because each line of the log is a record
         "worker",
         "--pool=prefork",
         "--concurrency=1",
@@ -75,29 +80,20 @@ def run_worker(settings: WorkerSettings | None = None, database: DatabaseSetting
 
 
 def _connect(child: Child, settings: WorkerSettings) -> None:
-    """Hooks of this process; `weak=False` because nothing else holds the functions."""
+    """Connects the hooks of the worker's processes. `weak=False`, because nothing else refers to the functions."""
 
     def set_up_logs(**_: Any) -> None:
         """Replaces Celery's handlers and formats, in the parent and in each child."""
         configure_logs(settings.log_level, settings.log_format)
 
-    def start(**_: Any) -> None:
-        child.start()
-
-    def end(**_: Any) -> None:
-        child.end()
-
-    def stop(**_: Any) -> None:
-        child.stop()
-
     signals.setup_logging.connect(set_up_logs, weak=False)
-    signals.worker_process_init.connect(start, weak=False)
-    signals.worker_process_shutdown.connect(end, weak=False)
-    signals.worker_shutting_down.connect(stop, weak=False)
+    signals.worker_process_init.connect(lambda **_: child.start(), weak=False)
+    signals.worker_process_shutdown.connect(lambda **_: child.end(), weak=False)
+    signals.worker_shutting_down.connect(lambda **_: child.stop(), weak=False)
 
 
 def __getattr__(name: str) -> Celery:
-    """`celery_app`, made when it is asked for: importing this module reads no settings."""
+    """`celery_app`, made at its first use, so that an import of this module reads no settings."""
     if name == "celery_app":
         return make_celery()
     raise AttributeError(name)

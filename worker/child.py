@@ -1,4 +1,4 @@
-"""State of one prefork child: the engine, its database pool, and the notice that the parent shuts down."""
+"""The prefork child: its engine, its database pool, and the signal that the parent shuts down."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ log = structlog.get_logger("worker")
 
 
 class Child:
-    """Made in the parent before the fork; `start` and `fit` run in the child.
+    """State of the child, made in the parent before the fork; `start`, `fit` and `end` run in the child.
 
-    The parent never imports torch, so no thread pool and no CUDA context is ever forked.
+    The parent does not import torch, so that no thread pool and no CUDA context is forked.
     """
 
     def __init__(self, settings: WorkerSettings, database: DatabaseSettings) -> None:
         self._settings = settings
         self._database = database
-        context = multiprocessing.get_context("fork")  # shared with the child by inheritance
+        context = multiprocessing.get_context("fork")  # the child inherits the events
         self._stopping = context.Event()
         self._unusable = context.Event()
         self._runner: JobRunner | None = None
@@ -45,50 +45,47 @@ class Child:
 
     @property
     def unusable(self) -> bool:
-        """True if the child could not load its model, or has lost it."""
+        """True if the child could not load its model or has lost it."""
         return self._unusable.is_set()
 
     def stop(self) -> None:
-        """Called in the parent; running fits hand their jobs back at the next batch."""
+        """Tells the child, from the parent, to hand its job back after the present batch."""
         self._stopping.set()
 
     def start(self) -> None:
-        """Called in the child: loads the model. If that fails, the worker logs one line and ends."""
-        # Ctrl-C reaches the whole process group; the parent decides when its children end.
+        """Loads the model in the child. If that fails, the worker logs one line and ends."""
+        # Ctrl-C reaches the whole process group, but the parent ends its children.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.nice(self._settings.niceness)
         try:
-            self._serve_metrics()
+            if self._settings.metrics_port is not None:
+                host, port = self._settings.metrics_host, self._settings.metrics_port
+                log.info("metrics", port=MetricsServer.start(self._metrics.registry, host, port).port)
             self._tracing = start_tracing("worker")
             self._runner = self._make_runner()
             self._metrics.ready.set(1)
             log.info("model_loaded")
-        except Exception as error:  # whatever it is, a worker without a model must not take jobs
-            if not _is_ours(error):
+        except Exception as error:  # after any error: a worker without a model must not take jobs
+            from alignez_core.errors import AlignezError
+
+            if not isinstance(error, AlignezError):  # those have a message for users and need no stack trace
                 log.exception("model_not_loaded")
             self._end_worker(str(error))
 
     def end(self) -> None:
-        """Called at the end of the child: sends the spans that are not sent yet."""
+        """Sends the remaining spans at the end of the child."""
         self._tracing.stop()
 
     def fit(self, job_id: UUID) -> None:
-        """Called in the child: runs a job. Without a model it leaves the job queued, and the sweep sends it again."""
+        """Runs a job in the child. Without a model the job stays queued, and the sweep sends it again."""
         if self._runner is not None:
             self._runner.run(job_id)
 
     def _end_worker(self, reason: str) -> None:
-        """Ends the parent after a running job is handed back, so that its supervisor restarts it."""
+        """Ends the parent, which hands a running job back first, so that its supervisor restarts it."""
         print(f"alignez worker: {reason}", file=sys.stderr, flush=True)
         self._unusable.set()
         os.kill(os.getppid(), signal.SIGTERM)
-
-    def _serve_metrics(self) -> None:
-        """Serves metrics from a thread of this process, which runs the jobs."""
-        settings = self._settings
-        if settings.metrics_port is not None:
-            exporter = MetricsServer.start(self._metrics.registry, settings.metrics_host, settings.metrics_port)
-            log.info("metrics", port=exporter.port)
 
     def _make_runner(self) -> JobRunner:
         from worker.engine import load_engine
@@ -107,7 +104,7 @@ class Child:
         options = JobOptions(
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease_s=settings.lease_s,
-            # Below Celery's hard limit, which kills: this one still says why.
+            # Below Celery's limit, which kills the process without an error message.
             time_limit_s=settings.job_time_limit_s * 0.98,
             max_failures=settings.max_failures,
             database_patience_s=settings.database_patience_s,
@@ -122,10 +119,3 @@ class Child:
             self._tracing.tracer,
             lambda name: make_judge(name, settings),
         )
-
-
-def _is_ours(error: Exception) -> bool:
-    """Errors that were written for a person and need no stack trace."""
-    from alignez_core.errors import AlignezError
-
-    return isinstance(error, AlignezError)

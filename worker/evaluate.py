@@ -1,4 +1,4 @@
-"""One evaluation job: a stored version is proved again; the job writes one row, and the version stays as it is."""
+"""An evaluation job: proves a stored version again and stores the verdict; the version does not change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from worker.job import ClaimedJob
 from worker.judges import JudgeMaker, judged
 from worker.stored_spec import samples_of
 
-#: Earlier exchanges that the conversations of the third turn open with.
+#: Number of exchanges at the beginning of third-turn conversations.
 _HISTORY = 2
 
 
@@ -49,7 +49,7 @@ class _Stored:
 def run_evaluation(job: ClaimedJob, make_judge: JudgeMaker) -> publishing.Verdict:
     """Proves the claimed job's version with the job's settings, and stores the verdict.
 
-    Raises: what stops or fails a job; see `worker.failures`.
+    Raises: the errors that stop or fail a job; see `worker.failures`.
     """
     job.bind_model()
     stored = job.do(lambda uow: _load(uow, job))
@@ -63,7 +63,7 @@ def run_evaluation(job: ClaimedJob, make_judge: JudgeMaker) -> publishing.Verdic
 
 
 def _load(uow: UnitOfWork, job: ClaimedJob) -> _Stored:
-    """Raises: JobCancelled: the version is not in use any more."""
+    """Reads the version. Raises: JobCancelled: it was archived."""
     claim = job.claim
     try:
         active = load_active(uow, claim.version_id)
@@ -80,9 +80,9 @@ def _load(uow: UnitOfWork, job: ClaimedJob) -> _Stored:
 
 
 def _held_out(job: ClaimedJob, samples: Sequence[Sample], count: int) -> list[Sample]:
-    """As many held-out queries as asked for: the version's own, then the bank's that the version does not know.
+    """`count` held-out queries: the version's own, then queries of the bank that the version did not use.
 
-    A version with several personas takes none of the bank, whose queries do not say to which persona they belong.
+    A version with several personas uses none of the bank, whose queries belong to no persona.
     """
     held = spread(of_split(samples, "held_out"), count)
     if len(held) == count or any(sample.group for sample in samples):
@@ -121,7 +121,7 @@ def _prove(
 
 
 def stored_candidate(active: ActiveProfile, rows: StoredRows | None, explained: dict[str, Any]) -> Candidate:
-    """A ready version as the proof takes it."""
+    """A ready version as a candidate of the proof."""
     return Candidate(
         name=f"version {active.number}",
         method=cast("MethodName", active.method),

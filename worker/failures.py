@@ -1,4 +1,4 @@
-"""Errors as a job's owner sees them, and whether the job is tried again."""
+"""Errors of jobs: messages for the owner, and the decision on a retry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from profiles.errors import BrokerUnavailable, DatabaseUnavailable, ProfilesErro
 
 
 class HandBack(Exception):
-    """The worker shuts down between two batches; the job goes back to the queue at once."""
+    """The worker shuts down between two batches; the job is queued again at once."""
 
 
 class TimeLimitExceeded(Exception):
@@ -21,7 +21,7 @@ class TimeLimitExceeded(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """End of a failed job: a code that a person can act on, a short message, and whether it is tried again."""
+    """The error of a job: code, short message, and whether a retry can succeed."""
 
     code: str
     message: str
@@ -29,17 +29,17 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The failure that an exception of a job stands for; an unexpected one is `internal_error` without details."""
+    """The failure for a job's exception. An unexpected exception is an `internal_error` without details."""
     if isinstance(error, OutOfMemory | MemoryError):
-        # Finished chunks are kept, so the next attempt has less to do; and a neighbour's peak passes.
+        # Finished chunks are kept, so the next attempt has less work, and other processes may need less memory then.
         advice = "give the worker more memory, or use fewer queries or a smaller chunk_size"
         return Failure("out_of_memory", f"{error or 'out of memory'}; {advice}", True)
     if isinstance(error, EngineClosed | EngineOverloaded | JudgeUnavailable):
         return Failure(error.code, str(error), True)
     if isinstance(error, DatabaseUnavailable | BrokerUnavailable):
-        return Failure(error.code, "the database was away for too long", True)
+        return Failure(error.code, "the database was unavailable for too long", True)
     if isinstance(error, TimeLimitExceeded):
         return Failure("time_limit_exceeded", str(error), False)
     if isinstance(error, AlignezError | ProfilesError):
         return Failure(error.code, str(error), False)
-    return Failure("internal_error", "it failed unexpectedly; the worker's log has the reason", False)
+    return Failure("internal_error", "unexpected error; see the worker's log", False)

@@ -1,4 +1,4 @@
-"""One fit job from its claim to its publication: short transactions, and a chunk of texts in each of those between."""
+"""A fit job from its claim to its publication, in short transactions of one chunk each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from worker.stored_spec import fit_spec, records_of
 def run_fit(job: ClaimedJob, make_judge: JudgeMaker) -> FittedProfile:
     """Fits and publishes the claimed version.
 
-    Raises: what stops or fails a job; see `worker.failures`.
+    Raises: the errors that stop or fail a job; see `worker.failures`.
     """
     job.bind_model()
     spec = fit_spec(job.claim.spec, job.bank())
@@ -49,17 +49,16 @@ def run_fit(job: ClaimedJob, make_judge: JudgeMaker) -> FittedProfile:
 
 
 def _prepare(uow: UnitOfWork, job: ClaimedJob, spec: FitSpec) -> None:
-    """Stores queries and given answers, once. The model's own queries come first of what is made, if any are asked for;
-    the bank's have their positions behind them."""
-    if content.load_queries(uow, job.claim):
-        return
-    if spec.config.own_queries:
-        return  # `on_queries` stores all of them together
-    content.save_queries(uow, job.claim, records_of(spec, ()))
+    """Stores the queries once. If the model invents some, `on_queries` stores all of them together.
+
+    The positions of the bank's queries follow those of the invented ones.
+    """
+    if not spec.config.own_queries and not content.load_queries(uow, job.claim):
+        content.save_queries(uow, job.claim, records_of(spec, ()))
 
 
 def _resume(job: ClaimedJob) -> list[TextChunk]:
-    """Finished work of earlier attempts, as the core takes it."""
+    """Finished texts of earlier attempts, for the core."""
     queries = job.do(lambda uow: content.load_queries(uow, job.claim))
     invented = [query for query in queries if query.source is QuerySource.INVENTED]
     chunks = job.resume()
@@ -70,7 +69,7 @@ def _resume(job: ClaimedJob) -> list[TextChunk]:
 
 
 def _store(job: ClaimedJob, fitted: FittedProfile) -> None:
-    """Writes given pairs and all vectors, some rows per transaction, so that publishing is short."""
+    """Stores given pairs and all vectors, some rows per transaction, so that the publication is short."""
     pairs = {sample.index: sample.given for sample in fitted.samples if sample.given is not None}
     for kind, side in (("help_response", 0), ("harm_response", 1)):
         texts = {index: given[side] for index, given in pairs.items()}
@@ -122,7 +121,7 @@ def _version(job: ClaimedJob, fitted: FittedProfile) -> publishing.FittedVersion
 
 
 def stored_edit(plan: EditPlan) -> StoredEdit:
-    """A plan's tables as the store takes them."""
+    """A plan's tables for the database."""
 
     def table(value: Tensor) -> Any:
         return value.numpy()
@@ -131,5 +130,5 @@ def stored_edit(plan: EditPlan) -> StoredEdit:
 
 
 def stored_prefix(prefix: Prefix) -> dict[str, Any]:
-    """A prefix as the store takes it."""
+    """A prefix for the database."""
     return {"system": prefix.system, "examples": [list(example) for example in prefix.examples]}

@@ -1,4 +1,4 @@
-"""One claimed job under way: its transactions, its progress, and the reasons to stop between two batches."""
+"""A claimed job: its transactions, its progress, and the checks between two batches."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ log = structlog.get_logger("worker")
 
 T = TypeVar("T")
 
-#: Under this kind a job keeps the query bank that it began with: another attempt's worker may have another one.
+#: Kind of the stored texts of a job's query bank. The worker of another attempt may have another bank.
 _BANK = "bank"
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """The settings that a job reads; see `WorkerSettings`."""
+    """The settings of a job; see `WorkerSettings`."""
 
     worker: str
     lease_s: float
@@ -41,10 +41,10 @@ class JobOptions:
 
 
 class ClaimedJob:
-    """State that fits and evaluations share.
+    """The common state of fits and evaluations.
 
     Args:
-        engine: of `loaded`, for this job alone. stopping: whether the process is shutting down.
+        engine: the engine of `loaded`, wrapped for this job. stopping: returns True when the process shuts down.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ClaimedJob:
         self._counted = 0
 
     def check(self) -> None:
-        """Raises: LeaseLost, JobCancelled, HandBack, TimeLimitExceeded."""
+        """Checks whether the job may go on. Raises: LeaseLost, JobCancelled, HandBack, TimeLimitExceeded."""
         self._lease.check()
         if self._stopping():
             raise HandBack
@@ -76,11 +76,11 @@ class ClaimedJob:
             raise TimeLimitExceeded(self.options.time_limit_s)
 
     def do(self, act: Callable[[UnitOfWork], T]) -> T:
-        """`act` in a transaction of its own, as `patiently` does it, for as long as the lease is held."""
+        """Calls `patiently` for as long as the lease is held."""
         return patiently(self._sessions, self.options.database_patience_s, act, self._lease.check)
 
     def do_counting(self, act: Callable[[UnitOfWork], T]) -> T:
-        """`do`, which adds to the usage what the engine has generated since the last call, in the same transaction."""
+        """Calls `do`, and adds the tokens generated since the last call to the usage, in the same transaction."""
         generated = self.engine.generated
 
         def both(uow: UnitOfWork) -> T:
@@ -92,7 +92,7 @@ class ClaimedJob:
         return result
 
     def count_rest(self) -> None:
-        """Adds uncounted tokens to the usage, even if the job belongs to another worker by now. Tried once."""
+        """Adds uncounted tokens to the usage, even if the job now belongs to another worker. Does not retry."""
         rest = self.engine.generated - self._counted
         try:
             with UnitOfWork.open(self._sessions) as uow:
@@ -101,11 +101,11 @@ class ClaimedJob:
             log.warning("usage_lost", fit_tokens=rest, reason=str(error))
 
     def bind_model(self) -> None:
-        """Ties the version to the engine's model. Raises: ModelConflict: it belongs to another one."""
+        """Binds the version to the engine's model. Raises: ModelConflict: it is bound to another one."""
         self.do(lambda uow: jobs.bind_model(uow, self.claim, register_base_model(uow, self.loaded.facts)))
 
     def bank(self) -> tuple[str, ...]:
-        """The query bank of all attempts at this job: the first attempt's."""
+        """The query bank of the job's first attempt, which all attempts use."""
 
         def keep(uow: UnitOfWork) -> tuple[str, ...]:
             known = content.load_texts(uow, self.claim).get(_BANK)
@@ -117,14 +117,14 @@ class ClaimedJob:
         return self.do(keep)
 
     def resume(self) -> list[TextChunk]:
-        """Finished work of earlier attempts, without queries that the model invented."""
+        """Finished texts of earlier attempts, without queries that the model invented."""
         stored = self.do(lambda uow: content.load_texts(uow, self.claim))
         return [TextChunk(kind, tuple(rows), tuple(rows.values())) for kind, rows in stored.items() if kind != _BANK]
 
     def recorder(
         self, on_queries: Callable[[UnitOfWork, Mapping[int, str]], None] | None = None
     ) -> Callable[[FitEvent], None]:
-        """The progress callback: stops between two batches when asked to, then writes down what is finished.
+        """The progress callback: stops the job between two batches if necessary, and stores finished texts.
 
         Args:
             on_queries: stores queries that the model invented, by position.
@@ -153,13 +153,13 @@ def patiently(
     act: Callable[[UnitOfWork], T],
     check: Callable[[], None] = lambda: None,
 ) -> T:
-    """`act` in a transaction of its own, tried again while the database is away, `patience_s` at most.
+    """Runs `act` in a transaction, and retries for at most `patience_s` while the database is unavailable.
 
-    `act` must be safe to repeat: a connection that breaks during COMMIT leaves open whether it happened.
+    `act` must be safe to repeat, because the outcome of a COMMIT on a broken connection is unknown.
 
     Args:
-        check: called before each further try; may raise.
-    Raises: DatabaseUnavailable: still away.
+        check: called before each retry; may raise.
+    Raises: DatabaseUnavailable: still unavailable.
     """
     deadline = time.monotonic() + patience_s
     pause = 0.1

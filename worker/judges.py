@@ -1,4 +1,4 @@
-"""The judges that a worker can offer, by the name that a fit or an evaluation gives."""
+"""The judges of a worker, by the names that fits and evaluations use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = structlog.get_logger("worker")
 
 T = TypeVar("T")
 
-#: Makes a judge by name; None is the fitted model itself.
+#: Makes a judge by name; None: the fitted model itself.
 JudgeMaker = Callable[[str], Judge | None]
 
 
 def make_judge(name: str, settings: WorkerSettings) -> Judge | None:
-    """The judge of this name; None for "self", which the core makes of the fitted model.
+    """The judge of this name; None for "self", which the core makes from the fitted model.
 
-    Raises: JudgeUnavailable: it is not configured here, or its model cannot be loaded.
+    Raises: JudgeUnavailable: the judge is not configured, or its model cannot be loaded.
     """
     kind, _, path = name.partition(":")
     if kind == "self":
@@ -40,11 +40,11 @@ def make_judge(name: str, settings: WorkerSettings) -> Judge | None:
 
 
 def judged(make: JudgeMaker, config: FitConfig, act: Callable[[Judge | None], T]) -> tuple[T, str | None]:
-    """Result of `act` with the judge that the settings name, and the reason if the model itself judged instead.
+    """Result of `act` with the judge of the settings, and the reason if the model itself judged instead.
 
-    A judge that fails on the way is not replaced there: `act` runs again, so that all verdicts are of one judge.
+    If a judge fails during `act`, `act` runs again with the model, so that all verdicts are from one judge.
 
-    Raises: JudgeUnavailable: and the settings do not allow a fallback. Whatever `act` raises.
+    Raises: JudgeUnavailable: the settings do not allow a fallback. Any error of `act`.
     """
     try:
         judge = make(config.judge)

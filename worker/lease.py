@@ -1,4 +1,4 @@
-"""Keeps a claimed job ours while it runs, and carries news from the database to it."""
+"""The lease of a claimed job: extends it while the job runs, and reports its loss or a cancel to the job."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _BEATS = 3
 
 
 class HeldLease:
-    """A thread that extends the lease for the length of a `with` block.
+    """A thread that extends the lease during a `with` block.
 
-    While the database is away it keeps trying, because no other worker can take the job either.
+    It goes on while the database is unavailable, because no other worker can claim the job then.
     """
 
     def __init__(self, sessions: SessionFactory, claim: jobs.Claim, lease_s: float) -> None:
@@ -30,7 +30,7 @@ class HeldLease:
         self._lease_s = lease_s
         self._ended = threading.Event()
         self._news: ProfilesError | None = None
-        # Its log lines bear the same ids as the fit's.
+        # In the context of this thread, so that log lines of both have the same ids.
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name=f"lease-{claim.job_id}", daemon=True)
 
@@ -45,7 +45,7 @@ class HeldLease:
         self._thread.join()
 
     def check(self) -> None:
-        """Raises: LeaseLost, JobCancelled: what the last heartbeat learned."""
+        """Raises: LeaseLost, JobCancelled: at the last heartbeat."""
         if self._news is not None:
             raise self._news
 

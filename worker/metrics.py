@@ -1,4 +1,4 @@
-"""Prometheus metrics of a worker and of a relay, each in a registry of its own. Label values are bounded."""
+"""Prometheus metrics of worker and relay, each in its own registry. Label values are bounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _STAGE_S = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21
 
 
 class WorkerMetrics:
-    """Metrics of one worker, in the process that holds the model."""
+    """Metrics of a worker, in the process with the model."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -52,9 +52,9 @@ class WorkerMetrics:
 
 
 class RelayMetrics:
-    """Metrics of the relay and of the backlog in the database: a `RelayObserver`.
+    """Metrics of the relay and of the backlog in the database; a `RelayObserver`.
 
-    Every relay tells the same backlog: take the highest.
+    All relays report the same backlog, so a query has to take the maximum.
     """
 
     def __init__(self) -> None:

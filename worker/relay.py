@@ -1,4 +1,4 @@
-"""The relay process: sends committed outbox rows to the broker and mends lost leases. Several may run."""
+"""The relay process: sends committed outbox rows to the broker and recovers lost jobs. Several may run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_relay(
     observer: RelayObserver | None = None,
     tracer: Tracer | None = None,
 ) -> Relay:
-    """A relay on its own connections; `Relay.run` blocks until `Relay.stop`."""
+    """A relay with its own connections. `Relay.run` blocks until `Relay.stop`."""
     queue = CeleryQueue(database.broker_url, queue=settings.queue, task_time_limit_s=settings.job_time_limit_s)
     options = RelayOptions(settings.relay_poll_s, settings.relay_sweep_s, settings.relay_resend_s)
     return Relay(make_session_factory(database), queue, database.database_url, options, observer, tracer)
@@ -42,7 +42,7 @@ def main(
     """Relays until SIGTERM or Ctrl-C; returns the process's exit status.
 
     Args:
-        on_ready: called once signals end it cleanly, before it begins.
+        on_ready: called before the relay begins, after the signal handlers are installed.
     """
     settings = settings or read_settings(WorkerSettings)
     database = database or read_settings(DatabaseSettings)

@@ -1,4 +1,4 @@
-"""Runs jobs on one engine: claim, lease, work by the job's kind, and an end with a code whatever went wrong."""
+"""Runs jobs on one engine: claim, lease, work by kind of job, and a final state for every outcome."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import structlog
 from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, Tracer
 
 from alignez_core.errors import FitCancelled, JudgeUnavailable
-from alignez_core.fit import FittedProfile
 from profiles.errors import DatabaseUnavailable, JobCancelled, LeaseLost
 from profiles.fitting import claims as jobs
 from profiles.models import JobKind
@@ -32,7 +31,7 @@ T = TypeVar("T")
 
 
 def only_self(name: str) -> None:
-    """The judges of a worker without judge settings. Raises: JudgeUnavailable: a judge other than the model itself."""
+    """The judges of a worker without judge settings. Raises: JudgeUnavailable: the name is not "self"."""
     if name != "self":
         raise JudgeUnavailable(f"the judge {name!r} is not offered here")
 
@@ -41,7 +40,7 @@ class JobRunner:
     """Runs fit and evaluation jobs.
 
     Args:
-        stopping: whether the process is shutting down; asked between two batches.
+        stopping: returns True when the process shuts down; called between two batches.
         make_judge: see `worker.judges`.
     """
 
@@ -64,15 +63,13 @@ class JobRunner:
         self._make_judge = make_judge
 
     def run(self, job_id: UUID) -> str:
-        """Runs the next job; returns its outcome in one word, for the log.
+        """Runs the job that is next in turn; returns its outcome.
 
         Args:
-            job_id: of the message, which is only a hint that there is something to do. The broker's order is that of
-                asking, and one tenant's many jobs must not hold up another's few.
-
-        "skipped": no job is due. "succeeded", "cancelled", "failed", "retry", "handed_back".
-        "lost": another attempt owns it. Never raises for anything that a job can do wrong.
-
+            job_id: id in the message, which is only a hint. The message's own job may not be next, because one tenant's
+                many jobs must not delay another's few.
+        Returns: "succeeded", "cancelled", "failed", "retry", "handed_back", "skipped" (no job is due) or "lost"
+            (another attempt owns the job). Errors of a job are not raised.
         Raises: DatabaseUnavailable: before the claim; the job stays queued.
         """
         if self._stopping():
@@ -92,8 +89,7 @@ class JobRunner:
             structlog.contextvars.bound_contextvars(**ids),
             self._tracer.start_as_current_span(claim.kind, claim.origin.context, SpanKind.CONSUMER, named) as span,
         ):
-            outcome = self._run_leased(claim, span)
-        return outcome
+            return self._run_leased(claim, span)
 
     def _run_leased(self, claim: jobs.Claim, span: Span) -> str:
         self._metrics.busy.set(1)
@@ -105,7 +101,7 @@ class JobRunner:
             log.warning("lease_lost", reason=str(error))
             outcome = "lost"
         except DatabaseUnavailable as error:
-            # Nothing can be written; the lease will run out and the relay's sweep will queue the job again.
+            # The job's end cannot be stored. When the lease ends, the relay's sweep queues the job again.
             log.error("left_to_the_sweep", reason=str(error))
             outcome = "lost"
         finally:
@@ -138,7 +134,7 @@ class JobRunner:
         except HandBack:
             self._patiently(lambda uow: jobs.hand_back(uow, claim))
             return "handed_back"
-        except Exception as error:  # the job must end with a code, whatever went wrong
+        except Exception as error:  # after any error, the job must get a final state
             failure = failure_of(error)
             log.exception(f"{claim.kind}_failed", code=failure.code)
             again = self._patiently(
@@ -159,14 +155,11 @@ class JobRunner:
             run_evaluation(job, self._make_judge)
             self._metrics.evaluation_seconds.observe(time.monotonic() - began)
             return
-        self._count(run_fit(job, self._make_judge), time.monotonic() - began)
-
-    def _count(self, fitted: FittedProfile, seconds: float) -> None:
-        last = fitted.diagnostics["last_attempt"]
-        self._metrics.seconds.observe(seconds)
+        fitted = run_fit(job, self._make_judge)
+        self._metrics.seconds.observe(time.monotonic() - began)
         self._metrics.quality.labels(fitted.quality).inc()
-        for stage, took in last["seconds"].items():
-            self._metrics.stage_seconds.labels(stage).observe(took)
+        for stage, seconds in fitted.diagnostics["last_attempt"]["seconds"].items():
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
 
     def _patiently(self, act: Callable[[UnitOfWork], T]) -> T:
         return patiently(self._sessions, self._options.database_patience_s, act)

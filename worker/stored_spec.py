@@ -1,4 +1,4 @@
-"""Converts a version's stored spec and queries to the core's types."""
+"""Conversions between a version's stored spec and queries and the core's types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from alignez_core.spec.config import FitConfig
 from alignez_core.spec.persona import FitQuery, FitSpec, GivenPair, Persona
 from alignez_core.spec.samples import Origin, Sample, fit_query_count, make_samples
 from profiles.fitting.content import QueryRecord
-from profiles.models import QuerySource, QuerySplit
+from profiles.models import FitQueryRow, QuerySource, QuerySplit
 from profiles.spec import DEFAULT_NEIGHBORS
 
 _SOURCES: dict[Origin, QuerySource] = {
@@ -22,9 +22,9 @@ _ORIGINS = {source: origin for origin, source in _SOURCES.items()}
 
 
 def fit_spec(spec: Mapping[str, Any], bank: Sequence[str]) -> FitSpec:
-    """The spec as the core takes it. A K that the caller left open is ten, or all queries that are fitted on.
+    """The spec for the core. The default of K is ten, or the number of fit queries if that is lower.
 
-    Raises: InvalidInput: an unknown or malformed setting.
+    Raises: InvalidInput: a setting is unknown or malformed.
     """
     made = FitSpec(
         persona_of(spec),
@@ -49,7 +49,7 @@ def records_of(spec: FitSpec, own_queries: Sequence[str]) -> list[QueryRecord]:
     """All queries of a fit, with their splits and groups.
 
     Args:
-        own_queries: that the model invented; all of them, or positions of the bank's queries would move.
+        own_queries: all queries that the model invented, because the positions of the bank's queries follow theirs.
     """
     records = []
     for sample in make_samples(spec, own_queries):
@@ -63,25 +63,18 @@ def records_of(spec: FitSpec, own_queries: Sequence[str]) -> list[QueryRecord]:
     return records
 
 
-def samples_of(spec: Mapping[str, Any], records: Sequence[QueryRecord]) -> list[Sample]:
-    """The samples that a stored version was made of."""
+def samples_of(spec: Mapping[str, Any], queries: Sequence[FitQueryRow]) -> list[Sample]:
+    """The samples of a stored version."""
     persona = persona_of(spec)
     first_pair = len(spec["queries"])
     samples = []
-    for record in records:
+    for row in queries:
         given = None
-        if record.source is QuerySource.PAIR:
-            pair = spec["pairs"][record.position - first_pair]
+        if row.source is QuerySource.PAIR:
+            pair = spec["pairs"][row.position - first_pair]
             given = (pair["preferred"], pair["dispreferred"])
+        own = FitQuery(row.text, row.preferred, row.dispreferred).persona(persona)
         samples.append(
-            Sample(
-                record.position,
-                record.text,
-                FitQuery(record.text, record.preferred, record.dispreferred).persona(persona),
-                _ORIGINS[record.source],
-                given,
-                record.group,
-                record.split.value,
-            )
+            Sample(row.position, row.text, own, _ORIGINS[row.source], given, row.persona_group, row.split.value)
         )
     return samples

@@ -1,4 +1,4 @@
-"""The engine of a job: each batch is a span, and generated tokens are counted."""
+"""The engine of a job, with a span per batch and a counter of generated tokens."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class TracedEngine:
-    """An `Engine` that passes everything on, with a span around what takes time.
+    """An `Engine` that forwards all calls to another one, with spans around the slow ones.
 
-    `generated` counts the tokens of all batches, also of those whose texts a failed attempt did not keep.
+    `generated` counts the tokens of all batches, even if a failed attempt did not store their texts.
 
     Args:
-        tracer: spans become children of whatever span is current in the calling thread.
+        tracer: its spans become children of the current span of the calling thread.
     """
 
     def __init__(self, engine: Engine, tracer: Tracer) -> None:

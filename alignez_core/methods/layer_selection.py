@@ -1,4 +1,4 @@
-"""Selection of layers to edit: those whose directions agree with one another."""
+"""Selection of the layers to edit by the agreement of their directions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from alignez_core.spec.limits import LAYER_RULES, LayerRule
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The chosen layers with their evidence.
+    """Selected layers with the scores of all layers.
 
     Args:
-        layers: indices, ascending.
-        scores: (L,) of every layer of the model; higher was better ("consistency") or lower was ("separation").
-        rule: the rule that chose.
+        layers: layer indices, ascending.
+        scores: (L,) one per layer of the model. "consistency" selects high scores, "separation" low ones.
     """
 
     layers: tuple[int, ...]
@@ -28,17 +27,17 @@ class LayerChoice:
 
 
 def select_layers(directions: Directions, keep: int, rule: LayerRule = "consistency") -> LayerChoice:
-    """The `keep` layers to edit; ties go to the lower index.
+    """The `keep` best layers; the lower index wins a tie.
 
     Args:
-        directions: of all L layers.
+        directions: directions of all L layers.
         keep: 1 to L.
-        rule: "consistency": highest sum of |cos| of a layer's theta_help with every layer's (itself included, a
-            constant). "separation": lowest |cos(theta_help, theta_harm)|.
-    Raises: LayerOutOfRange: keep exceeds L. InvalidInput: unknown rule or keep < 1.
-    Source: AlignEZ (arXiv 2406.03642), section 2.4 and appendix A.3. Deviations: |cos| instead of cos, because a
-        singular vector's sign is arbitrary and the edit does not depend on it; a descending stable sort, because
-        A.3's code as printed raises. "separation" is ours.
+        rule: "consistency": highest sum of |cos| between the layer's theta_help and those of all layers, itself
+            included. "separation": lowest |cos(theta_help, theta_harm)|.
+    Raises: LayerOutOfRange: keep exceeds L. InvalidInput: keep < 1, or an unknown rule.
+    Source: AlignEZ (arXiv 2406.03642), section 2.4 and appendix A.3. Deviations: |cos| instead of cos, because the sign
+        of a singular vector is arbitrary and the edit does not depend on it; a descending stable sort, because the code
+        printed in A.3 raises an error. "separation" is ours.
     """
     scores = layer_scores(directions, rule)
     n_layers = len(scores)
@@ -52,10 +51,10 @@ def select_layers(directions: Directions, keep: int, rule: LayerRule = "consiste
 
 
 def layer_scores(directions: Directions, rule: LayerRule = "consistency") -> Tensor:
-    """(L,) float64 score of each layer under a rule."""
+    """(L,) float64 score of each layer. Raises: InvalidInput: an unknown rule."""
     if rule == "consistency":
         theta = directions.theta_help.double()
-        # Rounded, so that layers which tie in exact arithmetic tie here too and the lower index wins.
+        # Rounded, so that layers that tie in exact arithmetic also tie here.
         return (theta @ theta.T).abs().sum(dim=1).round(decimals=6)
     if rule == "separation":
         return directions.cosine.double().round(decimals=6)

@@ -1,1 +1,1 @@
-"""Models as files: a catalogue of those that come in packages, GGUF files turned into directories, and their cache."""
+"""Models as files: the catalogue of models in packages, the conversion of GGUF files, and the cache of the results."""

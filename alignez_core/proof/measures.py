@@ -1,4 +1,4 @@
-"""Measures of answers that need no judge: paired counts with intervals, repetition, refusals."""
+"""Net wins with intervals, and measures of answers that need no judge: repetition, length, refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired verdicts of one arm against another: +1 won, 0 tied, −1 lost, one per query."""
+    """Verdicts on one arm against another, one per query: +1 win, 0 tie, −1 loss."""
 
     verdicts: tuple[int, ...]
 
@@ -30,7 +30,7 @@ class Comparison:
         return sum(self.verdicts) / len(self.verdicts) if self.verdicts else 0.0
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """95 % percentile bootstrap interval of the net win over the queries; (−1, 1) without queries."""
+        """95 % percentile bootstrap interval of the net win, over queries; (−1, 1) without queries."""
         if not self.verdicts:
             return -1.0, 1.0
         values = np.asarray(self.verdicts, dtype=np.float64)
@@ -39,7 +39,7 @@ class Comparison:
         return float(low), float(high)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Counts, net win and interval as JSON values."""
         low, high = self.interval()
         return {
             "n": len(self.verdicts),
@@ -59,15 +59,15 @@ def repetition(text: str) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; 0 of nothing."""
+    """The mean; 0 for an empty sequence."""
     return float(sum(values) / len(values)) if values else 0.0
 
 
 def words(text: str) -> int:
-    """Number of words of a text."""
+    """Number of words in a text."""
     return len(text.split())
 
 
 def refuses(text: str) -> bool:
-    """True when an answer reads as a refusal (a pattern over its words, so a rough count)."""
+    """True if an answer looks like a refusal; a pattern of words decides, so the measure is rough."""
     return bool(_REFUSAL.search(text))

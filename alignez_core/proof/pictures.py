@@ -1,4 +1,4 @@
-"""Inline SVG for the report's page, placed in percent of the width, so that text keeps its size on a narrow screen."""
+"""Inline SVG of the report page. Positions are in percent of the width, so text keeps its size on narrow screens."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-_HEIGHT = 180  #: px, of a curve
-_PAD = 6.0  #: percent left free at either side of a curve
+_HEIGHT = 180  #: height of a curve, px
+_PAD = 6.0  #: margin left and right of a curve, percent
 
 
 def text(value: object) -> str:
-    """Any value as HTML text, safe in attributes too."""
+    """A value as escaped HTML text, also for attributes."""
     return escape(str(value), quote=True)
 
 
 def signed(value: float) -> str:
-    """A net win with its sign."""
+    """A net win with sign and two decimals."""
     return f"{value:+.2f}"
 
 
@@ -37,7 +37,7 @@ def outcome_bar(win: int, tie: int, lose: int) -> str:
 
 
 def interval_bar(net: float, low: float, high: float) -> str:
-    """A net win from −1 to +1 with its interval."""
+    """A net win with its interval on a scale from −1 to +1."""
     at, left, right = _percent(net), _percent(low), _percent(high)
     body = (
         '<line class="axis" x1="0" x2="100%" y1="12" y2="12"/><line class="axis" x1="50%" x2="50%" y1="2" y2="22"/>'
@@ -48,14 +48,14 @@ def interval_bar(net: float, low: float, high: float) -> str:
 
 
 def share_bar(share: float) -> str:
-    """A share from 0 to 1."""
+    """A share as a bar from 0 to 1."""
     width = 100 * min(1.0, max(0.0, share))
     body = f'<rect class="tie" width="100%" height="14"/><rect class="fill" width="{width:.2f}%" height="14"/>'
     return _svg(14, body, f"{share:.2f}")
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str) -> str:
-    """Net wins (−1 to +1) by a setting, one line per series; at most four series are told apart by their stroke.
+    """Net wins (−1 to +1) by a setting, one line per series; four strokes alternate.
 
     Args:
         series: name → (setting, net win) points.

@@ -1,4 +1,4 @@
-"""Fit requests as plain data: settings, personas, queries and their limits.
+"""Fit requests as plain data: settings, personas, queries and limits.
 
-Imports no torch, so the control-plane API, the worker and the core share these types as they are.
+Imports no torch, so that an API process without an engine can use these types.
 """

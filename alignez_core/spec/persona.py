@@ -1,4 +1,4 @@
-"""Personas, queries and given pairs: the texts that a fit starts from."""
+"""Input of a fit: persona, queries, ground-truth pairs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from alignez_core.spec.limits import MAX_QUERIES
 
 @dataclass(frozen=True)
 class Persona:
-    """A wanted behaviour and its opposite, as short phrases that complete "You are a … assistant".
+    """A preferred behaviour and its opposite, as short phrases that complete "You are a … assistant".
 
     Args:
-        preferred: the behaviour to move to.
-        dispreferred: its opposite, to move away from.
-        description: free text about the preferred side; it joins that side's prompts only, because the
-            opposite of a free text is not known.
+        preferred: the behaviour to fit.
+        dispreferred: its opposite.
+        description: free text about the preferred behaviour. Only the preferred side's prompts contain it, because free
+            text has no known opposite.
     """
 
     preferred: str = "helpful"
@@ -27,14 +27,14 @@ class Persona:
 
 @dataclass(frozen=True)
 class FitQuery:
-    """A query to fit on; its own phrases, when given, replace the persona's (a personality that depends on context)."""
+    """A query to fit on. Phrases of its own replace those of the persona, so that behaviour can depend on context."""
 
     text: str
     preferred: str | None = None
     dispreferred: str | None = None
 
     def persona(self, default: Persona) -> Persona:
-        """The persona that answers this query."""
+        """The persona of this query: `default` with the query's own phrases."""
         if self.preferred is None and self.dispreferred is None:
             return default
         return Persona(
@@ -46,7 +46,7 @@ class FitQuery:
 
 @dataclass(frozen=True)
 class GivenPair:
-    """A ground-truth pair: both answers to one query, so that nothing has to be generated for it."""
+    """A ground-truth pair: one query with a preferred and a dispreferred answer."""
 
     query: str
     preferred: str
@@ -55,14 +55,14 @@ class GivenPair:
 
 @dataclass(frozen=True)
 class FitSpec:
-    """Everything a fit starts from.
+    """Complete input of a fit.
 
     Args:
-        persona: applies to every query without phrases of its own.
-        queries, pairs: the caller's. Samples are numbered: queries first, then pairs, then the model's own queries,
-            then queries of the bank.
-        bank: queries to judge on (and to fit on, where the caller brought none), as many as are needed.
-        config: settings.
+        persona: default persona of all queries.
+        queries, pairs: given by the caller. Sample indices count queries first, then pairs, then queries that the model
+            invented, then queries of the bank.
+        bank: queries for the tune and held-out splits, and for the fit split if the caller gave none. The fit takes as
+            many as it needs.
     """
 
     persona: Persona = field(default_factory=Persona)

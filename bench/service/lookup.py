@@ -21,8 +21,8 @@ from alignez_core.spec.config import FitConfig
 from bench.processes import Database, database
 from bench.report import Report
 from profiles import vectors
-from profiles.ids import new_id
 from profiles.models import Profile, ProfileVersion, VersionState
+from profiles.models.base import new_id
 from profiles.repository.fits import CANDIDATES
 from profiles.service import create_tenant, nearest_representations
 from profiles.uow import UnitOfWork

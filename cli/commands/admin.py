@@ -1,4 +1,4 @@
-"""`alignez usage` and `alignez audit`: tokens by profile and day, and the record of changes."""
+"""`alignez usage` and `alignez audit`: tokens by profile and day, and the audit log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.shell import shell_of
+from cli.shell import connected
 
 TenantOption = Annotated[str | None, typer.Option(help="Tenant id; your own by default.")]
 
@@ -24,52 +24,42 @@ def usage(
 
     Example: alignez usage --since 2026-11-01
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         rows = client.all("/admin/usage", since=since.date().isoformat() if since else None, tenant=tenant)
         names = client.profile_names({row["profile_id"] for row in rows if row["profile_id"]})
     shell.table(
         rows,
-        ["day", "profile", "requests", "prompt tokens", "new tokens", "fit tokens"],
-        [
-            [
-                row["day"],
-                names.get(row["profile_id"], row["profile_id"]) or "(base model)",
-                row["requests"],
-                row["prompt_tokens"],
-                row["completion_tokens"],
-                row["fit_tokens"],
-            ]
-            for row in rows
-        ],
-        "no use yet",
+        {
+            "day": "day",
+            "profile": lambda row: names.get(row["profile_id"], row["profile_id"]) or "(base model)",
+            "requests": "requests",
+            "prompt tokens": "prompt_tokens",
+            "new tokens": "completion_tokens",
+            "fit tokens": "fit_tokens",
+        },
+        "no usage yet",
     )
 
 
 def audit(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows to show, newest first.")] = 50,
     tenant: TenantOption = None,
 ) -> None:
     """Show changes of profiles, keys and assignments, with the key that made each (needs an admin key).
 
     Example: alignez audit --limit 20
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         rows = client.all("/admin/audit", limit, tenant=tenant)
     shell.table(
         rows,
-        ["when", "action", "subject", "key", "details"],
-        [
-            [
-                row["created_at"][:19],
-                row["action"],
-                f"{row['subject']} {row['subject_id']}",
-                row["key_id"] or "-",
-                json.dumps(row["details"], ensure_ascii=False),
-            ]
-            for row in rows
-        ],
+        {
+            "when": lambda row: row["created_at"][:19],
+            "action": "action",
+            "subject": lambda row: f"{row['subject']} {row['subject_id']}",
+            "key": lambda row: row["key_id"] or "-",
+            "details": lambda row: json.dumps(row["details"], ensure_ascii=False),
+        },
         "no changes yet",
     )

@@ -1,4 +1,4 @@
-"""`alignez aliases`: names for versions of a profile, and shares of the traffic."""
+"""`alignez aliases`: names for the versions of a profile, and shares of the traffic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cli.commands.profiles import NameArgument
 from cli.commands.versions import explain_weak
 from cli.errors import CliError, usage_error
 from cli.groups import new_app
-from cli.shell import Shell, shell_of
+from cli.shell import Shell, connected
 from cli.verdict import shares
 
 aliases_app = new_app("Point names at versions of a profile, and share the traffic among several.")
@@ -27,13 +27,11 @@ def list_(context: typer.Context, name: NameArgument) -> None:
 
     Example: alignez aliases list cheerful
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         rows = client.all(f"{profile_path(name)}/aliases")
     shell.table(
         rows,
-        ["alias", "version"],
-        [[row["alias"], shares(row["targets"])] for row in rows],
+        {"alias": "alias", "version": lambda row: shares(row["targets"])},
         f"no aliases; make one with `alignez aliases set {name} ALIAS VERSION`",
     )
 
@@ -49,13 +47,12 @@ def set_(
     ],
     force: ForceOption = False,
 ) -> None:
-    """Point an alias at a version, or at several by weight. A user always gets the same one of them.
+    """Point an alias at a version, or at several by weight. Each end user always gets the same version.
 
     Example: alignez aliases set cheerful beta 2
     """
-    shell = shell_of(context)
     body = _target(targets)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         _put(shell, client, name, alias, {**body, "force": force})
 
 
@@ -68,14 +65,13 @@ def canary(
     alias: Annotated[str, typer.Option(help="Alias whose traffic is shared.")] = "default",
     force: ForceOption = False,
 ) -> None:
-    """Send a share of an alias's traffic to a new version; the rest stays where it is.
+    """Send a share of an alias's traffic to a new version; the present versions get the rest.
 
     `alignez profiles promote` ends the canary with the new version, `alignez profiles rollback` without it.
 
     Example: alignez aliases canary cheerful 2 --percent 10
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         rows = client.rows(f"{profile_path(name)}/aliases")
         now: dict[str, float] = next((row["targets"] for row in rows if row["alias"] == alias), {})
         others = {number: share for number, share in now.items() if number != str(version)}
@@ -95,8 +91,7 @@ def remove(context: typer.Context, name: NameArgument, alias: AliasArgument) -> 
 
     Example: alignez aliases remove cheerful beta
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         client.call("DELETE", _path(name, alias))
     shell.say({"alias": alias, "removed": True}, f"removed {name}:{alias}")
 
@@ -110,7 +105,7 @@ def _put(shell: Shell, client: Client, name: str, alias: str, body: dict[str, An
 
 
 def _target(targets: list[str]) -> dict[str, Any]:
-    """The request's body. Raises: CliError: neither one number nor numbers with weights."""
+    """The request's body. Raises: CliError: the arguments are neither one version nor versions with weights."""
     if len(targets) == 1 and targets[0].isdecimal():
         return {"version": int(targets[0])}
     weights: dict[str, float] = {}

@@ -17,13 +17,16 @@ from cli.client import ApiError, Client, chat_path, profile_choice, profile_path
 from cli.errors import CliError, usage_error
 from cli.shell import Shell, err, out, print_json, shell_of
 
+MaxTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, max=2.0, help="0: always the most likely token.")]
+
 _MAX_STRENGTH = 8.0
 _HISTORY_LINES = 1000
 _HELP = """\
 /profile NAME   answer with this profile (NAME:ALIAS, NAME#VERSION); /profile alone: the bare model
 /strength X     dose of the profile, 0 to 8; /strength alone: the version's own
 /system TEXT    system message; /system alone: none
-/reset          forget the conversation
+/reset          delete the conversation so far
 /quit           leave (so does Ctrl-D)
 Ctrl-C ends an answer; at the prompt it leaves."""
 
@@ -33,21 +36,19 @@ def chat(
     profile: Annotated[
         str | None, typer.Option(help="Profile, by name; name:alias or name#version. The bare model by default.")
     ] = None,
-    message: Annotated[
-        str | None, typer.Option("--message", "-m", help="Ask this once and end, instead of a conversation.")
-    ] = None,
-    user: Annotated[str | None, typer.Option(help="Speak as this end user, with their assigned profile.")] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Ask one question and end.")] = None,
+    user: Annotated[str | None, typer.Option(help="End user whose assigned profile applies.")] = None,
     strength: Annotated[
         float | None, typer.Option(min=0.0, max=_MAX_STRENGTH, help="Dose of the profile; needs --profile.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0: always the likeliest token.")] = 0.8,
+    max_tokens: MaxTokensOption = 96,
+    temperature: TemperatureOption = 0.8,
     seed: Annotated[int | None, typer.Option(help="Makes the answer repeatable.")] = None,
 ) -> None:
-    """Talk to the model; with --profile, as that profile makes it. /help lists what a conversation takes.
+    """Chat with the model, or with a profile. In a conversation, /help lists the commands.
 
-    Where stdin is not a terminal, each of its lines is one question of the conversation.
+    If stdin is not a terminal, each of its lines is one question of the conversation.
 
     Example: alignez chat --profile cheerful -m "How do I start hiking?"
     """
@@ -72,10 +73,10 @@ def chat(
 
 @dataclass
 class Conversation:
-    """The turns so far, and what the next answer is made with.
+    """The turns so far, and the settings of the next answer.
 
     Args:
-        client: server. settings: of sampling. user: end user whose assigned profile is used.
+        client: client of the server. settings: sampling settings. user: end user whose assigned profile applies.
         profile, strength, system: may change between turns.
     """
 
@@ -88,7 +89,7 @@ class Conversation:
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def answer_once(self, shell: Shell, question: str) -> None:
-        """Print the answer to one question, streamed; with `--json` the server's whole answer."""
+        """Prints the answer to one question, streamed; with `--json`, the server's whole response."""
         self.turns = [{"role": "user", "content": question}]
         if shell.as_json:
             print_json(self.client.call("POST", chat_path(self.user), self._body()))
@@ -96,11 +97,11 @@ class Conversation:
             self._stream()
 
     def answer(self, question: str) -> None:
-        """Print the next answer of the conversation. Ctrl-C ends it; the part that was printed stays a turn.
+        """Prints the next answer of the conversation. Ctrl-C ends the answer; its printed part becomes the turn.
 
-        Forgets the oldest turns where the model's context is too short for all of them.
+        Drops the oldest turns if the model's context is too short for all of them.
 
-        Raises: CliError: no answer; the question is then no turn.
+        Raises: CliError: no answer; the question does not become a turn.
         """
         self.turns.append({"role": "user", "content": question})
         try:
@@ -117,7 +118,7 @@ class Conversation:
                 if error.code != "context_length_exceeded" or len(self.turns) < 3:
                     raise
                 del self.turns[:2]
-                err.print("(the oldest turn is forgotten: the conversation is over the model's context)", style="dim")
+                err.print("(dropped the oldest turn: the conversation exceeds the model's context)", style="dim")
 
     def _body(self) -> dict[str, Any]:
         opening = [{"role": "system", "content": self.system}] if self.system else []
@@ -127,7 +128,7 @@ class Conversation:
         return body
 
     def _stream(self) -> str:
-        """Print the answer as it comes."""
+        """Prints the answer while it arrives; returns its text."""
         pieces: list[str] = []
         applied: dict[str, Any] = {}
         try:
@@ -150,7 +151,7 @@ class Conversation:
 
 
 def _run(talk: Conversation, line: str) -> bool:
-    """One line of a conversation; False ends it. An error is printed and the conversation goes on, on a terminal."""
+    """Handles one line of a conversation; False ends it. On a terminal, an error does not end the conversation."""
     if line in ("/quit", "/exit"):
         return False
     name, _, argument = line.partition(" ")
@@ -160,7 +161,7 @@ def _run(talk: Conversation, line: str) -> bool:
         elif name in _COMMANDS:
             err.print(_COMMANDS[name](talk, argument.strip()), style="dim", markup=False)
         else:
-            raise CliError(f"{name} is no command: /help lists them")
+            raise CliError(f"{name} is not a command: /help lists them")
     except CliError as error:
         if not sys.stdin.isatty():
             raise
@@ -172,7 +173,7 @@ def _set_profile(talk: Conversation, argument: str) -> str:
     if not argument:
         talk.profile = talk.strength = None
         return "the bare model answers"
-    talk.client.call("GET", profile_path(profile_choice(argument)["name"]))  # an unknown name leaves all as it was
+    talk.client.call("GET", profile_path(profile_choice(argument)["name"]))  # an unknown name changes nothing
     talk.profile = argument
     return f"{argument} answers"
 
@@ -200,7 +201,7 @@ def _set_system(talk: Conversation, argument: str) -> str:
 
 def _reset(talk: Conversation, argument: str) -> str:
     talk.turns.clear()
-    return "the conversation is forgotten"
+    return "the conversation was deleted"
 
 
 _COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
@@ -213,7 +214,7 @@ _COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
 
 
 def _lines() -> Iterator[str]:
-    """The lines that a person or a file gives, until the end, or Ctrl-C at the prompt."""
+    """The lines of stdin, until its end or Ctrl-C at the prompt."""
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -228,7 +229,7 @@ def _lines() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _line_editing() -> Iterator[None]:
-    """Arrow keys, and a history that outlives the conversation, where Python has readline and stdin is a terminal."""
+    """Arrow keys and a persistent history, if Python has readline and stdin is a terminal."""
     if not sys.stdin.isatty():
         yield
         return

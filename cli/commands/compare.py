@@ -1,4 +1,4 @@
-"""`alignez compare`: one question, answered by the bare model, the persona as a prompt, and profiles."""
+"""`alignez compare`: answers of the bare model, of the persona as a prompt and of profiles, side by side."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.client import Client, chat_path, profile_choice, profile_path
-from cli.shell import new_console, print_json, shell_of
+from cli.commands.chat import MaxTokensOption, TemperatureOption
+from cli.shell import connected, new_console, print_json
 
 
 def compare(
     context: typer.Context,
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
     profiles: Annotated[
         list[str], typer.Option("--profile", help="Profile: name, name:alias or name#version; may be repeated.")
     ],
     strength: Annotated[float | None, typer.Option(min=0.0, max=8.0, help="Dose of the profiles.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0: always the likeliest token.")] = 0.8,
-    seed: Annotated[int, typer.Option(min=0, help="Of every answer.")] = 0,
+    max_tokens: MaxTokensOption = 96,
+    temperature: TemperatureOption = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every answer.")] = 0,
 ) -> None:
-    """Answer one question side by side: bare model, the first profile's persona as a prompt, and each profile.
+    """Answer one question with the bare model, the first profile's persona as a prompt, and each profile.
 
     All answers are sampled with the same seed.
 
@@ -32,7 +33,7 @@ def compare(
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     messages = [{"role": "user", "content": question}]
     choices = [profile_choice(text, strength) for text in profiles]
-    with shell_of(context).connect() as client:
+    with connected(context) as (shell, client):
         answer = client.call("POST", "/v1/compare", {"messages": messages, "profiles": choices, **settings})
         bare, *personalised = ({"name": one["name"], "text": one["text"]} for one in answer["columns"])
         persona = _persona_text(client, choices[0])
@@ -43,7 +44,7 @@ def compare(
             reply = client.call("POST", chat_path(None), body)
             columns.append({"name": "prompt", "text": reply["choices"][0]["message"]["content"]})
         columns += personalised
-    if shell_of(context).as_json:
+    if shell.as_json:
         print_json({"question": question, "seed": seed, "columns": columns})
         return
     table = Table(show_lines=True, show_header=False)
@@ -55,7 +56,7 @@ def compare(
 
 
 def _persona_text(client: Client, choice: dict[str, Any]) -> str | None:
-    """The persona of a profile as a system message; None for a profile that was made from queries or pairs alone."""
+    """The persona of a profile as a system message; None for a profile from queries or pairs alone."""
     from alignez_core.prompts import persona_text
     from alignez_core.spec.persona import Persona
 
@@ -63,7 +64,7 @@ def _persona_text(client: Client, choice: dict[str, Any]) -> str | None:
     number = choice.get("version")
     if number is None:
         aliases = client.call("GET", path)["aliases"]
-        # Of an alias with shares the largest: its versions differ in their fits, hardly in their personas.
+        # The version with the largest share of an alias: versions differ in their fits, rarely in their personas.
         targets: dict[str, float] = aliases.get(choice.get("alias", "default")) or {}
         number = max(targets, key=lambda one: targets[one], default=None)
     if number is None:

@@ -1,4 +1,4 @@
-"""`alignez dead-letters`: messages that RabbitMQ put aside because no worker could do anything with them."""
+"""`alignez dead-letters`: messages that RabbitMQ put aside because no worker could handle them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from profiles.delivery.dead_letters import DeadLetter, DeadLetters
 
 dead_letters_app = new_app(
-    "Look at, replay or drop messages that RabbitMQ put aside (ALIGNEZ_BROKER_URL). No fit depends on them: a queued "
-    "job is sent again by the relay."
+    "List, replay or drop messages that RabbitMQ put aside (ALIGNEZ_BROKER_URL). No fit depends on them: the relay "
+    "sends a queued job again."
 )
 
-LimitOption = Annotated[int, typer.Option(min=1, help="At most so many, the oldest first.")]
+LimitOption = Annotated[int, typer.Option(min=1, help="Most messages, oldest first.")]
 
 
 @dead_letters_app.command("list")
 def list_(context: typer.Context, limit: LimitOption = 100) -> None:
-    """List them; they stay where they are.
+    """List the messages, which stay in their queue.
 
     Example: alignez dead-letters list --limit 10
     """
@@ -32,7 +32,7 @@ def list_(context: typer.Context, limit: LimitOption = 100) -> None:
 
 @dead_letters_app.command()
 def replay(context: typer.Context, limit: LimitOption = 100) -> None:
-    """Send them to the workers again. Harmless for jobs that are finished.
+    """Send the messages to the workers again; no effect for finished jobs.
 
     Example: alignez dead-letters replay
     """
@@ -41,7 +41,7 @@ def replay(context: typer.Context, limit: LimitOption = 100) -> None:
 
 @dead_letters_app.command()
 def drop(context: typer.Context, limit: LimitOption = 100) -> None:
-    """Remove the oldest ones for good.
+    """Remove the oldest messages permanently.
 
     Example: alignez dead-letters drop --limit 1
     """
@@ -50,7 +50,7 @@ def drop(context: typer.Context, limit: LimitOption = 100) -> None:
 
 
 def _letters() -> DeadLetters:
-    # Imported here: celery and sqlalchemy take longer to load than any other command takes to run.
+    # Imported here, because celery and sqlalchemy load slowly.
     from profiles.delivery.dead_letters import DeadLetters
     from profiles.settings import DatabaseSettings
     from worker.settings import WorkerSettings
@@ -60,14 +60,13 @@ def _letters() -> DeadLetters:
         DatabaseSettings().broker_url, queue=settings.queue, task_time_limit_s=settings.job_time_limit_s
     )
     if not letters.are_kept:
-        err.print("Redis keeps no dead letters; the relay sends queued jobs again by itself", style="dim")
+        err.print("Redis keeps no dead letters; the relay sends queued jobs again", style="dim")
     return letters
 
 
 def _show(context: typer.Context, letters: list[DeadLetter]) -> None:
     shell_of(context).table(
         [asdict(letter) | {"died_at": letter.died_at and letter.died_at.isoformat()} for letter in letters],
-        ["job", "task", "reason", "died at"],
-        [[one.job or "-", one.task, one.reason, one.died_at and one.died_at.isoformat()] for one in letters],
+        {"job": lambda row: row["job"] or "-", "task": "task", "reason": "reason", "died at": "died_at"},
         "no dead letters",
     )

@@ -1,7 +1,8 @@
-"""`alignez demo`: the main job from nothing."""
+"""`alignez demo`: fits a persona on a new stack and compares answers."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ def demo(
         str | None,
         typer.Option(
             help="`nano`, a name from `alignez models list`, a .gguf file, a directory or a hub id; by default "
-            "smollm2-135m if its package can be had, else nano."
+            "smollm2-135m if its package is available, else nano."
         ),
     ] = None,
     preferred: Annotated[str | None, typer.Option(help="The wanted behaviour, as a short phrase.")] = None,
@@ -23,11 +24,11 @@ def demo(
     shown: Annotated[int, typer.Option(min=1, max=12, help="Questions to print side by side.")] = 4,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the temporary data directory.")] = False,
 ) -> None:
-    """Do the main job from nothing: start a stack, fit and prove a persona, answer. Nothing is left running.
+    """Start a stack, fit and prove a persona, compare answers, and stop the stack.
 
-    Everything goes through the REST API, as your own application would do it. Prints answers of the bare model, of
-    the persona as a prompt and of the profile side by side, and the verdict on held-out questions. The stack's data is
-    temporary unless --data-dir names a directory.
+    The demo uses the REST API as your own application would. It prints answers of the bare model, of the persona as a
+    prompt and of the profile side by side, and the verdict on held-out questions. The stack's data is temporary unless
+    --data-dir names a directory.
 
     Example: alignez demo --model nano --shown 2
     """
@@ -39,4 +40,4 @@ def demo(
     parts = ", ".join(f"{part} {spent:.1f} s" for part, spent in result.seconds.items())
     console.print(f"time: {parts}", markup=False)
     if shell.as_json:
-        print_json(result.to_dict())
+        print_json(asdict(result))

@@ -17,9 +17,9 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(envvar="ALIGNEZ_MODEL", help="Model to check; the shipped one by default.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port that `alignez up` is to use.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port for `alignez up`.")] = 8000,
 ) -> None:
-    """Check this installation, line by line, with what to do where something is wrong. Exit status 1 if anything is.
+    """Check this installation and print advice for each problem. Exit status 1 if there is any.
 
     Example: alignez doctor --model smollm2-135m
     """

@@ -1,4 +1,4 @@
-"""`alignez env`: the running stack's address and key, for a shell and the programs in it."""
+"""`alignez env`: the running stack's address and key as environment variables."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import shlex
 import time
 from typing import Annotated
 
-import httpx
 import typer
 
-from cli.config import Connection, resolve_connection
+from cli.client import is_ready
+from cli.config import resolve_connection
 from cli.errors import CliError
 from cli.shell import out, print_json, shell_of
 
@@ -20,7 +20,7 @@ def env(
     context: typer.Context,
     wait: Annotated[float, typer.Option(min=0, max=3600, help="Seconds to wait until the server is ready.")] = 0,
 ) -> None:
-    """Print `export` lines with ALIGNEZ_URL and ALIGNEZ_KEY of the running stack, for `eval`. They hold its admin key.
+    """Print `export` lines with ALIGNEZ_URL and ALIGNEZ_KEY of the running stack, for `eval`. The key is an admin key.
 
     Example: eval "$(alignez env --wait 120)"
     """
@@ -28,9 +28,9 @@ def env(
     deadline = time.monotonic() + wait
     while True:
         try:
-            # Not the environment's: that may be an earlier stack's.
+            # Not from the environment, which may describe an earlier stack.
             found = resolve_connection(None, None, shell.data_dir)
-            if not wait or _is_ready(found):
+            if not wait or is_ready(found.url):
                 break
             reason = f"{found.url} is not ready"
         except CliError as error:
@@ -44,10 +44,3 @@ def env(
         return
     for name, value in values.items():
         out.print(f"export {name}={shlex.quote(value)}", markup=False)
-
-
-def _is_ready(server: Connection) -> bool:
-    try:
-        return httpx.get(f"{server.url}/ready", timeout=5, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False

@@ -10,7 +10,7 @@ import typer
 from cli.client import job_path
 from cli.groups import new_app
 from cli.job_view import follow_job
-from cli.shell import print_json, shell_of
+from cli.shell import connected, print_json
 
 jobs_app = new_app("Watch, list and cancel fits and evaluations.")
 
@@ -27,9 +27,8 @@ def watch(context: typer.Context, job: JobArgument) -> None:
 
     Example: alignez jobs watch 01a215a3-550f-7f53-b899-2f78183c5f24
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
-        client.call("GET", job_path(job))  # an unknown id is one line, before any progress
+    with connected(context) as (shell, client):
+        client.call("GET", job_path(job))  # an unknown id is refused before any progress is shown
         shell.say(follow_job(client, job, shell.progress), "succeeded")
 
 
@@ -37,35 +36,30 @@ def watch(context: typer.Context, job: JobArgument) -> None:
 def list_(
     context: typer.Context,
     status: Annotated[
-        str | None, typer.Option(help="Only queued, running, succeeded, failed or cancelled ones.")
+        str | None, typer.Option(help="Only jobs of this status: queued, running, succeeded, failed or cancelled.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Most jobs to show, newest first.")] = 50,
 ) -> None:
     """List your jobs, newest first.
 
     Example: alignez jobs list --status failed
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         rows = client.all("/v1/jobs", limit, status=status)
         names = client.profile_names({row["profile_id"] for row in rows})
     now = datetime.now(UTC)
     shell.table(
         [{**row, "profile": names.get(row["profile_id"])} for row in rows],
-        ["id", "profile", "version", "kind", "status", "stage", "age", "error"],
-        [
-            [
-                row["id"],
-                names.get(row["profile_id"], "(deleted)"),
-                row["version"],
-                row["kind"],
-                row["status"],
-                _stage(row),
-                age(row["created_at"], now),
-                row["error"] and row["error"]["code"],
-            ]
-            for row in rows
-        ],
+        {
+            "id": "id",
+            "profile": lambda row: row["profile"] or "(deleted)",
+            "version": "version",
+            "kind": "kind",
+            "status": "status",
+            "stage": _stage,
+            "age": lambda row: _age(row["created_at"], now),
+            "error": lambda row: row["error"] and row["error"]["code"],
+        },
         "no jobs",
     )
 
@@ -76,24 +70,23 @@ def show(context: typer.Context, job: JobArgument) -> None:
 
     Example: alignez jobs show 01a215a3-550f-7f53-b899-2f78183c5f24
     """
-    with shell_of(context).connect() as client:
+    with connected(context) as (_, client):
         print_json(client.call("GET", job_path(job)))
 
 
 @jobs_app.command()
 def cancel(context: typer.Context, job: JobArgument) -> None:
-    """Cancel a job: a waiting one at once, a running one between two batches.
+    """Cancel a job: a queued job at once, a running job between two batches.
 
     Example: alignez jobs cancel 01a215a3-550f-7f53-b899-2f78183c5f24
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         row = client.call("POST", f"{job_path(job)}/cancel")
     shell.say(row, row["status"] if row["status"] == "cancelled" else f"{row['status']}, asked to stop")
 
 
-def age(created_at: str, now: datetime) -> str:
-    """The time since an event in its largest unit: 45s, 12m, 3h, 2d."""
+def _age(created_at: str, now: datetime) -> str:
+    """Time since an event, in its largest unit: 45s, 12m, 3h, 2d."""
     seconds = max(0, int((now - datetime.fromisoformat(created_at)).total_seconds()))
     for size, unit in _UNITS:
         if seconds >= size:
@@ -102,7 +95,7 @@ def age(created_at: str, now: datetime) -> str:
 
 
 def _stage(row: dict[str, Any]) -> str | None:
-    """The stage with its count, while a job runs."""
+    """The stage, with its count while the job runs."""
     stage: str | None = row["stage"]
     counts = (row.get("progress") or {}).get(stage)
     if row["status"] != "running" or not counts:

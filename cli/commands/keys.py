@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
+from cli.commands.admin import TenantOption
 from cli.errors import usage_error
 from cli.groups import new_app
-from cli.shell import shell_of
+from cli.shell import connected, shell_of
 
 keys_app = new_app("Make, list and revoke API keys (needs an admin key).")
-
-DatabaseOption = Annotated[
-    bool,
-    typer.Option("--database", help="Write to ALIGNEZ_DATABASE_URL itself, not through REST: for the very first key."),
-]
 
 
 @keys_app.command()
 def create(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="What the key is for, to recognise it by.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, such as its purpose.")],
     role: Annotated[str, typer.Option(help="admin (manages everything) or member (own tenant's profiles).")] = "member",
-    tenant: Annotated[str | None, typer.Option(help="Tenant name; made if new. Your own by default.")] = None,
-    expires_days: Annotated[float | None, typer.Option(help="Days that it works; for ever by default.")] = None,
-    database: DatabaseOption = False,
+    tenant: Annotated[str | None, typer.Option(help="Tenant name, created if it is new; your own by default.")] = None,
+    expires_days: Annotated[float | None, typer.Option(help="Lifetime in days; unlimited by default.")] = None,
+    database: Annotated[
+        bool, typer.Option("--database", help="Write to ALIGNEZ_DATABASE_URL, not through REST: for the first key.")
+    ] = False,
 ) -> None:
-    """Make a key and print its secret, which is shown this once.
+    """Make a key and print its secret, which is never shown again.
 
     Example: alignez keys create my-app --role member --expires-days 90
     """
@@ -51,21 +49,16 @@ def create(
 
 
 @keys_app.command("list")
-def list_(
-    context: typer.Context,
-    tenant: Annotated[str | None, typer.Option(help="Tenant id; your own by default.")] = None,
-) -> None:
-    """List keys, revoked and expired ones too.
+def list_(context: typer.Context, tenant: TenantOption = None) -> None:
+    """List keys, with revoked and expired ones.
 
     Example: alignez keys list
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         rows = client.all("/admin/keys", tenant=tenant)
     shell.table(
         rows,
-        ["id", "name", "role", "begins", "state", "last used"],
-        [[row["id"], row["name"], row["role"], row["prefix"], _state(row), row["last_used_at"]] for row in rows],
+        {"id": "id", "name": "name", "role": "role", "begins": "prefix", "state": _state, "last used": "last_used_at"},
         "no keys",
     )
 
@@ -74,30 +67,29 @@ def list_(
 def revoke(
     context: typer.Context,
     key_id: Annotated[str, typer.Argument(help="Id, from `alignez keys list`.")],
-    tenant: Annotated[str | None, typer.Option(help="Tenant id; your own by default.")] = None,
+    tenant: TenantOption = None,
 ) -> None:
-    """End a key; requests with it are refused within seconds.
+    """Revoke a key; requests with it are refused within seconds.
 
     Example: alignez keys revoke 01a21a18-b98b-70f1-a4ab-5a30923aad0c
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         row = client.call("DELETE", f"/admin/keys/{quote(key_id, safe='')}", tenant=tenant)
     shell.say(row, f"revoked {row['name']} ({row['prefix']}…)")
 
 
 def _expiry(days: float | None) -> datetime | None:
-    """Raises: CliError: no date is that far away."""
+    """The time after `days` days. Raises: CliError: it is no valid date."""
     try:
         return None if days is None else datetime.now(UTC) + timedelta(days=days)
     except (OverflowError, ValueError):
-        raise usage_error(f"--expires-days {days:g} is no date: leave it out for a key without an end") from None
+        raise usage_error(f"--expires-days {days:g} is not a valid lifetime: omit it for no expiry") from None
 
 
-def _state(row: dict[str, str | None]) -> str:
+def _state(row: dict[str, Any]) -> str:
     if row["revoked_at"]:
         return "revoked"
-    expires = row["expires_at"]
+    expires: str | None = row["expires_at"]
     if expires is None:
         return "works"
     return "expired" if datetime.fromisoformat(expires) <= datetime.now(UTC) else f"works until {expires[:10]}"

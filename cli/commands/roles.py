@@ -13,18 +13,17 @@ from cli.errors import CliError
 from cli.shell import shell_of
 
 ReadyFileOption = Annotated[
-    Path | None, typer.Option(help="File to make once the process does its work, for probes.", show_default=False)
+    Path | None, typer.Option(help="File to create when the process is ready, for probes.", show_default=False)
 ]
 
 
 def migrate(
     context: typer.Context,
     autogenerate: Annotated[
-        str | None,
-        typer.Option(metavar="MESSAGE", help="For developers: write a new migration from the models instead."),
+        str | None, typer.Option(metavar="MESSAGE", help="For developers: write a new migration from the models.")
     ] = None,
 ) -> None:
-    """Bring the database of ALIGNEZ_DATABASE_URL to this release's schema. Safe to run twice, and at the same time.
+    """Migrate the database of ALIGNEZ_DATABASE_URL to this release's schema. Safe to repeat and to run in parallel.
 
     Example: alignez migrate
     """
@@ -36,7 +35,7 @@ def migrate(
         shell.say({"written": written}, f"wrote {written}")
         return
     ours = migrations.upgrade()
-    newer = "a newer release has migrated the database, which serves this one too: nothing to do"
+    newer = "a newer release has migrated the database, which also serves this release: nothing to do"
     shell.say({"newer_release": not ours}, "the database has this release's schema" if ours else newer)
 
 
@@ -60,17 +59,17 @@ def worker(ready_file: ReadyFileOption = None) -> None:
     from worker.app import run_worker
 
     def die_with_worker(**_: Any) -> None:
-        """In the pool child: kill -9 of the parent must not leave it fitting on beside a new worker."""
+        """In the pool child: it must not go on with a fit after a kill -9 of its parent."""
         from cli.local_stack.exec_guard import die_with_parent
 
         die_with_parent(signal.SIGKILL)
 
     def note_ready(**_: Any) -> None:
-        """In the pool child, once its model is loaded."""
+        """In the pool child, after its model was loaded."""
         _touch(ready_file)
 
     def connect_note(**_: Any) -> None:
-        """Receivers run in the order of connecting: by now the one that loads the model is connected."""
+        """Connects `note_ready` after the receiver that loads the model, because receivers run in this order."""
         signals.worker_process_init.connect(note_ready, weak=False)
 
     signals.worker_process_init.connect(die_with_worker, weak=False)
@@ -79,7 +78,7 @@ def worker(ready_file: ReadyFileOption = None) -> None:
 
 
 def relay(ready_file: ReadyFileOption = None) -> None:
-    """Run the relay, which hands queued jobs to the broker and mends lost ones. Several may run.
+    """Run the relay, which sends queued jobs to the broker and recovers lost ones. Several may run.
 
     Example: alignez relay --ready-file /tmp/ready
     """
@@ -94,9 +93,9 @@ def _touch(ready_file: Path | None) -> None:
 
 
 def _write_migration(message: str) -> str:
-    """The path of a new migration that brings the database to what the models say.
+    """Path of a new migration from the database's schema to that of the models.
 
-    Raises: CliError: the models say nothing new, or the database is not at the newest migration.
+    Raises: CliError: both are equal, or the database is not at the newest migration.
     """
     from alembic import command
     from alembic.util.exc import CommandError

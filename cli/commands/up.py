@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from cli.config import RunInfo, default_data_dir
+from cli.client import Client
+from cli.config import Connection, RunInfo, default_data_dir
 from cli.errors import CliError
 from cli.local_stack import exec_guard
 from cli.shell import shell_of
@@ -26,32 +27,35 @@ def up(
         str | None,
         typer.Option(
             envvar="ALIGNEZ_MODEL",
-            help="Name from `alignez models list` (added if need be), .gguf file, model directory or Hugging Face id; "
+            help="Name from `alignez models list` (added if missing), .gguf file, model directory or Hugging Face id; "
             "nano, the shipped model, by default.",
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Fit processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of fit processes.")] = 1,
 ) -> None:
-    """Start database, broker, relay, worker and API here, and keep them running until Ctrl-C.
+    """Start database, broker, relay, worker and API on this machine, and run them until Ctrl-C.
 
-    Data, key and ports of the servers survive restarts. A part that dies is started again. With ALIGNEZ_DATABASE_URL
-    or ALIGNEZ_BROKER_URL set, that server is used instead of an embedded one.
+    Data, key and ports survive restarts. A process that ends is started again. ALIGNEZ_DATABASE_URL and
+    ALIGNEZ_BROKER_URL name servers of your own, which replace the embedded ones.
 
     Example: alignez up --model smollm2-135m --port 8080
     """
-    from cli.local_stack.stack import LocalStack, StackOptions, run_until_signal
+    from cli.local_stack.stack import LocalStack, run_until_signal
 
     shell = shell_of(context)
     directory = (shell.data_dir or default_data_dir()).expanduser().absolute()
     _prepare_model(model, directory)
-    options = StackOptions(directory, host, port, model, workers)
 
-    stack = LocalStack(options, lambda line: shell.progress.print(f"  {line}", markup=False))
+    def report(line: str) -> None:
+        shell.progress.print(f"  {line}", markup=False)
+
+    stack = LocalStack(directory, report, host, port, model, workers)
 
     def ready(run: RunInfo) -> None:
         key = stack.key_file.read_text(encoding="utf-8").strip()
-        text = ready_text(run, directory, _model_name(run.url, key), key if stack.key_is_new else None)
-        shell.say(asdict(run), text)
+        with Client(Connection(run.url, key)) as client:
+            base_model = client.base_model()
+        shell.say(asdict(run), ready_text(run, directory, base_model, key if stack.key_is_new else None))
 
     run_until_signal(stack, ready)
     shell.progress.print("stopped; the data stays in", str(directory), markup=False)
@@ -60,11 +64,11 @@ def up(
 def _prepare_model(model: str | None, data_dir: Path) -> None:
     """Adds a model of the catalogue or a GGUF file to the stack's cache; checks that a directory holds a model.
 
-    Adding runs in a process of its own, so that this one, which lives as long as the stack, does not load torch. That
+    Another process adds the model, so that this one, which lives as long as the stack, does not load torch. That
     process ends with this one.
 
-    Raises: CliError: a path without a model; found now instead of after two processes have loaded torch.
-        typer.Exit: the model could not be added; that process has said why.
+    Raises: CliError: there is no model at the path.
+        typer.Exit: the model could not be added; the other process has printed the error.
     """
     from alignez_core.models.catalogue import in_catalogue
     from alignez_core.models.resolve import is_gguf
@@ -85,7 +89,7 @@ def _prepare_model(model: str | None, data_dir: Path) -> None:
 
 
 def ready_text(run: RunInfo, directory: Path, model: str, new_key: str | None) -> str:
-    """Text for a user once the stack is up. Args: new_key: a key that this start made, which is shown once."""
+    """Text for the user of a stack that is ready. new_key: the key that this start made, which is shown once."""
     file = run.admin_key_file
     key = f"{new_key}   (shown only now; stored in {file})" if new_key else f"in {file}   (show it: cat {file})"
     lines = [
@@ -104,11 +108,3 @@ def ready_text(run: RunInfo, directory: Path, model: str, new_key: str | None) -
         "Ctrl-C stops everything.",
     ]
     return "\n".join(lines)
-
-
-def _model_name(url: str, key: str) -> str:
-    from cli.client import Client
-    from cli.config import Connection
-
-    with Client(Connection(url, key)) as client:
-        return client.base_model()

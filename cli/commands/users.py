@@ -8,11 +8,11 @@ from urllib.parse import quote
 import typer
 
 from cli.groups import new_app
-from cli.shell import shell_of
+from cli.shell import connected
 
 users_app = new_app("Give end users their profiles.")
 
-UserArgument = Annotated[str, typer.Argument(help="The end user, by your own id of them.")]
+UserArgument = Annotated[str, typer.Argument(help="Id of the end user in your own system.")]
 
 
 @users_app.command()
@@ -23,37 +23,34 @@ def assign(
     alias: Annotated[str | None, typer.Option(help="Follow this alias instead of the default.")] = None,
     version: Annotated[int | None, typer.Option(help="Pin this version.")] = None,
 ) -> None:
-    """Answer this user with a profile from now on.
+    """Assign a profile to an end user.
 
     Example: alignez users assign ada cheerful --alias beta
     """
     body = {"profile": profile, "alias": alias, "version": version}
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         row = client.call("PUT", _path(user), {name: value for name, value in body.items() if value is not None})
     shell.say(row, _sentence(row))
 
 
 @users_app.command()
 def show(context: typer.Context, user: UserArgument) -> None:
-    """Show a user's profile.
+    """Show the profile of an end user.
 
     Example: alignez users show ada
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         row = client.call("GET", _path(user))
     shell.say(row, _sentence(row))
 
 
 @users_app.command()
 def unassign(context: typer.Context, user: UserArgument) -> None:
-    """Answer this user with the bare base model again.
+    """Remove the profile of an end user, who gets the bare base model again.
 
     Example: alignez users unassign ada
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         client.call("DELETE", _path(user))
     shell.say({"user": user, "profile": None}, f"{user} → base model")
 

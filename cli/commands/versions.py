@@ -1,4 +1,4 @@
-"""`alignez profiles`, the part about versions: list, promote, roll back, prove, archive."""
+"""The commands of `alignez profiles` for versions: list, promote, roll back, prove, archive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cli.commands.profiles import NameArgument, WaitOption
 from cli.errors import CliError
 from cli.groups import new_app
 from cli.job_view import follow_job
-from cli.shell import out, print_json, shell_of
+from cli.shell import connected, out, print_json
 from cli.verdict import print_verdict, shares
 
 versions_app = new_app("Versions of a profile.")
@@ -29,26 +29,21 @@ def versions(context: typer.Context, name: NameArgument) -> None:
 
     Example: alignez profiles versions cheerful
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         aliases: dict[str, dict[str, float]] = client.call("GET", profile_path(name))["aliases"]
         rows = client.all(f"{profile_path(name)}/versions")
     shell.table(
         rows,
-        ["version", "state", "quality", "in use as", "method", "layers", "sha256", "created"],
-        [
-            [
-                row["number"],
-                row["state"],
-                row["quality"],
-                ", ".join(alias for alias, targets in aliases.items() if str(row["number"]) in targets),
-                row["method"],
-                len(row["layers"] or []),
-                (row["sha256"] or "")[:12],
-                row["created_at"][:19],
-            ]
-            for row in rows
-        ],
+        {
+            "version": "number",
+            "state": "state",
+            "quality": "quality",
+            "in use as": lambda row: ", ".join(name for name, to in aliases.items() if str(row["number"]) in to),
+            "method": "method",
+            "layers": lambda row: len(row["layers"] or []),
+            "sha256": lambda row: (row["sha256"] or "")[:12],
+            "created": lambda row: row["created_at"][:19],
+        },
         "no versions",
     )
 
@@ -58,14 +53,13 @@ def promote(
     context: typer.Context,
     name: NameArgument,
     version: NumberArgument,
-    force: Annotated[bool, typer.Option("--force", help="Also when it is weak.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote a weak version too.")] = False,
 ) -> None:
     """Make a ready version the default; a weak one needs --force.
 
     Example: alignez profiles promote cheerful 2
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         try:
             row = client.call("POST", f"{profile_path(name)}/promote", {"version": version, "force": force})
         except ApiError as error:
@@ -79,20 +73,18 @@ def rollback(context: typer.Context, name: NameArgument) -> None:
 
     Example: alignez profiles rollback cheerful
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         row = client.call("POST", f"{profile_path(name)}/rollback")
     shell.say(row, f"{name} → version {shares(row['targets'])}")
 
 
 @versions_app.command()
 def archive(context: typer.Context, name: NameArgument, version: NumberArgument) -> None:
-    """Take a version out of use for good; one that an alias or an end user has is refused.
+    """Archive a version permanently; refused while an alias or an end user has it.
 
     Example: alignez profiles archive cheerful 1
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         row = client.call("POST", f"{profile_path(name)}/versions/{version}/archive")
     shell.say(row, f"archived version {version} of {name}")
 
@@ -106,16 +98,15 @@ def evaluate(
         str | None, typer.Option(help="self, nano, openai, model:PATH or reward:PATH.", show_default=False)
     ] = None,
     held_out: Annotated[int | None, typer.Option(help="Held-out queries.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the answers.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the answers.", show_default=False)] = None,
     wait: WaitOption = True,
 ) -> None:
-    """Prove a version again, with another judge, seed or number of queries; the version stays as it is.
+    """Evaluate a version again with another judge, seed or number of queries; the version does not change.
 
     Example: alignez profiles evaluate cheerful --judge self --seed 1
     """
     asked = {"judge": judge, "held_out_queries": held_out, "seed": seed}
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         path = _version_path(client, name, version)
         body = {setting: value for setting, value in asked.items() if value is not None}
         made = client.call("POST", f"{path}/evaluate", body)
@@ -137,7 +128,7 @@ def report(
     context: typer.Context,
     name: NameArgument,
     version: VersionOption = None,
-    judge: Annotated[str | None, typer.Option(help="The latest proof by this judge.", show_default=False)] = None,
+    judge: Annotated[str | None, typer.Option(help="Show the latest proof by this judge.", show_default=False)] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the page with pictures to this file.")
     ] = None,
@@ -146,8 +137,7 @@ def report(
 
     Example: alignez profiles report cheerful --html report.html
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         path = f"{_version_path(client, name, version)}/report"
         if html is not None:
             _write(html, client.page(path, judge=judge, format="html"))
@@ -167,14 +157,13 @@ def pairs(
     context: typer.Context,
     name: NameArgument,
     version: VersionOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many; all by default.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most queries to show; all by default.")] = None,
 ) -> None:
-    """Show the fit queries of a version, with the preferred and the dispreferred answer to each.
+    """Show the fit queries of a version with their preferred and dispreferred answers.
 
     Example: alignez profiles pairs cheerful --limit 5
     """
-    shell = shell_of(context)
-    with shell.connect() as client:
+    with connected(context) as (shell, client):
         rows = client.all(f"{_version_path(client, name, version)}/pairs", limit)
     if shell.as_json:
         print_json(rows)
@@ -190,7 +179,7 @@ def pairs(
 
 
 def explain_weak(error: ApiError, name: str) -> ApiError:
-    """The refusal of a weak version, with the command that shows why; any other refusal as it is."""
+    """Adds the command that shows the proof to the refusal of a weak version; leaves other refusals unchanged."""
     if error.code != "version_weak":
         return error
     proof = f"alignez profiles report {name} --version {error.details['number']}"
@@ -199,9 +188,9 @@ def explain_weak(error: ApiError, name: str) -> ApiError:
 
 
 def _version_path(client: Client, name: str, version: int | None) -> str:
-    """The path of a version: the named one, the one in use, else the latest that is ready.
+    """Path of the given version, or of the one in use, or of the latest ready one.
 
-    Raises: CliError: none is ready.
+    Raises: CliError: no version is ready.
     """
     if version is None:
         targets = client.call("GET", profile_path(name))["aliases"].get("default") or {}

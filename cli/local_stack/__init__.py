@@ -1,1 +1,1 @@
-"""Everything `alignez up` runs on one machine: Postgres, Redis, and the three roles of the product."""
+"""The processes of `alignez up` on one machine: Postgres, Redis, and the three roles of the product."""

@@ -1,4 +1,4 @@
-"""A stack as a child process for the time of a `with` block, for the demo and for tests."""
+"""A stack as a child process during a `with` block, for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from types import TracebackType
 
 from cli.config import RunInfo
+from cli.errors import StackError
 from cli.local_stack import process
-from cli.local_stack.errors import StackError
 
 _START_TIMEOUT_S = 600.0
 
 
 class BackgroundStack:
-    """`alignez up` as a child process; it stops, with all it started, when the block or this process ends.
+    """`alignez up` as a child process, which ends with its own children when the block or this process ends.
 
     Args:
-        data_dir: of the stack.
-        arguments: more arguments of `alignez up`.
-        env: environment; this process's when not given.
+        data_dir: data directory of the stack.
+        arguments: further arguments of `alignez up`.
+        env: environment; None: this process's.
     """
 
     def __init__(self, data_dir: Path, arguments: Sequence[str] = (), env: Mapping[str, str] | None = None) -> None:
@@ -35,12 +35,12 @@ class BackgroundStack:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> RunInfo:
-        """Start it and wait until it is ready.
+        """Starts the stack and waits until it is ready.
 
-        Raises: StackError: what `alignez up` said when it gave up.
+        Raises: StackError: it did not start; the message is that of `alignez up`.
         """
         try:
-            # A stack that was killed leaves its file, which must not be taken for the new stack's.
+            # The file of a killed stack must not be read as the new stack's.
             (self.data_dir / "run.json").unlink(missing_ok=True)
             argv = [sys.executable, "-m", "cli.main", "up", "--port", "0", "--data-dir", str(self.data_dir)]
             environment = {**(os.environ if self._env is None else self._env), "PYTHONUNBUFFERED": "1"}
@@ -60,7 +60,7 @@ class BackgroundStack:
         self.stop()
 
     def stop(self) -> None:
-        """End the stack cleanly and wait for it."""
+        """Ends the stack and waits for it."""
         if self._process is not None:
             process.stop(self._process, [(signal.SIGTERM, 60.0)])
             self._process = None

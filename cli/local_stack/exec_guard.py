@@ -1,11 +1,15 @@
-"""Becomes another program after tying its life to the parent's and dropping root.
+"""Starts a program whose life is tied to its parent's, without root's rights.
 
-Run as a script (`python -I -S exec_guard.py PARENT SIGNAL UID GID CAPABILITY -- program args`), standard library only:
-it replaces itself by the program, so the process id the parent knows is the program's own.
+Run as a script, standard library only:
+
+    python -I -S exec_guard.py PARENT SIGNAL UID GID CAPABILITY -- program args
+    python -I -S exec_guard.py watch PARENT CHILD SIGNAL
+
+The first form replaces itself with the program, so the parent knows the program's own process id. The second form
+replaces Linux's death signal on systems without one (macOS).
 
 Why a script and not `Popen(preexec_fn=...)`: code between fork and exec may deadlock in a parent with threads, and
-the order matters here. Linux clears the death signal when the user changes, so it is
-set last, by the thread that execs.
+the order matters here. Linux clears the death signal when the user changes, so the thread that calls exec sets it last.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
 _CAPABILITY_VERSION_3 = 0x20080522
+_POLL_S = 0.5
 
 
 class _CapHeader(ctypes.Structure):
@@ -25,20 +31,16 @@ class _CapHeader(ctypes.Structure):
 
 
 class _CapWords(ctypes.Structure):
-    _fields_ = [
-        ("effective", ctypes.c_uint32),
-        ("permitted", ctypes.c_uint32),
-        ("inheritable", ctypes.c_uint32),
-    ]
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
 
 
 def die_with_parent(signal_number: int, parent: int | None = None) -> None:
-    """Ask Linux to send `signal_number` to this process when the parent's starting thread dies; elsewhere do nothing.
+    """Asks Linux to send `signal_number` to this process when the parent's starting thread dies; elsewhere a no-op.
 
     Args:
         signal_number: the signal.
-        parent: the expected parent; when it is already gone this process exits at once (the race of a parent that
-            dies between fork and this call).
+        parent: process id of the parent. If it is already gone, this process exits at once, because a parent may die
+            between fork and this call.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -50,7 +52,7 @@ def die_with_parent(signal_number: int, parent: int | None = None) -> None:
 
 
 def become(uid: int, gid: int, capability: int = -1) -> None:
-    """Give up root for `uid`, keeping at most one capability (-1: none) across the coming exec."""
+    """Changes from root to `uid` and keeps at most one capability (-1: none) across the coming exec."""
     libc = ctypes.CDLL(None, use_errno=True)
     if capability >= 0 and libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_KEEPCAPS)")
@@ -64,13 +66,38 @@ def become(uid: int, gid: int, capability: int = -1) -> None:
     header = _CapHeader(_CAPABILITY_VERSION_3, 0)
     if libc.capset(ctypes.byref(header), ctypes.byref(words)) != 0:
         raise OSError(ctypes.get_errno(), "capset")
-    # Ambient, because a plain exec of a file without file capabilities drops everything else.
+    # Ambient, because a plain exec of a file without file capabilities drops all others.
     if libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_CAP_AMBIENT_RAISE)")
 
 
+def alive(pid: int) -> bool:
+    """True when a process with this id exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def watch(parent: int, child: int, signal_number: int) -> None:
+    """Waits until the parent or the child has ended; if the parent ended first, sends the signal to the child."""
+    # This process is a child of `parent` too: a new parent id means that `parent` died.
+    while os.getppid() == parent:
+        if not alive(child):
+            return
+        time.sleep(_POLL_S)
+    if alive(child):
+        os.kill(child, signal_number)
+
+
 def main(arguments: list[str]) -> None:
-    """Parse the five numbers, drop root, arm the death signal, and become the program."""
+    """Runs one of the two forms of the command line."""
+    if arguments[0] == "watch":
+        watch(*(int(value) for value in arguments[1:]))
+        return
     parent, death_signal, uid, gid, capability = (int(value) for value in arguments[:5])
     program = arguments[6:]
     try:

@@ -1,10 +1,10 @@
-"""The first key of a deployment, with which all other keys are made."""
+"""The first key of a deployment, which can make all others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cli.files import write_atomically
+from cli.config import write_atomically
 from profiles.errors import Unauthenticated
 from profiles.models import Role
 from profiles.service import authenticate, create_key, ensure_tenant
@@ -14,12 +14,12 @@ TENANT = "default"
 
 
 def ensure_admin_key(database_url: str, key_file: Path) -> bool:
-    """Keeps the key in `key_file` if it still opens this database, else makes tenant `default` and a new admin key.
+    """Keeps the key in `key_file` if this database accepts it; otherwise makes tenant `default` and a new admin key.
 
     Args:
-        database_url: migrated database.
+        database_url: URL of a migrated database.
         key_file: written with mode 0600, after the key was committed.
-    Returns: True when the key is new.
+    Returns: True if the key is new.
     """
     sessions = make_session_factory(database_url)
     try:

@@ -1,4 +1,4 @@
-"""Child processes that cannot outlive their parent, and ports that stay the same."""
+"""Child processes that cannot outlive their parent, directory locks, and ports that survive a restart."""
 
 from __future__ import annotations
 
@@ -13,19 +13,56 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.files import write_atomically
-from cli.local_stack import exec_guard, parent_watch
+from filelock import FileLock, Timeout
+
+from cli.config import write_atomically
+from cli.errors import AlreadyRunning
+from cli.local_stack import exec_guard
 
 _LOG_LIMIT_BYTES = 10 * 2**20
 
 
 @dataclass(frozen=True)
 class RunAs:
-    """The user a child runs as, and the one capability it keeps (-1: none)."""
+    """The user that a child runs as, and the one capability that it keeps (-1: none)."""
 
     uid: int
     gid: int
     capability: int = -1
+
+
+class DirectoryLock:
+    """An exclusive lock on a directory, which the system releases when its owner dies.
+
+    The file `lock` holds the owner's process id, for the error message.
+
+    Args:
+        directory: an existing directory.
+        what: name of the server that uses the directory.
+    """
+
+    def __init__(self, directory: Path, what: str) -> None:
+        self._path = directory / "lock"
+        self._what = what
+        self._lock = FileLock(self._path, mode=0o600, blocking=False, thread_local=False)
+
+    def acquire(self) -> None:
+        """Takes the lock; a no-op if this object holds it. Raises: AlreadyRunning: another process holds it."""
+        if self._lock.is_locked:
+            return
+        try:
+            self._lock.acquire()
+        except Timeout:
+            owner = self._path.read_text(errors="replace").strip() or "unknown"
+            raise AlreadyRunning(
+                f"{self._what} in {self._path.parent} is already running (process {owner}): "
+                "stop that one first, or choose another --data-dir"
+            ) from None
+        self._path.write_text(f"{os.getpid()}\n")
+
+    def release(self) -> None:
+        """Releases the lock; the file stays."""
+        self._lock.release()
 
 
 def spawn(
@@ -37,19 +74,19 @@ def spawn(
     run_as: RunAs | None = None,
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a program that gets `death_signal` when this process dies, however it dies.
+    """Starts a program that gets `death_signal` when this process dies for any reason.
 
-    Linux sends the signal when the *thread* that called this ends, so call it from a thread that lives as long as the
-    child should (the main thread).
+    Linux sends the signal when the *thread* that called this function ends, so call it from a thread that lives as
+    long as the child should (the main thread).
 
     Args:
-        argv: the program as an absolute path, and its arguments.
+        argv: absolute path of the program, and its arguments.
         log: file that stdout and stderr are appended to.
-        death_signal: what the child gets when the parent is gone.
-        env: the whole environment; the parent's when not given.
-        run_as: user to become first (needs root).
+        death_signal: signal that the child gets when the parent is gone.
+        env: the whole environment; None: the parent's.
+        run_as: user to change to first (needs root).
         cwd: working directory.
-    Returns: the process, in a session of its own, so that Ctrl-C reaches only the parent.
+    Returns: the process, in its own session, so that Ctrl-C reaches only the parent.
     """
     user = run_as or RunAs(-1, -1)
     guard = [sys.executable, "-I", "-S", exec_guard.__file__]
@@ -65,14 +102,14 @@ def spawn(
             start_new_session=True,
         )
     if not sys.platform.startswith("linux"):
-        watch = [sys.executable, "-I", "-S", parent_watch.__file__, str(os.getpid()), str(process.pid)]
-        subprocess.Popen([*watch, str(int(death_signal))], stdin=subprocess.DEVNULL, start_new_session=True)
+        watched = [str(os.getpid()), str(process.pid), str(int(death_signal))]
+        subprocess.Popen([*guard, "watch", *watched], stdin=subprocess.DEVNULL, start_new_session=True)
     return process
 
 
 @contextlib.contextmanager
 def open_log(path: Path) -> Iterator[int]:
-    """Open a log for appending (mode 0600); one that grew over 10 MiB is set aside as `.1` first."""
+    """Opens a log for appending (mode 0600); renames one of more than 10 MiB to `.1` first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
         path.replace(path.with_name(path.name + ".1"))
@@ -84,7 +121,7 @@ def open_log(path: Path) -> Iterator[int]:
 
 
 def stop(process: subprocess.Popen[bytes], steps: Sequence[tuple[signal.Signals, float]]) -> None:
-    """End a child: send each signal in turn and wait its seconds; SIGKILL for the whole session at last."""
+    """Ends a child: sends each signal in turn and waits its seconds, then sends SIGKILL to the whole session."""
     for signal_number, wait_s in steps:
         if process.poll() is not None:
             break
@@ -96,7 +133,7 @@ def stop(process: subprocess.Popen[bytes], steps: Sequence[tuple[signal.Signals,
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a child's session, its own children included, and reap the child."""
+    """Kills all remaining processes of a child's session, its own children included, and reaps the child."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -104,7 +141,7 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
 
 
 def tail(path: Path, lines: int = 12) -> str:
-    """The last lines of a log; empty when there is no log."""
+    """The last lines of a log; empty if there is no log."""
     if not path.exists():
         return ""
     with path.open("rb") as stream:
@@ -113,7 +150,7 @@ def tail(path: Path, lines: int = 12) -> str:
 
 
 def remembered_port(path: Path) -> int:
-    """A free port of 127.0.0.1: the one in `path` from last time when it is still free, else a new one, stored."""
+    """A free port of 127.0.0.1: the one stored in `path` if it is still free, else a new one, which is stored."""
     try:
         before = int(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -125,7 +162,7 @@ def remembered_port(path: Path) -> int:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens on now."""
+    """A port without a listener."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -143,9 +180,9 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def wait_gone(pid: int, seconds: float) -> bool:
-    """Wait until a process that is not our child no longer exists; false when it still does."""
+    """Waits until a process that is not our child has ended; False if it still exists after `seconds`."""
     deadline = time.monotonic() + seconds
-    while parent_watch.alive(pid):
+    while exec_guard.alive(pid):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

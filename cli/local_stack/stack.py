@@ -1,4 +1,4 @@
-"""The whole product on one machine: its parts, their order, and the file that tells clients where it is."""
+"""The whole product on one machine: its parts, the order of their start, and `run.json`, which clients read."""
 
 from __future__ import annotations
 
@@ -6,60 +6,50 @@ import os
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from cli.client import is_ready
 from cli.config import RunInfo, default_model_cache
+from cli.errors import StackError
 from cli.local_stack import process
 from cli.local_stack.broker import RedisServer
-from cli.local_stack.errors import StackError
-from cli.local_stack.lock import DirectoryLock
 from cli.local_stack.postgres import PostgresServer
+from cli.local_stack.process import DirectoryLock
+from cli.local_stack.server import EmbeddedServer
 from cli.local_stack.supervisor import RoleProcess, Supervisor
 
 _READY_TIMEOUT_S = 600.0
 _LOOK_EVERY_S = 0.1
 
 
-@dataclass(frozen=True)
-class StackOptions:
-    """Options of `alignez up`.
-
-    Args:
-        data_dir: directory of everything that the stack keeps.
-        host, port: of the REST API; port 0 is a free one.
-        model: for all processes: name of the catalogue, GGUF file, directory or hub id; None: `ALIGNEZ_MODEL`, else the
-            shipped model.
-        workers: fit processes.
-    """
-
-    data_dir: Path
-    host: str = "127.0.0.1"
-    port: int = 8000
-    model: str | None = None
-    workers: int = 1
-
-
 class LocalStack:
-    """Starts all parts, keeps them running, stops them. Use it from one thread: the children die with that thread.
+    """Starts all parts, restarts those that end, and stops them. Use it from one thread: children die with it.
 
     Args:
-        options: see `StackOptions`.
-        report: gets one line of text per event.
+        data_dir: directory of all files of the stack.
+        report: called with one line of text per event.
+        host, port: address of the REST API; port 0: a free one.
+        model: model of all processes: catalogue name, GGUF file, directory or hub id; None: `ALIGNEZ_MODEL`, else the
+            shipped model.
+        workers: number of fit processes.
     """
 
-    def __init__(self, options: StackOptions, report: Callable[[str], None]) -> None:
-        self._options = options
-        self._data_dir = options.data_dir.expanduser().absolute()
+    def __init__(
+        self, data_dir: Path, report: Callable[[str], None], host: str, port: int, model: str | None, workers: int
+    ) -> None:
+        self._data_dir = data_dir
         self._report = report
+        self._host = host
+        self._port = port
+        self._model = model
+        self._workers = workers
         self._lock = DirectoryLock(self._data_dir, "alignez")
         self._supervisor = Supervisor(report, self._write_run_info)
         self._run: RunInfo | None = None
         self._stopping = False
-        #: True when this start made the admin key, so that it has not been shown yet.
+        #: True if this start made the admin key, which nobody has seen yet.
         self.key_is_new = False
         #: Role → Prometheus endpoint.
         self._metrics: dict[str, str] = {}
@@ -72,7 +62,7 @@ class LocalStack:
     def start(self) -> RunInfo:
         """Starts all parts, waits until each is ready, and writes `run.json`. Returns its content.
 
-        Raises: StackError: with what to do; whatever had started is stopped.
+        Raises: StackError: the parts that had started are stopped.
         """
         began = time.monotonic()
         try:
@@ -85,12 +75,15 @@ class LocalStack:
         try:
             (self._data_dir / "run.json").unlink(missing_ok=True)
             port = self._api_port()
-            environment = self._environment(self._start_postgres(), self._start_broker(), port)
+            postgres = PostgresServer(self._data_dir / "postgres", log=self._log("postgres"))
+            database_url = self._start_server("postgres", "ALIGNEZ_DATABASE_URL", postgres)
+            redis = RedisServer(self._data_dir / "broker", log=self._log("broker"))
+            broker_url = self._start_server("broker", "ALIGNEZ_BROKER_URL", redis)
+            environment = self._environment(database_url, broker_url, port)
             self._prepare_database(environment["ALIGNEZ_DATABASE_URL"])
             self._start_roles(environment, port)
-            host = "127.0.0.1" if self._options.host in ("0.0.0.0", "::", "") else self._options.host
             self._run = RunInfo(
-                url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
+                url=self._url(port),
                 admin_key_file=str(self.key_file),
                 metrics_url=self._metrics["api"],
                 metrics_urls=dict(self._metrics),
@@ -107,17 +100,17 @@ class LocalStack:
         return self._run
 
     def watch(self) -> None:
-        """Keep everything running until `request_stop`."""
+        """Restarts parts that end, until `request_stop`."""
         while not self._stopping:
             self._supervisor.check()
             time.sleep(_LOOK_EVERY_S)
 
     def request_stop(self) -> None:
-        """Make `watch` return; safe in a signal handler."""
+        """Makes `watch` return; safe in a signal handler."""
         self._stopping = True
 
     def stop(self) -> None:
-        """Stop everything, clients before servers, and take `run.json` away."""
+        """Stops everything, clients before servers, and removes `run.json`."""
         if self._run is not None:
             (self._data_dir / "run.json").unlink(missing_ok=True)
             self._run = None
@@ -127,8 +120,20 @@ class LocalStack:
     def _log(self, name: str) -> Path:
         return self._data_dir / "logs" / f"{name}.log"
 
+    def _url(self, port: int) -> str:
+        """URL of the API for clients on this machine."""
+        host = "127.0.0.1" if self._host in ("0.0.0.0", "::", "") else self._host
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        """Reports the duration of one part of the start."""
+        began = time.monotonic()
+        yield
+        self._report(f"{name}: ready ({time.monotonic() - began:.1f} s)")
+
     def _api_port(self) -> int:
-        host, port = self._options.host, self._options.port
+        host, port = self._host, self._port
         try:
             if port == 0:
                 return process.free_port(host)
@@ -139,35 +144,25 @@ class LocalStack:
             raise StackError(f"port {port} of {host} is taken or not allowed: pass --port 0 for a free one")
         return port
 
-    def _start_postgres(self) -> str:
-        """URL of the database: your own server's when `ALIGNEZ_DATABASE_URL` is set, else the embedded one's."""
-        if own := os.environ.get("ALIGNEZ_DATABASE_URL"):
-            self._report("postgres: your own server (ALIGNEZ_DATABASE_URL)")
+    def _start_server(self, name: str, setting: str, server: EmbeddedServer) -> str:
+        """URL of the server in the environment variable `setting` if it is set, else of the embedded one."""
+        if own := os.environ.get(setting):
+            self._report(f"{name}: your own server ({setting})")
             return own
-        server = PostgresServer(self._data_dir / "postgres", log=self._log("postgres"))
-        with _Step(self._report, "postgres"):
-            self._supervisor.start("postgres", server, server.log)
-        return server.url
-
-    def _start_broker(self) -> str:
-        if own := os.environ.get("ALIGNEZ_BROKER_URL"):
-            self._report("broker: your own server (ALIGNEZ_BROKER_URL)")
-            return own
-        server = RedisServer(self._data_dir / "broker", log=self._log("broker"))
-        with _Step(self._report, "broker"):
-            self._supervisor.start("broker", server, server.log)
+        with self._step(name):
+            self._supervisor.start(name, server, server.log)
         return server.url
 
     def _environment(self, database_url: str, broker_url: str, port: int) -> dict[str, str]:
-        """The settings of every child, on top of the user's own environment, which they may refine."""
+        """The environment of every child: the user's own one with the stack's settings."""
         environment = dict(os.environ)
         defaults = {
-            # Two processes with a model share the cores: with more threads than cores both are slow.
+            # Two processes with a model share the cores: more threads than cores slow both down.
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
             "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
             "ALIGNEZ_API_DRAIN_S": "5",
-            # On one machine there is no network, so a lost worker or message can be noticed much sooner.
+            # Without a network, a lost worker or message can be detected much sooner.
             "ALIGNEZ_WORKER_LEASE_S": "8",
             "ALIGNEZ_WORKER_RELAY_RESEND_S": "5",
             "PYTHONUNBUFFERED": "1",
@@ -177,17 +172,17 @@ class LocalStack:
         environment |= {
             "ALIGNEZ_DATABASE_URL": database_url,
             "ALIGNEZ_BROKER_URL": broker_url,
-            "ALIGNEZ_API_HOST": self._options.host,
+            "ALIGNEZ_API_HOST": self._host,
             "ALIGNEZ_API_PORT": str(port),
             "ALIGNEZ_MODEL_CACHE": str(default_model_cache(self._data_dir)),
         }
-        if self._options.model is not None:
-            environment["ALIGNEZ_MODEL"] = self._options.model
+        if self._model is not None:
+            environment["ALIGNEZ_MODEL"] = self._model
         return environment
 
     def _prepare_database(self, url: str) -> None:
-        """Migrates, and on the first start makes the tenant `default` with its admin key."""
-        with _Step(self._report, "migrations"):
+        """Migrates the database; at the first start, makes the tenant `default` with its admin key."""
+        with self._step("migrations"):
             from cli.local_stack.first_key import ensure_admin_key
             from profiles import migrate
 
@@ -195,8 +190,9 @@ class LocalStack:
             self.key_is_new = ensure_admin_key(url, self.key_file)
 
     def _start_roles(self, environment: Mapping[str, str], port: int) -> None:
-        """Starts relay, workers and API at once and waits for all: two of them load a model."""
-        names = ["relay", *(_worker_name(i) for i in range(self._options.workers)), "api"]
+        """Starts relay, workers and API together, because several of them load a model, and waits for all."""
+        workers = ["worker", *(f"worker-{number}" for number in range(2, self._workers + 1))]
+        names = ["relay", *workers, "api"]
         for name in names:
             flag = self._data_dir / f"{name}.ready"
             role = name.split("-")[0]
@@ -206,16 +202,16 @@ class LocalStack:
                 argv=[sys.executable, "-m", "cli.main", role, *arguments],
                 env={**environment, **self._metrics_port(name)},
                 log=self._log(name),
-                ready=(lambda: _answers(self._options.host, port)) if role == "api" else flag.exists,
+                ready=(lambda: is_ready(self._url(port))) if role == "api" else flag.exists,
                 before_start=lambda flag=flag: flag.unlink(missing_ok=True),  # type: ignore[misc]
             )
             self._supervisor.start(name, child, child.log)
         for name in names:
-            with _Step(self._report, name):
+            with self._step(name):
                 self._supervisor.wait_ready(name, _READY_TIMEOUT_S)
 
     def _metrics_port(self, name: str) -> dict[str, str]:
-        """The setting for a process's own metrics port, which is the same at every start."""
+        """The environment variable with a process's metrics port, which stays the same at every start."""
         memory = self._data_dir / ("metrics.port" if name == "api" else f"{name}.metrics.port")
         port = process.remembered_port(memory)
         self._metrics[name] = f"http://127.0.0.1:{port}/metrics"
@@ -230,11 +226,11 @@ class LocalStack:
 
 
 def run_until_signal(stack: LocalStack, ready: Callable[[RunInfo], None]) -> None:
-    """Starts a stack, calls `ready`, and stops the stack on SIGINT, SIGTERM or SIGHUP."""
+    """Starts a stack, calls `ready`, and stops the stack at SIGINT, SIGTERM or SIGHUP."""
 
     def on_signal(number: int, frame: object) -> None:
         for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(other, signal.SIG_IGN)  # a further signal must not cut the shutdown short
+            signal.signal(other, signal.SIG_IGN)  # a further signal must not interrupt the shutdown
         stack.request_stop()
         raise KeyboardInterrupt
 
@@ -248,35 +244,3 @@ def run_until_signal(stack: LocalStack, ready: Callable[[RunInfo], None]) -> Non
         stack.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Step:
-    """Reports how long one part of the start took."""
-
-    def __init__(self, report: Callable[[str], None], name: str) -> None:
-        self._report = report
-        self._name = name
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._report(f"{self._name}: ready ({time.monotonic() - self._began:.1f} s)")
-
-
-def _worker_name(index: int) -> str:
-    return "worker" if index == 0 else f"worker-{index + 1}"
-
-
-def _answers(host: str, port: int) -> bool:
-    """True when the API reports that all its parts are ready."""
-    address = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-    url = f"http://{f'[{address}]' if ':' in address else address}:{port}/ready"
-    # The child is on this machine: a proxy of the environment is not for it.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
-        return False

@@ -1,4 +1,4 @@
-"""Keeps a set of child processes running: starts them in order, restarts what dies, stops all in reverse."""
+"""Runs a set of child processes: starts them in order, restarts those that end, stops all in reverse order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cli.errors import ServerDidNotStart, StackError
 from cli.local_stack import process
-from cli.local_stack.errors import ServerDidNotStart, StackError
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
-#: A child that ran this long before it died starts over with the short pause.
+#: After a child ran this long, its next restart has the shortest pause again.
 _STEADY_S = 20.0
 
 
@@ -25,19 +25,19 @@ class Child(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """Its process id, None when it is not running."""
+        """Process id, None when it does not run."""
 
     def start(self) -> object:
-        """Launches it, with the same port and configuration at every start."""
+        """Starts the process, with the same port and configuration at every start."""
 
     def is_ready(self) -> bool:
-        """True when it does its work."""
+        """True when the process does its work."""
 
     def ask_to_stop(self) -> None:
-        """Tells it to end, without waiting."""
+        """Tells the process to end, without waiting."""
 
     def stop(self) -> None:
-        """Ends it, with everything it started."""
+        """Ends the process and everything that it started."""
 
 
 @dataclass
@@ -46,8 +46,9 @@ class RoleProcess:
 
     Args:
         argv: program and arguments. env: the whole environment.
-        ready: true when it does its work; called while the process runs.
-        grace_s: from SIGTERM to SIGKILL.
+        ready: returns True when the process does its work; called while it runs.
+        before_start: called before each start.
+        grace_s: seconds from SIGTERM to SIGKILL.
     """
 
     name: str
@@ -64,9 +65,9 @@ class RoleProcess:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
-        self._bury()
+        self._reap()
         self.before_start()
-        # SIGKILL when this process dies: the product tolerates the loss of any process, and nobody waits for it then.
+        # SIGKILL when this process dies: the product tolerates the loss of any process, and nobody waits for its end.
         self._process = process.spawn(self.argv, log=self.log, death_signal=signal.SIGKILL, env=self.env)
 
     def is_ready(self) -> bool:
@@ -78,13 +79,13 @@ class RoleProcess:
 
     def stop(self) -> None:
         if self._process is not None:
-            # uvicorn and Celery take a second SIGTERM as an order to stop at once.
+            # A second SIGTERM would make uvicorn and Celery stop at once.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(self.grace_s)
-        self._bury()
+        self._reap()
 
-    def _bury(self) -> None:
-        """Ends what a dead process left behind in its session, such as a worker's pool child."""
+    def _reap(self) -> None:
+        """Ends the processes that a dead one left in its session, such as a worker's pool child."""
         if self._process is not None:
             process.kill_session(self._process)
             self._process = None
@@ -103,10 +104,10 @@ class _Watched:
 
 
 class Supervisor:
-    """Runs children. Call everything from one long-lived thread: children die with the thread that started them.
+    """Runs children. Call all methods from one long-lived thread: children die with the thread that started them.
 
     Args:
-        report: gets one line per event (a child died, came back).
+        report: called with one line per event: a child ended, or runs again.
         changed: called after a child got a new process id.
     """
 
@@ -120,14 +121,14 @@ class Supervisor:
         return {watched.name: watched.child.pid for watched in self._watched}
 
     def start(self, name: str, child: Child, log: Path) -> None:
-        """Launches a child and watches it from now on; see `wait_ready`."""
+        """Starts a child and watches it from then on; see `wait_ready`."""
         self._watched.append(_Watched(name, child, log, time.monotonic()))
         child.start()
 
     def wait_ready(self, name: str, timeout_s: float) -> None:
-        """Wait for a started child.
+        """Waits until a started child is ready.
 
-        Raises: ServerDidNotStart: it ended first, or did not become ready in time.
+        Raises: StackError: it ended first, or did not become ready in time.
         """
         watched = next(entry for entry in self._watched if entry.name == name)
         deadline = time.monotonic() + timeout_s
@@ -140,7 +141,7 @@ class Supervisor:
             time.sleep(0.2)
 
     def check(self) -> None:
-        """Looks at every child once: notes those that died, restarts those with an expired pause."""
+        """Checks every child once: schedules a restart of those that ended, restarts those whose pause is over."""
         for watched in self._watched:
             now = time.monotonic()
             if watched.restart_at is None:
@@ -150,7 +151,7 @@ class Supervisor:
                 self._restart(watched)
 
     def stop(self) -> None:
-        """Ends all children, last started first. All are told to stop before the first is waited for."""
+        """Ends all children, the last started first; tells all to stop before it waits for the first."""
         for watched in reversed(self._watched):
             watched.child.ask_to_stop()
         for watched in reversed(self._watched):
@@ -177,7 +178,7 @@ class Supervisor:
 
 
 def _gave_up(name: str, log: Path) -> StackError:
-    """The reason why a role ended: its own error message if it printed one, else the end of its log."""
+    """The error of a role that ended: its own message if it printed one, else the end of its log."""
     said = process.tail(log)
     for line in reversed(said.splitlines()):
         if line.startswith(("alignez: ", "alignez worker: ", "error: ")):

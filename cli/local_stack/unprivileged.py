@@ -1,4 +1,4 @@
-"""The user for a server that refuses root, and a check that this user can reach the server's files."""
+"""The user for a server that refuses to run as root, and a check that this user can reach the server's files."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli.local_stack.errors import StackError
+from cli.errors import StackError
 from cli.local_stack.process import RunAs
 
-#: Reading and passing through any directory, without writing (linux/capability.h).
+#: The right to read any file and enter any directory, without writing (linux/capability.h).
 CAP_DAC_READ_SEARCH = 2
-#: The wider sibling; containers keep it by default, but not the narrower one.
+#: The same with writing. Containers keep this one by default, but not the other.
 CAP_DAC_OVERRIDE = 1
 _USERS = ("nobody", "postgres", "daemon")
 
 
 def unprivileged_user(paths: Sequence[Path]) -> RunAs | None:
-    """The identity for a server that refuses to run as root; None when we are not root ourselves.
+    """The user for a server that refuses to run as root; None if this process does not run as root.
 
     That user may have no access to the files (a checkout or virtual environment under /root, mode 700). The server
-    then keeps one capability, to pass through directories, which is far less than the rights of its parent.
+    then keeps one capability, to enter directories, which is far less than the rights of its parent.
 
     Args:
-        paths: files that the server must be able to reach.
-    Raises: StackError: there is no such user, or the files cannot be reached and no capability helps.
+        paths: files that the server has to reach.
+    Raises: StackError: there is no such user, or it cannot reach the files even with a capability.
     """
     if os.geteuid() != 0:
         return None
@@ -66,7 +66,7 @@ def _account() -> pwd.struct_passwd:
             account = pwd.getpwnam(name)
         except KeyError:
             continue
-        if account.pw_uid > 0:  # nobody is -2 on macOS, where root is rare enough to go to the next
+        if account.pw_uid > 0:  # the id of nobody is -2 on macOS: the next user is taken there
             return account
     raise StackError(
         f"Postgres refuses to run as root and none of the users {', '.join(_USERS)} exists: run alignez as a normal "
@@ -78,7 +78,7 @@ def _permitted_capabilities() -> int:
     if not sys.platform.startswith("linux"):
         return 0
     for line in Path("/proc/self/status").read_text().splitlines():
-        # Bounding set too: a capability outside it cannot survive the exec.
+        # The bounding set too: a capability outside it is lost at the exec.
         if line.startswith("CapBnd:"):
             bounding = int(line.split()[1], 16)
         elif line.startswith("CapPrm:"):

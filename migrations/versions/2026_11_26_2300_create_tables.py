@@ -1,4 +1,4 @@
-"""All tables, and the triggers that keep ready versions, base models and the audit log as they are.
+"""All tables, and the triggers that make ready versions, base models and the audit log immutable.
 
 Constraints and indexes get their names from `profiles.models.base.NAMING`.
 """
@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 revision = "2026_11_26_2300"
 down_revision = None
 
-# A version that is ready, or was, changes in one way only: from ready to archived. An archived one may be deleted.
+# The only change of a ready version is to archived. An archived version may be deleted.
 _KEEP_READY_VERSION = """
 CREATE FUNCTION keep_ready_version() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -31,7 +31,7 @@ BEGIN
 END $$
 """
 
-# The same for what a version consists of. NEW is null on DELETE, OLD on INSERT.
+# The same for the content of a version. NEW is null on DELETE, OLD on INSERT.
 _KEEP_READY_CONTENT = """
 CREATE FUNCTION keep_ready_content() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE kept uuid;
@@ -231,7 +231,7 @@ def _create_fits() -> None:
         sa.UniqueConstraint("version_id", "position"),
         sa.UniqueConstraint("id", "version_id"),
     )
-    # Always in line: the search reads every sketch of a version, and a TOAST look-up for each would be slow.
+    # Always in line, because the search reads every sketch of a version, and a TOAST look-up for each is slow.
     op.execute("ALTER TABLE fit_queries ALTER COLUMN embedding_sketch SET STORAGE PLAIN")
     op.create_table(
         "preference_pairs",
@@ -256,7 +256,7 @@ def _create_fits() -> None:
         _tenant(),
         *_columns(sa.LargeBinary(), "u", "v", "c", nullable=False),
     )
-    # Never compressed: floating-point numbers hardly shrink, and the attempt costs time.
+    # Never compressed, because floating-point numbers compress badly and the attempt costs time.
     for table, columns in (("query_representations", ("help", "harm")), ("version_edits", ("u", "v"))):
         for column in columns:
             op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STORAGE EXTERNAL")
@@ -371,12 +371,12 @@ def _tenant(**options: Any) -> sa.Column[Any]:
 
 
 def _version(**options: Any) -> sa.Column[Any]:
-    """Of a row that is part of a version."""
+    """The reference of a row to its version."""
     return _reference("version_id", "profile_versions", ondelete="CASCADE", **options)
 
 
 def _query() -> tuple[sa.Column[Any], sa.Column[Any], sa.ForeignKeyConstraint]:
-    """Of a table with one row per query, of the query's own version."""
+    """References to a query and its version, for a table with one row per query."""
     columns = ("query_id", "version_id")
     of_version = sa.ForeignKeyConstraint(columns, ["fit_queries.id", "fit_queries.version_id"], ondelete="CASCADE")
     return sa.Column("query_id", sa.Uuid(), primary_key=True), _version(index=True), of_version

@@ -1,1 +1,1 @@
-"""The way of a job to a worker: outbox, Celery queue, dead letters."""
+"""Delivery of jobs to workers: outbox, Celery queue, dead letters."""

@@ -1,4 +1,4 @@
-"""Reaches the broker through kombu alone, for processes that do not load Celery."""
+"""Access to the broker by kombu alone, for processes that do not load Celery."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from profiles.errors import BrokerUnavailable
 
 
 def is_redis(broker_url: str) -> bool:
-    """Redis (TCP, TLS or socket), as opposed to RabbitMQ."""
+    """True for Redis (TCP, TLS or socket), False for RabbitMQ."""
     return broker_url.startswith(("redis://", "rediss://", "redis+socket://", "unix://"))
 
 
 def tls(broker_url: str) -> dict[str, Any]:
-    """kombu's `ssl` of a URL that asks for TLS to Redis; empty for all others.
+    """kombu's `ssl` parameter for Redis with TLS; empty for other URLs.
 
-    kombu by itself checks no certificate there. What the URL says (`?ssl_ca_certs=…`) comes in place of this.
+    kombu's default checks no certificate of Redis. Parameters in the URL (`?ssl_ca_certs=…`) take precedence.
     """
     if not broker_url.startswith("rediss://"):
         return {}
@@ -27,10 +27,10 @@ def tls(broker_url: str) -> dict[str, Any]:
 
 
 def ping(broker_url: str, timeout_s: float = 3.0) -> None:
-    """Opens a connection, logs in and closes it again.
+    """Opens a connection with a login, and closes it.
 
     Args:
-        timeout_s: of each step.
+        timeout_s: longest duration of each step.
     Raises: BrokerUnavailable.
     """
     names = ("socket_connect_timeout", "socket_timeout") if is_redis(broker_url) else ("read_timeout", "write_timeout")

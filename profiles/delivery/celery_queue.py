@@ -1,4 +1,4 @@
-"""The job queue on Celery, and the configuration that sender and worker share."""
+"""The job queue on Celery, and the common configuration of sender and worker."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from profiles.errors import BrokerUnavailable
 FIT_TASK = "worker.fit_profile"
 FIT_QUEUE = "fits"
 
-#: The broker delivers the message of a dead worker again after the task's time limit plus this margin. The relay's
-#: sweep, which goes by the lease, has sent another message long before.
+#: The broker redelivers the message of a dead worker after the task's time limit plus this margin. The relay's sweep
+#: sends another message much earlier, when the lease ends.
 _REDELIVERY_MARGIN_S = 600
 
-#: A message that killed this many workers is set aside. Its job has failed long before.
+#: A message that killed this many workers is put aside. Its job fails much earlier.
 _DELIVERIES = 20
 
 
 def redelivery_s(task_time_limit_s: int) -> int:
-    """Redelivery time of the broker, seconds. It exceeds the longest job, which would otherwise run twice."""
+    """Redelivery time of the broker in seconds, longer than the longest job, which would otherwise run twice."""
     return task_time_limit_s + _REDELIVERY_MARGIN_S
 
 
 def fit_queue(queue: str, broker_url: str, task_time_limit_s: int) -> Queue:
-    """The queue of fits, as every process must declare it."""
+    """The queue of jobs, as every process has to declare it."""
     arguments: dict[str, Any] = {}
     if not is_redis(broker_url):
         arguments = {
-            # A quorum queue survives the loss of a node. Messages that workers reject, and messages that came back too
+            # A quorum queue survives the loss of a node. Rejected messages, and messages that were delivered too
             # often, go to the dead queue.
             "x-queue-type": "quorum",
             "x-delivery-limit": _DELIVERIES,
@@ -49,7 +49,7 @@ def fit_queue(queue: str, broker_url: str, task_time_limit_s: int) -> Queue:
 
 
 def dead_queue(queue: str) -> Queue:
-    """The queue of dead letters of `queue`. It is a classic queue, so that a look does not count as a delivery."""
+    """The queue of dead letters of `queue`. In a classic queue, reading a message does not count as a delivery."""
     return Queue(f"{queue}.dead", durable=True)
 
 
@@ -59,9 +59,8 @@ def broker_configuration(
     """Celery settings on which sender and worker must agree.
 
     Args:
-        task_time_limit_s: longest job; the broker's redelivery time is set above it, for a shorter one would run a
-            long job twice at once.
-        queue: its name; tests use their own.
+        task_time_limit_s: duration of the longest job; see `redelivery_s`.
+        queue: name of the queue; tests use their own.
     """
     options: dict[str, Any] = {"socket_timeout": 10, "socket_connect_timeout": 5, "socket_keepalive": True}
     options |= {
@@ -94,7 +93,7 @@ def broker_configuration(
 class CeleryQueue:
     """Publishes `worker.fit_profile(job_id)`; the broker confirms each message.
 
-    RabbitMQ confirms by publisher confirms; Redis by answering the push.
+    RabbitMQ sends publisher confirms; the answer to the push is the confirmation of Redis.
 
     Args:
         queue: name of the queue; tests use their own.
@@ -112,9 +111,9 @@ class CeleryQueue:
         )  # fmt: skip
 
     def publish(self, job_ids: Sequence[UUID]) -> list[UUID]:
-        """Sends one message per job; returns those the broker confirmed.
+        """Sends one message per job; returns those that the broker confirmed.
 
-        Raises: BrokerUnavailable: not even the first could be sent.
+        Raises: BrokerUnavailable: the broker confirmed none.
         """
         sent: list[UUID] = []
         try:
@@ -130,9 +129,9 @@ class CeleryQueue:
         return sent
 
     def close(self) -> None:
-        """Drops the connection; the next `publish` makes a new one."""
+        """Closes the connection; the next `publish` makes a new one."""
         if self._connection is not None:
-            with contextlib.suppress(Exception):  # often broken already; each transport raises its own error
+            with contextlib.suppress(Exception):  # it may be broken; each transport raises its own error
                 self._connection.release()
             self._connection = None
 
@@ -141,7 +140,7 @@ class CeleryQueue:
             self._connection = self._app.connection_for_write()
             self._connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5)
             if not is_redis(self._url):
-                # A message that dies while this queue does not exist is lost.
+                # A dead letter is lost if this queue does not exist.
                 dead_queue(self._queue)(self._connection.default_channel).declare()
         self._connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5)
         return self._connection

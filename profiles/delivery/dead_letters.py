@@ -1,10 +1,10 @@
 """Dead letters: messages that RabbitMQ took out of the fit queue because no worker could handle them.
 
-There are two kinds: messages that a worker rejected (a task it does not know, as after a rollback to an older release)
-and messages that were delivered too often (each delivery killed its worker). Nothing depends on them: the job's row is
-the truth, and the relay's sweep sends a queued job again. They are kept for inspection.
+There are two kinds: messages that a worker rejected (an unknown task, as after a rollback to an older release) and
+messages that were delivered too often (each delivery killed its worker). No job depends on them, because the job's row
+is the truth and the relay's sweep sends a queued job again. They are kept for inspection.
 
-Redis keeps no dead letters. A message that a worker rejects is lost there, and the sweep sends the job again.
+Redis keeps no dead letters: a rejected message is lost, and the sweep sends the job again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class DeadLetter:
     """One message.
 
     Args:
-        task: Celery's name of the task. job: id of the job, if it is one of ours.
-        reason: "rejected" or "delivery_limit". died_at: when, UTC, to the second.
+        task: Celery's name of the task. job: id of the job, if the task has one.
+        reason: "rejected" or "delivery_limit". died_at: time in UTC, in seconds.
     """
 
     task: str
@@ -41,9 +41,9 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """The dead letters of one fit queue. Each method opens a connection of its own.
+    """The dead letters of one queue; a Redis broker has none. Each method opens its own connection.
 
-    Raises: BrokerUnavailable. Every method of a Redis broker finds nothing.
+    Raises: BrokerUnavailable.
     """
 
     def __init__(self, broker_url: str, *, queue: str = FIT_QUEUE, task_time_limit_s: int = 6 * 3600) -> None:
@@ -57,7 +57,7 @@ class DeadLetters:
         return not is_redis(self._url)
 
     def look(self, limit: int = 100) -> list[DeadLetter]:
-        """The oldest messages, which stay in the queue."""
+        """The oldest messages, which remain in the queue."""
         with self._messages(limit) as (messages, _):
             # Not acknowledged, so they return to the queue when the connection closes.
             return [_letter(message) for message in messages]
@@ -65,7 +65,7 @@ class DeadLetters:
     def replay(self, limit: int = 100) -> list[DeadLetter]:
         """Sends the oldest messages to the workers again.
 
-        A process that is killed meanwhile may send one twice, which is harmless.
+        A process that is killed meanwhile may send a message twice, which is harmless.
         """
         with self._messages(limit) as (messages, connection):
             target = fit_queue(self._queue, self._url, self._time_limit_s)
@@ -125,7 +125,7 @@ def _letter(message: Message) -> DeadLetter:
 
 
 def _job(message: Message) -> str | None:
-    """The first argument of Celery's message protocol 2: a body of [args, kwargs, embed]."""
+    """The first argument of the task. The body in Celery's message protocol 2 is [args, kwargs, embed]."""
     try:
         return str(json.loads(message.body)[0][0])
     except (ValueError, LookupError, TypeError):

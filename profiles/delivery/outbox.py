@@ -1,15 +1,17 @@
-"""From committed outbox rows to confirmed messages, and the sweep that mends what was lost on the way.
+"""The relay: sends committed outbox rows to the broker, and recovers lost jobs and messages.
 
-A message is removed only after the broker confirmed it, so a relay killed at any moment loses none and sends some
-twice; claims are idempotent by job id, so twice is harmless. Several relays may run: locked rows are skipped.
+A message is removed only after the broker confirmed it. So a relay that is killed loses no message but may send some
+twice, which is harmless, because a job is claimed once. Several relays may run: each skips rows that another locked.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -19,7 +21,6 @@ from opentelemetry.trace import NoOpTracer, SpanKind, Tracer
 from profiles.connection import DeadlineConnection
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable
 from profiles.fitting import claims as jobs
-from profiles.ports import JobQueue
 from profiles.repository.jobs import OUTBOX_CHANNEL, Backlog, WaitingMessage
 from profiles.uow import SessionFactory, UnitOfWork
 from telemetry.tracing import parent_context
@@ -28,7 +29,7 @@ _log = structlog.get_logger("relay")
 
 _BATCH = 100
 _LONGEST_PAUSE_S = 5.0
-#: For LISTEN to be answered.
+#: Longest wait for the answer to LISTEN.
 _LISTEN_S = 5.0
 
 
@@ -37,10 +38,10 @@ class RelayOptions:
     """Pauses of the relay, seconds.
 
     Args:
-        poll_s: longest wait for a notification; bounds the delay when one is missed.
-        sweep_s: between two sweeps.
-        resend_s: how long a queued job waits before its message is sent again; doubles with each send.
-        idempotency_days: how long answers are kept for replay.
+        poll_s: longest wait for a notification; bounds the delay after a missed one.
+        sweep_s: time between two sweeps.
+        resend_s: waiting time of a queued job before its message is sent again; doubles with each message.
+        idempotency_days: days for which responses are kept for replay.
     """
 
     poll_s: float = 1.0
@@ -49,28 +50,46 @@ class RelayOptions:
     idempotency_days: int = 3
 
 
+class JobQueue(Protocol):
+    """Sends workers the hint that a job is due. It may repeat, reorder or lose hints: the jobs table is the truth.
+
+    Implementations: `celery_queue.CeleryQueue`, and an in-memory one for tests.
+    """
+
+    def publish(self, job_ids: Sequence[UUID]) -> list[UUID]:
+        """Sends one message per job; returns those that the broker confirmed, in order.
+
+        Raises: BrokerUnavailable: the broker confirmed none.
+        """
+        ...
+
+    def close(self) -> None:
+        """Closes the connections. Safe to call twice."""
+        ...
+
+
 class RelayObserver(Protocol):
-    """Is told what the relay does; called from its thread."""
+    """Receives the relay's events, in the relay's thread."""
 
     def sent(self, messages: int) -> None:
-        """So many messages were confirmed by the broker."""
+        """The broker confirmed this number of messages."""
         ...
 
     def swept(self, leases_ended: int, resent: int, backlog: Backlog) -> None:
-        """A sweep is done; `backlog` is what waits after it."""
+        """A sweep has ended. backlog: the waiting work after it."""
         ...
 
     def unavailable(self) -> None:
-        """Database or broker was away."""
+        """Database or broker was unavailable."""
         ...
 
 
 def relay_once(sessions: SessionFactory, queue: JobQueue, tracer: Tracer | None = None) -> int:
-    """Sends one batch of waiting messages; returns how many were confirmed.
+    """Sends one batch of waiting messages; returns the number of confirmed ones.
 
     Args:
-        tracer: gets a span for each, from its job's request to the broker's confirmation.
-    Raises: BrokerUnavailable, DatabaseUnavailable: what was confirmed before is kept.
+        tracer: gets a span per message, from the job's request to the broker's confirmation.
+    Raises: BrokerUnavailable, DatabaseUnavailable.
     """
     with UnitOfWork.open(sessions) as uow:
         messages = uow.repository.jobs.take_messages(_BATCH)
@@ -86,7 +105,7 @@ def relay_once(sessions: SessionFactory, queue: JobQueue, tracer: Tracer | None 
 
 
 def _tell(message: WaitingMessage, tracer: Tracer) -> None:
-    """A log line and a span, which is as long as the message waited in the outbox."""
+    """Writes a log line and a span with the message's waiting time."""
     span = tracer.start_span(
         "outbox",
         parent_context(message.traceparent),
@@ -104,7 +123,7 @@ def _tell(message: WaitingMessage, tracer: Tracer) -> None:
 
 
 class Relay:
-    """The relay's loop. `run` returns soon after `stop`, whatever state broker and database are in."""
+    """The relay's loop. `run` returns soon after `stop`, in any state of broker and database."""
 
     def __init__(
         self,
@@ -131,7 +150,7 @@ class Relay:
         self._stop.set()
 
     def run(self) -> None:
-        """Relays until stopped. A broker or database that is away is waited for, with growing pauses."""
+        """Relays until stopped. Waits with growing pauses for an unavailable broker or database."""
         pause = 0.1
         while not self._stop.is_set():
             try:
@@ -146,7 +165,7 @@ class Relay:
         self._close_listener()
 
     def _turn(self) -> None:
-        # Listening starts before the first look, so that nothing committed in between is missed.
+        # LISTEN comes before the first read, so that no commit between both is missed.
         listener = self._listening()
         while not self._stop.is_set():
             sent = relay_once(self._sessions, self._queue, self._tracer)
@@ -162,7 +181,7 @@ class Relay:
         self._wait(listener)
 
     def _sweep(self) -> bool:
-        """True if there is something to send now."""
+        """Recovers lost jobs and messages; True if there are messages to send."""
         with UnitOfWork.open(self._sessions) as uow:
             ended, resent = jobs.sweep(uow, self._options.resend_s)
             if time.monotonic() >= self._next_cleaning:
@@ -186,7 +205,7 @@ class Relay:
         return self._listener
 
     def _wait(self, listener: DeadlineConnection) -> None:
-        """Until a notification, or `poll_s` at most; in short slices, so that `stop` is noticed."""
+        """Waits for a notification for at most `poll_s`, in short steps that check for `stop`."""
         deadline = time.monotonic() + self._options.poll_s
         try:
             while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:

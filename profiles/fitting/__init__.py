@@ -1,1 +1,1 @@
-"""Fits: asking for one (`request`), claims, content as it is made, and publishing the result."""
+"""Fits and evaluations: requests, claims, content, and publication of the result."""

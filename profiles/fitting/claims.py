@@ -1,7 +1,7 @@
-"""A worker's side of a job: claim it, keep the lease, end it. The claim's attempt number fences every write.
+"""Claims, leases and ends of jobs, for workers. The claim's attempt number fences every write.
 
-A worker that was thought dead and comes back finds another attempt number on the job and gets `LeaseLost`: it can
-neither overwrite nor double what its successor does. `profiles.fitting` stores what a job makes.
+A worker that continues after it lost its lease finds another attempt number on the job and gets `LeaseLost`. So it can
+neither overwrite nor repeat its successor's work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from profiles.text import storable
 from profiles.uow import UnitOfWork
 from telemetry.tracing import NO_ORIGIN, Origin
 
-#: Errors and lost workers that a job survives.
+#: Number of errors and lost workers after which a job fails.
 MAX_FAILURES = 4
 _BACKOFF_S = 3.0
 
@@ -30,7 +30,7 @@ class Claim:
     """The right to work on a job until the lease ends.
 
     Args:
-        spec: of the version. request: an evaluation's settings.
+        spec: spec of the version. request: settings of an evaluation.
     """
 
     job_id: UUID
@@ -45,10 +45,10 @@ class Claim:
 
 
 def claim(uow: UnitOfWork, job_id: UUID, worker: str, lease_s: float) -> Claim | None:
-    """Takes a queued job; None when it is finished, running elsewhere, or not due yet. One statement decides.
+    """Claims a queued job by one atomic statement; None if it has ended, runs, or is not due.
 
     Args:
-        worker: a name for people. lease_s: how long the job is ours without a heartbeat.
+        worker: a name for people. lease_s: duration of the claim without a heartbeat.
     """
     job = uow.repository.jobs.claim(job_id, worker, lease_s)
     if job is None:
@@ -65,13 +65,13 @@ def claim(uow: UnitOfWork, job_id: UUID, worker: str, lease_s: float) -> Claim |
 
 
 def claim_next(uow: UnitOfWork, worker: str, lease_s: float) -> Claim | None:
-    """Takes the queued job whose tenant's turn it is; None when none is due. Arguments as in `claim`."""
+    """Claims the job that is next in turn; None if none is due. Args: as `claim`."""
     job_id = uow.repository.jobs.next_in_turn()
     return None if job_id is None else claim(uow, job_id, worker, lease_s)
 
 
 def heartbeat(uow: UnitOfWork, claim: Claim, lease_s: float) -> bool:
-    """Extends the lease; returns True if the job is to be cancelled. Raises: LeaseLost."""
+    """Extends the lease; returns True if a cancel was requested. Raises: LeaseLost."""
     cancelled = uow.repository.jobs.extend_lease(claim.job_id, claim.attempt, lease_s)
     if cancelled is None:
         raise LeaseLost(claim.job_id, claim.attempt)
@@ -79,9 +79,9 @@ def heartbeat(uow: UnitOfWork, claim: Claim, lease_s: float) -> bool:
 
 
 def bind_model(uow: UnitOfWork, claim: Claim, model: BaseModelRow) -> None:
-    """Ties version and profile to the worker's model if they name none yet.
+    """Binds version and profile to the worker's model if they have none.
 
-    Raises: ModelConflict: they belong to another fingerprint. LeaseLost.
+    Raises: ModelConflict: they are bound to another model. LeaseLost. JobCancelled: the profile was deleted.
     """
     catalog = uow.repository.catalog
     profile = catalog.profile(claim.tenant_id, claim.profile_id, lock=True)
@@ -99,32 +99,26 @@ def bind_model(uow: UnitOfWork, claim: Claim, model: BaseModelRow) -> None:
 
 
 def record_progress(uow: UnitOfWork, claim: Claim, stage: str, done: int, total: int) -> None:
-    """Notes a stage's progress. Raises: LeaseLost. JobCancelled."""
+    """Stores a stage's progress. Raises: LeaseLost, JobCancelled."""
     with fenced(uow, claim) as job:
         stop_if_cancelled(job)
         uow.repository.jobs.set_progress(job, stage, done, total)
 
 
 def count_tokens(uow: UnitOfWork, claim: Claim, tokens: int) -> None:
-    """Adds tokens that an attempt generated to the tenant's usage, also of an attempt that has lost its lease."""
+    """Adds an attempt's generated tokens to the tenant's usage, even if the attempt has lost its lease."""
     if tokens:
         spent = {"tenant_id": claim.tenant_id, "profile_id": claim.profile_id, "fit_tokens": tokens}
         uow.repository.accounts.add_usage([{**spent, "day": func.current_date()}])
 
 
 def fail(
-    uow: UnitOfWork,
-    claim: Claim,
-    code: str,
-    message: str,
-    *,
-    retryable: bool = False,
-    max_failures: int = MAX_FAILURES,
+    uow: UnitOfWork, claim: Claim, code: str, message: str, *, retryable: bool = False, max_failures: int = MAX_FAILURES
 ) -> bool:
-    """Ends the job as failed, or queues it again with a growing pause; returns whether it will be tried again.
+    """Ends the job as failed, or queues it again with a growing pause; returns True if it was queued.
 
     Args:
-        code: one a person can act on. message: for the job's owner, without stack trace.
+        code: stable name of the error. message: for the job's owner, without stack trace.
     Raises: LeaseLost.
     """
     with fenced(uow, claim) as job:
@@ -134,43 +128,41 @@ def fail(
 def acknowledge_cancel(uow: UnitOfWork, claim: Claim) -> None:
     """Ends the job as cancelled. Raises: LeaseLost."""
     with fenced(uow, claim) as job:
-        uow.repository.jobs.finish(job, JobStatus.CANCELLED, "cancelled", "cancelled while running")
+        _cancel(uow, job)
 
 
 def hand_back(uow: UnitOfWork, claim: Claim) -> None:
-    """Queues the job again at once, for a worker that shuts down; not counted as a failure. Raises: LeaseLost."""
+    """Queues the job again for a worker that shuts down, without counting a failure. Raises: LeaseLost."""
     with fenced(uow, claim) as job:
         if job.cancel_requested_at is not None:
-            uow.repository.jobs.finish(job, JobStatus.CANCELLED, "cancelled", "cancelled while running")
+            _cancel(uow, job)
         else:
             uow.repository.jobs.requeue(job)
 
 
 def sweep(uow: UnitOfWork, resend_s: float, *, max_failures: int = MAX_FAILURES) -> tuple[int, int]:
-    """Mends what a killed process or an emptied broker left: returns (leases ended, messages to send again).
+    """Recovers jobs of lost workers and lost messages; returns (ended leases, messages to send again).
 
     Args:
-        resend_s: how long a queued job may wait for a worker before its first message is sent again.
+        resend_s: waiting time of a queued job before its first message is sent again.
     """
     jobs = uow.repository.jobs
     expired = jobs.expired(100)
     for job in expired:
         if job.cancel_requested_at is not None:
-            jobs.finish(job, JobStatus.CANCELLED, "cancelled", "cancelled while running")
+            _cancel(uow, job)
             continue
         message = f"worker {job.worker} stopped answering"
         _fail(uow, job, "worker_lost", message, True, max_failures, pause_s=0.0)
     return len(expired), jobs.resend(resend_s)
 
 
+def _cancel(uow: UnitOfWork, job: Job) -> None:
+    uow.repository.jobs.finish(job, JobStatus.CANCELLED, "cancelled", "cancelled while running")
+
+
 def _fail(
-    uow: UnitOfWork,
-    job: Job,
-    code: str,
-    message: str,
-    retryable: bool,
-    max_failures: int,
-    pause_s: float = _BACKOFF_S,
+    uow: UnitOfWork, job: Job, code: str, message: str, retryable: bool, max_failures: int, pause_s: float = _BACKOFF_S
 ) -> bool:
     job.failures += 1
     code, message = code[:64], storable(message)[:2000]
@@ -186,7 +178,7 @@ def _fail(
 
 @contextmanager
 def fenced(uow: UnitOfWork, claim: Claim) -> Iterator[Job]:
-    """The job's locked row, if this attempt still owns it."""
+    """The job's locked row. Raises: LeaseLost: this attempt does not own the job."""
     job = uow.repository.jobs.fenced(claim.job_id, claim.attempt)
     if job is None:
         raise LeaseLost(claim.job_id, claim.attempt)
@@ -194,6 +186,7 @@ def fenced(uow: UnitOfWork, claim: Claim) -> Iterator[Job]:
 
 
 def stop_if_cancelled(job: Job) -> None:
+    """Raises: JobCancelled: a cancel was requested."""
     if job.cancel_requested_at is not None:
         raise JobCancelled(job.id)
 

@@ -1,25 +1,25 @@
-"""Content that a job stores as it goes, so that another attempt resumes from it. Every write is fenced by the claim."""
+"""Content that a job stores step by step, so that another attempt resumes from it. The claim fences every write."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from profiles.errors import NotFound
 from profiles.fitting.claims import Claim, fenced, stop_if_cancelled
-from profiles.models import JobKind, QuerySource, QuerySplit
+from profiles.models import FitQueryRow, JobKind, QuerySource, QuerySplit
 from profiles.repository.fits import StoredRows
 from profiles.text import storable
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
 
-#: Kinds of text that are part of a fitted version; all others are scratch, and go when the job ends.
+#: Kinds of text that belong to a fitted version; all others are removed when the job ends.
 PAIR_KINDS = ("help_characteristics", "harm_characteristics", "help_response", "harm_response")
 
 
 @dataclass(frozen=True)
 class QueryRecord:
-    """A query of a version at its fixed position; one persona per group."""
+    """The columns of a `FitQueryRow` that a fit sets, by their names. Queries of a group have the same persona."""
 
     position: int
     text: str
@@ -27,42 +27,25 @@ class QueryRecord:
     preferred: str | None = None
     dispreferred: str | None = None
     split: QuerySplit = QuerySplit.FIT
-    group: int = 0
+    persona_group: int = 0
 
 
 def save_queries(uow: UnitOfWork, claim: Claim, queries: Sequence[QueryRecord]) -> None:
-    """Stores queries; a position that is taken keeps its query and gets the new split and group. Raises: LeaseLost."""
+    """Stores queries; of an existing one, updates split and group only. Raises: LeaseLost."""
+    owner = {"tenant_id": claim.tenant_id, "version_id": claim.version_id}
     with fenced(uow, claim):
-        uow.repository.fits.add_queries(
-            [
-                {
-                    "tenant_id": claim.tenant_id,
-                    "version_id": claim.version_id,
-                    "position": query.position,
-                    "text": storable(query.text),
-                    "preferred": query.preferred,
-                    "dispreferred": query.dispreferred,
-                    "source": query.source,
-                    "split": query.split,
-                    "persona_group": query.group,
-                }
-                for query in queries
-            ]
-        )
+        uow.repository.fits.add_queries([{**owner, **asdict(query), "text": storable(query.text)} for query in queries])
 
 
-def load_queries(uow: UnitOfWork, claim: Claim) -> list[QueryRecord]:
-    """Stored queries by position; none before an attempt has stored them."""
-    return [
-        QueryRecord(row.position, row.text, row.source, row.preferred, row.dispreferred, row.split, row.persona_group)
-        for row in uow.repository.fits.queries(claim.version_id)
-    ]
+def load_queries(uow: UnitOfWork, claim: Claim) -> list[FitQueryRow]:
+    """The stored queries by position."""
+    return uow.repository.fits.queries(claim.version_id)
 
 
 def save_texts(uow: UnitOfWork, claim: Claim, kind: str, texts: Mapping[int, str]) -> None:
-    """Stores finished texts of one kind by position; storing them again changes nothing.
+    """Stores finished texts of one kind by position; a repetition changes nothing.
 
-    A fit's answers and characteristics become part of its version; everything else is the job's scratch.
+    A fit's answers and characteristics become part of its version; other texts are removed when the job ends.
 
     Raises: LeaseLost. NotFound: a position without a query.
     """
@@ -91,7 +74,7 @@ def load_texts(uow: UnitOfWork, claim: Claim) -> dict[str, dict[int, str]]:
 
 
 def pair_texts(uow: UnitOfWork, claim: Claim) -> dict[str, dict[int, str]]:
-    """The version's own texts: kind → position → text."""
+    """The version's texts: kind → position → text."""
     found: dict[str, dict[int, str]] = {}
     for position, pair in uow.repository.fits.pairs(claim.version_id):
         for kind in PAIR_KINDS:
@@ -102,10 +85,10 @@ def pair_texts(uow: UnitOfWork, claim: Claim) -> dict[str, dict[int, str]]:
 
 
 def save_embeddings(uow: UnitOfWork, claim: Claim, positions: Sequence[int], embeddings: Vector) -> None:
-    """Stores what requests are compared with; storing it again replaces it.
+    """Stores or replaces embeddings, to which requests are compared.
 
     Args:
-        positions: n of them. embeddings: (n, E), unit rows.
+        positions: n positions. embeddings: (n, E), unit rows.
     Raises: LeaseLost. JobCancelled.
     """
     with fenced(uow, claim) as job:
@@ -116,10 +99,10 @@ def save_embeddings(uow: UnitOfWork, claim: Claim, positions: Sequence[int], emb
 def save_representations(
     uow: UnitOfWork, claim: Claim, positions: Sequence[int], layers: Sequence[int], sides: Mapping[str, Vector]
 ) -> None:
-    """Stores what requests fit their own edit on; storing it again replaces it.
+    """Stores or replaces representations, on which requests fit their own edit.
 
     Args:
-        positions: n of them. sides: "help" and "harm" → (n, L, D) at `layers`.
+        positions: n positions. sides: "help" and "harm" → (n, L, D) at `layers`.
     Raises: LeaseLost. JobCancelled.
     """
     with fenced(uow, claim) as job:
@@ -130,5 +113,5 @@ def save_representations(
 
 
 def load_representations(uow: UnitOfWork, claim: Claim) -> StoredRows | None:
-    """The version's representations; None when it has none."""
+    """The version's representations; None if it has none."""
     return uow.repository.fits.representations(claim.version_id)

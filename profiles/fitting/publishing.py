@@ -1,4 +1,4 @@
-"""The end of a job that succeeds: a version becomes ready, or a ready one gets another evaluation."""
+"""The end of a successful job: a version becomes ready, or a ready one gets another evaluation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Verdict:
     """One proof.
 
     Args:
-        judge: whose verdicts they are. quality: "good" or "weak", which never comes without reasons.
-        report, choice: as the core makes them; choice only from a fit.
+        judge: name of the judge. quality: "good", or "weak" with reasons.
+        report, choice: as the core makes them; only a fit has a choice.
     """
 
     judge: str
@@ -35,14 +35,14 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class FittedVersion:
-    """The result that `publish` stores beside the texts and vectors that are there already.
+    """The result of a fit, without the texts and vectors that the job has already stored.
 
     Args:
-        config: complete fit configuration. method: that made it. layers: L edited layers, ascending.
-        edits: one per group; none for a prefix alone. prefix: as `ProfileVersion.prefix`.
-        looked_up: how many queries have embeddings (and, for "neighbors", representations).
-        embedding_layer: None when another model makes the query embeddings.
-        dropped: position → why its query is not used.
+        config: complete fit configuration. method: method of the fit. layers: L edited layers, ascending.
+        edits: one per group; none for a prefix alone. prefix, steps, positions, lookup: as in `ProfileVersion`.
+        looked_up: number of queries with embeddings (and, for "neighbors", representations).
+        embedding_layer: None if another model makes the query embeddings.
+        dropped: position of an unused query → reason.
     """
 
     config: Mapping[str, Any]
@@ -62,14 +62,14 @@ class FittedVersion:
 
 
 def publish(uow: UnitOfWork, claim: Claim, fitted: FittedVersion) -> None:
-    """Makes the version ready, with its evaluation, and ends the job; from here on the version is immutable.
+    """Makes the version ready and immutable, stores its evaluation, and ends the job.
 
-    A good version becomes the profile's default if there is none or if it was asked to; a weak one never by itself.
+    A good version becomes the profile's default if there is none or the request said so. A weak one does not.
 
-    Raises: LeaseLost. JobCancelled: also when the profile was deleted. Conflict: embeddings or rows are missing.
+    Raises: LeaseLost. JobCancelled: also if the profile was deleted. Conflict: embeddings or rows are missing.
     """
     catalog = uow.repository.catalog
-    # The profile's row first: deleting a profile locks in this order too.
+    # The profile's row first, as in `delete_profile`: another order could deadlock.
     profile = catalog.profile(claim.tenant_id, claim.profile_id, lock=True)
     with fenced(uow, claim) as job:
         stop_if_cancelled(job)
@@ -89,9 +89,9 @@ def publish(uow: UnitOfWork, claim: Claim, fitted: FittedVersion) -> None:
 
 
 def publish_evaluation(uow: UnitOfWork, claim: Claim, verdict: Verdict) -> None:
-    """Stores an evaluation of a ready version and ends the job; the version stays as it is.
+    """Stores an evaluation of a ready version and ends the job; the version does not change.
 
-    Raises: LeaseLost. JobCancelled: also when the version is not in use any more.
+    Raises: LeaseLost. JobCancelled: also if the version was archived.
     """
     version = uow.repository.catalog.version_by_id(claim.version_id)
     with fenced(uow, claim) as job:
@@ -128,7 +128,7 @@ def _fill(version: ProfileVersion, fitted: FittedVersion) -> None:
 
 
 def _conclude(uow: UnitOfWork, claim: Claim, job: Job, verdict: Verdict) -> None:
-    """Writes the evaluation, and ends the job as succeeded."""
+    """Stores the evaluation and ends the job as succeeded."""
     uow.repository.fits.add_evaluation(
         Evaluation(
             tenant_id=claim.tenant_id,

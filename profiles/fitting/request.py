@@ -1,4 +1,4 @@
-"""Asking for a fit: profile, version, job and message in one transaction."""
+"""Requests for fits: profile, version, job and message in one transaction."""
 
 from __future__ import annotations
 
@@ -7,26 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from profiles.errors import (
-    BaseModelNotServed,
-    ModelConflict,
-    NameTaken,
-    QuotaExceeded,
-)
-from profiles.models import BaseModelRow, Job, Profile, ProfileVersion, VersionState
+from profiles.errors import BaseModelNotServed, ModelConflict, NameTaken, QuotaExceeded
+from profiles.models import BaseModelRow, Job, JobKind, Profile, ProfileVersion, VersionState
 from profiles.service.keys import Caller
 from profiles.service.profiles import get_profile
 from profiles.spec import DESCRIPTION_LIMIT, check_layers, check_name, check_text, normal_spec
 from profiles.uow import UnitOfWork
 from telemetry.tracing import NO_ORIGIN, Origin
 
-#: Seconds after which a caller over quota may try again: about one fit.
+#: Seconds after which a caller over quota may try again; about the duration of a fit.
 _RETRY_AFTER_S = 15
 
 
 @dataclass(frozen=True)
 class FitRequest:
-    """Rows that `request_fit` added: the version and its job, and the profile, new or not."""
+    """The new version and its job, with their profile."""
 
     profile: Profile
     version: ProfileVersion
@@ -50,14 +45,14 @@ def request_fit(
     """A pending version with its queued job, of a new profile (`name`) or of an existing one (`profile`).
 
     Args:
-        spec: persona, queries, pairs, fit, as `spec.normal_spec` takes them; the caller of this function has checked
-            `fit` with the core's `FitConfig`. For an existing profile, what is missing comes from its latest version.
-        base_model: by name; None: the one that a process loaded last. With none known, the worker's own decides.
-        promote: make the version the default when it is ready and good (a profile's first good version always is).
-        max_queued_jobs: the deployment's limit for a tenant that has none of its own.
-        origin: the request that asks, for the worker's logs and traces.
-        check: further rules on the complete spec; raises what it likes. It may take its time (a tokenizer): it runs
-            before the tenant's lock is taken.
+        spec: persona, queries, pairs, fit, as `spec.normal_spec` takes them; the caller has checked `fit` with the
+            core's `FitConfig`. For an existing profile, the latest version supplies missing parts.
+        base_model: name; None: the model that a process loaded last, or the worker's if there is none.
+        promote: make the version the default if it is good (a profile's first good version always becomes it).
+        max_queued_jobs: limit for a tenant without its own.
+        origin: the API request, for the worker's logs and traces.
+        check: checks the complete spec and raises any error. It may be slow (a tokenizer), because it runs before the
+            tenant is locked.
     Raises: InvalidSpec, NameTaken, NotFound, BaseModelNotServed, ModelConflict, QuotaExceeded.
     """
     if profile is None:
@@ -86,9 +81,9 @@ def request_fit(
         promote=promote,
     )
     uow.repository.catalog.add_version(version)
-    job = _add_job(uow, version, origin or NO_ORIGIN)
-    for made in (row, version, job):
-        uow.session.refresh(made)
+    job = add_job(uow, version, origin)
+    uow.session.refresh(row)
+    uow.session.refresh(version)
     return FitRequest(row, version, job)
 
 
@@ -103,20 +98,31 @@ def _add_profile(
     return row
 
 
-def _add_job(uow: UnitOfWork, version: ProfileVersion, origin: Origin) -> Job:
+def add_job(
+    uow: UnitOfWork,
+    version: ProfileVersion,
+    origin: Origin | None,
+    kind: JobKind = JobKind.FIT,
+    request: Mapping[str, Any] | None = None,
+) -> Job:
+    """A queued job on a version. request: settings of an evaluation."""
+    origin = origin or NO_ORIGIN
     job = Job(
         tenant_id=version.tenant_id,
         profile_id=version.profile_id,
         version_id=version.id,
+        kind=kind,
+        request=request,
         request_id=origin.request_id,
         traceparent=origin.traceparent,
     )
     uow.repository.jobs.add(job)
+    uow.session.refresh(job)
     return job
 
 
 def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> BaseModelRow | None:
-    """The model to fit on. Raises: BaseModelNotServed: no process has loaded one of this name. ModelConflict."""
+    """The base model of a fit. Raises: BaseModelNotServed: no process has loaded one of this name. ModelConflict."""
     catalog = uow.repository.catalog
     if profile is not None and profile.base_model_id is not None:
         model = catalog.base_model(profile.base_model_id)
@@ -131,7 +137,7 @@ def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> B
 
 
 def check_quota(uow: UnitOfWork, caller: Caller, default: int) -> None:
-    """Counts under the tenant's lock, so that requests at the same moment cannot all be the last one."""
+    """Checks the number of open jobs under the tenant's lock, because simultaneous requests could exceed the limit."""
     tenant = uow.repository.accounts.lock_tenant(caller.tenant_id)
     limit = tenant.max_queued_jobs or default
     used = uow.repository.jobs.open_count(caller.tenant_id)

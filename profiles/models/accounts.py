@@ -1,4 +1,4 @@
-"""Tenants, API keys, the audit log, stored answers and usage counters."""
+"""Tenants, API keys, the audit log, stored responses and usage counters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, 
 
 
 class Role(StrEnum):
-    """The rights of a key: `member` uses profiles of its tenant, `admin` also manages tenants and keys."""
+    """The role of a key: `member` uses the profiles of its tenant, `admin` also manages tenants and keys."""
 
     ADMIN = "admin"
     MEMBER = "member"
 
 
 class Tenant(Base):
-    """A customer, who owns profiles, keys, jobs and end users and sees only those."""
+    """A customer, with access to its own profiles, keys, jobs and end users only."""
 
     __tablename__ = "tenants"
     __table_args__ = (CheckConstraint("max_queued_jobs > 0", name="max_queued_jobs_positive"),)
@@ -41,7 +41,7 @@ class ApiKey(Base):
     tenant_id: Mapped[TenantId] = mapped_column(index=True)
     name: Mapped[str] = mapped_column(String(100))
     role: Mapped[Role] = mapped_column(state_column(Role, "role"))
-    prefix: Mapped[str] = mapped_column(String(16))  #: first characters of the secret, for people to recognise it
+    prefix: Mapped[str] = mapped_column(String(16))  #: first characters of the secret, by which users recognise the key
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
@@ -59,14 +59,14 @@ class AuditEntry(Base):
     tenant_id: Mapped[TenantId]
     key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))  #: None: the system
     action: Mapped[str] = mapped_column(String(64))
-    subject: Mapped[str] = mapped_column(String(64))  #: kind of object: profile, key, tenant, …
+    subject: Mapped[str] = mapped_column(String(64))  #: kind of the object: profile, key, tenant, …
     subject_id: Mapped[str] = mapped_column(String(200))
     details: Mapped[dict[str, Any]]
     created_at: Mapped[CreatedAt]
 
 
 class IdempotencyKey(Base):
-    """The stored answer to a creating request, which a repetition of the request gets again."""
+    """The stored response to a request, which a repetition of the request gets again."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index(None, "created_at"),)

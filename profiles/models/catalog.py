@@ -32,11 +32,11 @@ class BaseModelRow(Base):
     context_length: Mapped[int]
     prompt_format: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[CreatedAt]
-    seen_at: Mapped[CreatedAt]  #: last load by a process; new profiles use the model loaded last
+    seen_at: Mapped[CreatedAt]  #: last load by a process; new profiles use the latest model
 
 
 class Profile(Base):
-    """A named behaviour. Deletion sets `archived_at`, which frees the name and keeps the history."""
+    """A named behaviour. Deletion sets `archived_at`, which releases the name and keeps the history."""
 
     __tablename__ = "profiles"
     __table_args__ = (
@@ -48,7 +48,7 @@ class Profile(Base):
     tenant_id: Mapped[TenantId]
     name: Mapped[str] = mapped_column(String(64))
     description: Mapped[str | None] = mapped_column(Text)
-    #: None until a worker claims the first job, if no model was registered when the profile was created.
+    #: None until a worker claims the first job, if no model was registered at the profile's creation.
     base_model_id: Mapped[UUID | None] = mapped_column(ForeignKey("base_models.id"))
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
@@ -63,7 +63,7 @@ class VersionState(StrEnum):
 
 
 class ProfileVersion(Base):
-    """One fit of a profile. A trigger keeps a `ready` version as it is; only its state may change, to `archived`."""
+    """One fit of a profile. Of a `ready` version only the state may change, to `archived` (a trigger checks it)."""
 
     __tablename__ = "profile_versions"
     __table_args__ = (
@@ -87,21 +87,23 @@ class ProfileVersion(Base):
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("profile_versions.id"))
     base_model_id: Mapped[UUID | None] = mapped_column(ForeignKey("base_models.id"))
     spec: Mapped[dict[str, Any]]  #: as requested: persona, queries, pairs, fit
-    fit_config: Mapped[dict[str, Any] | None]  #: with all defaults filled in
-    method: Mapped[str | None] = mapped_column(String(16))  #: the method used; "auto" is resolved
+    fit_config: Mapped[dict[str, Any] | None]  #: with all defaults
+    method: Mapped[str | None] = mapped_column(String(16))  #: method of the fit, never "auto"
     layers: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))  #: edited layers, ascending; [] for a prefix alone
     #: Prepended to a conversation: {"system": text or null, "examples": [[user, assistant], …]}.
     prefix: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
-    steps: Mapped[int | None]  #: edited positions from the last prompt token on; None: no end
+    steps: Mapped[int | None]  #: number of edited positions, from the last prompt token on; None: no end
     positions: Mapped[str] = mapped_column(String(16), default="answer", server_default="answer")
-    #: Lookup among the fit queries at request time: none, the group by vote, or rows to fit an edit on.
+    #: Lookup among the fit queries at request time: none, a vote for a group, or rows for an edit of its own.
     lookup: Mapped[str] = mapped_column(String(16), default="none", server_default="none")
     embedding_layer: Mapped[int | None]
     diagnostics: Mapped[dict[str, Any] | None]
     quality: Mapped[str | None] = mapped_column(String(16))
     quality_reasons: Mapped[list[Any] | None]
     sha256: Mapped[str | None] = mapped_column(String(64))
-    promote: Mapped[bool] = mapped_column(server_default=text("false"))  #: becomes the default when it is ready
+    promote: Mapped[bool] = mapped_column(
+        server_default=text("false")
+    )  #: becomes the default when it is ready and good
     created_at: Mapped[CreatedAt]
     ready_at: Mapped[datetime | None]
     archived_at: Mapped[datetime | None]
@@ -122,7 +124,7 @@ class ProfileAlias(Base):
 
 
 class AliasMove(Base):
-    """One entry of an alias's history: its targets and when they took effect.
+    """One entry of an alias's history: its targets and their time of effect.
 
     A rollback undoes the latest move that is not undone.
     """
@@ -141,7 +143,7 @@ class AliasMove(Base):
 
 
 class Assignment(Base):
-    """The profile of an end user. Without alias and version, it is the profile's default version."""
+    """The profile of an end user; the default version without alias and version."""
 
     __tablename__ = "assignments"
     __table_args__ = (CheckConstraint("alias IS NULL OR version_id IS NULL", name="alias_or_version"),)

@@ -1,7 +1,7 @@
 """The results of a fit: queries, preference pairs, representations, edits and evaluations.
 
-Vectors that SQL compares are pgvector columns. They have no fixed dimension, because it differs between base models.
-All other vectors are bytes, written and read by `profiles.vectors`. The ORM classes serve the schema and reads without
+Vectors that SQL compares are pgvector columns without a fixed dimension, because base models differ in it. All other
+vectors are bytes, which `profiles.vectors` writes and reads. The ORM classes define the schema; reads by them omit
 vectors.
 """
 
@@ -40,7 +40,7 @@ class QuerySource(StrEnum):
 
 
 class QuerySplit(StrEnum):
-    """The use of a query. A version is judged on queries that it was neither fitted nor tuned on."""
+    """The use of a query. A version is judged on queries that were used neither for its fit nor for its tuning."""
 
     FIT = "fit"
     TUNE = "tune"
@@ -69,18 +69,18 @@ class FitQueryRow(Base):
     persona_group: Mapped[int] = mapped_column(default=0, server_default="0")
     #: (D,) float32 of unit length, because the search uses inner products; stored out of line when wide.
     embedding: Mapped[list[float] | None] = deferred(mapped_column(VECTOR()))
-    #: (SKETCH_SIZE,) projection of the embedding, stored in line: proposes candidates without reading the wide column.
+    #: (SKETCH_SIZE,) projection of the embedding, stored in line: yields candidates without reading the wide column.
     embedding_sketch: Mapped[list[float] | None] = deferred(mapped_column(VECTOR()))
 
 
 def _same_version_as_query() -> ForeignKeyConstraint:
-    """Ties a row to the version of its query, so that nothing can be added to a ready version."""
+    """Binds a row to the version of its query, so that no row can be added to a ready version."""
     columns = ["query_id", "version_id"]
     return ForeignKeyConstraint(columns, ["fit_queries.id", "fit_queries.version_id"], ondelete="CASCADE")
 
 
 class PreferencePairRow(Base):
-    """The texts of one fit query, by the model or the caller. A field is None until its chunk is finished."""
+    """The texts for one fit query, from the model or the caller. A field is None until its chunk is finished."""
 
     __tablename__ = "preference_pairs"
     __table_args__ = (_same_version_as_query(),)
@@ -100,8 +100,8 @@ class QueryRepresentations(Base):
     """Representations of one fit query at all L edited layers: per side (L, D) numbers, packed by `vectors.pack`.
 
     The columns are bytes, because no SQL compares them and bytes are read in half the time of vectors. A number takes
-    two bytes, because the time of a lookup grows with the bytes it reads. A side is one value, because each value
-    stored out of line costs a search of its own. The version's own edits are fitted on full precision.
+    two bytes, because a lookup takes longer the more bytes it reads. A side is one value, because each value stored
+    out of line costs a search. The version's own edits are fitted on full precision.
     """
 
     __tablename__ = "query_representations"
@@ -130,7 +130,7 @@ class VersionEdit(Base):
 
 
 class Evaluation(Base):
-    """One proof of a version, by its fit or by an evaluation job. A trigger refuses to change it."""
+    """One proof of a version, by its fit or by an evaluation job. A trigger refuses changes."""
 
     __tablename__ = "evaluations"
     __table_args__ = (
@@ -146,5 +146,7 @@ class Evaluation(Base):
     quality: Mapped[str] = mapped_column(String(16))
     reasons: Mapped[list[Any]]
     report: Mapped[dict[str, Any]]
-    choice: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  #: by a fit: the choice's trace
+    choice: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB(none_as_null=True)
+    )  #: of a fit: the trace of its choice
     created_at: Mapped[CreatedAt]

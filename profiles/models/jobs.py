@@ -1,4 +1,4 @@
-"""Jobs, what they report, and the messages that are still to be sent."""
+"""Jobs, their events and texts, and messages that wait to be sent."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-#: A job in one of these never changes again.
+#: States in which a job never changes again.
 FINISHED = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
 class JobKind(StrEnum):
     FIT = "fit"  #: makes a version ready
-    EVALUATE = "evaluate"  #: proves a ready version again; the version stays as it is
+    EVALUATE = "evaluate"  #: proves a ready version again, which does not change
 
 
 class Job(Base):
-    """One fit or evaluation to be done. This row is the truth; a message of the broker is only a hint to look at it."""
+    """One fit or evaluation. This row is the truth; a message of the broker is only a hint to read it."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -43,8 +43,8 @@ class Job(Base):
         ),
         Index(None, "tenant_id", "id"),
         Index("uq_jobs_fit_of_version", "version_id", unique=True, postgresql_where=text("kind = 'fit'")),
-        # A tenant's open jobs are counted under its lock, each time it asks for a fit. By the end's time and not by the
-        # status: or the planner takes the index of all open jobs, which it believes to be nearly empty.
+        # A tenant's open jobs are counted under its lock at each of its requests for a fit. The condition is not the
+        # status, because the planner would then use the index of all open jobs, which it estimates as nearly empty.
         Index("ix_jobs_unfinished", "tenant_id", postgresql_where=text("finished_at IS NULL")),
         Index("ix_jobs_open", "status", "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
     )
@@ -60,18 +60,20 @@ class Job(Base):
     status: Mapped[JobStatus] = mapped_column(state_column(JobStatus, "status"), default=JobStatus.QUEUED)
     stage: Mapped[str | None] = mapped_column(String(32))
     progress: Mapped[dict[str, Any]] = mapped_column(default=dict)  #: stage → {"done": …, "total": …}
-    attempt: Mapped[int] = mapped_column(default=0)  #: counts claims; fences every write of a worker
-    failures: Mapped[int] = mapped_column(default=0)  #: lost workers and retryable errors; bounded
+    attempt: Mapped[int] = mapped_column(default=0)  #: number of claims; fences every write of a worker
+    failures: Mapped[int] = mapped_column(default=0)  #: number of lost workers and retryable errors; bounded
     worker: Mapped[str | None] = mapped_column(String(200))
     lease_until: Mapped[datetime | None]
-    run_after: Mapped[datetime | None]  #: not before then, after a retryable error
+    run_after: Mapped[datetime | None]  #: earliest start, after a retryable error
     cancel_requested_at: Mapped[datetime | None]
-    error_code: Mapped[str | None] = mapped_column(String(64))  #: of the last error, also while it is tried again
+    error_code: Mapped[str | None] = mapped_column(String(64))  #: of the last error, also during a retry
     error_message: Mapped[str | None] = mapped_column(Text)
-    sent_at: Mapped[datetime | None]  #: when a message was last confirmed by the broker
-    sends: Mapped[int] = mapped_column(default=0)  #: since it was last queued; spaces out re-sending
-    event_at: Mapped[datetime | None]  #: of the last progress event; bounds their number
-    request_id: Mapped[str | None] = mapped_column(String(128))  #: of the request that asked for it
+    sent_at: Mapped[datetime | None]  #: time of the last message that the broker confirmed
+    sends: Mapped[int] = mapped_column(
+        default=0
+    )  #: number of messages since the job was last queued; increases the pause between them
+    event_at: Mapped[datetime | None]  #: time of the last progress event; bounds their number
+    request_id: Mapped[str | None] = mapped_column(String(128))  #: of the request that created it
     traceparent: Mapped[str | None] = mapped_column(String(55))  #: W3C trace context of that request
     created_at: Mapped[CreatedAt]
     started_at: Mapped[datetime | None]
@@ -79,7 +81,7 @@ class Job(Base):
 
 
 class JobText(Base):
-    """A text that a job made on its way, kept so that it survives a crash; all of them go when the job ends."""
+    """An intermediate text of a job, stored so that it survives a crash; removed when the job ends."""
 
     __tablename__ = "job_texts"
 
@@ -91,7 +93,7 @@ class JobText(Base):
 
 
 class JobEvent(Base):
-    """Something that a job's watcher wants to know; ids ascend within a job."""
+    """An event for a job's watchers; ids ascend within a job."""
 
     __tablename__ = "job_events"
     __table_args__ = (Index(None, "job_id", "id"),)
@@ -105,7 +107,7 @@ class JobEvent(Base):
 
 
 class OutboxMessage(Base):
-    """A message that must reach the broker; the relay removes it once the broker confirmed."""
+    """A message for the broker; the relay removes it after the broker's confirmation."""
 
     __tablename__ = "outbox"
 

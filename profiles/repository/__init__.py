@@ -1,4 +1,4 @@
-"""All queries, by aggregate. Repositories flush and never commit."""
+"""All database queries, by aggregate. Repositories flush and never commit."""
 
 from __future__ import annotations
 

@@ -11,19 +11,22 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from profiles.ids import new_id
 from profiles.models import ApiKey, AuditEntry, IdempotencyKey, Role, Tenant, Usage
+from profiles.models.base import new_id
 from profiles.paging import Page, fetch_page
+
+#: Conditions of a key that is neither revoked nor expired.
+_VALID = (ApiKey.revoked_at.is_(None), ApiKey.expires_at.is_(None) | (ApiKey.expires_at > func.now()))
 
 
 class Accounts:
-    """Queries on tenants, keys, the audit log, stored answers and usage."""
+    """Queries on tenants, keys, the audit log, stored responses and usage."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def add_tenant(self, name: str, max_queued_jobs: int | None) -> Tenant | None:
-        """The new tenant, or None when the name is taken (also by a transaction that has not committed yet)."""
+        """The new tenant, or None if the name is taken (also by a transaction that has not committed yet)."""
         values = {"id": new_id(), "name": name, "max_queued_jobs": max_queued_jobs}
         statement = insert(Tenant).values(values).on_conflict_do_nothing(index_elements=["name"]).returning(Tenant)
         return self._session.scalars(statement).one_or_none()
@@ -38,8 +41,8 @@ class Accounts:
         return fetch_page(self._session, select(Tenant), Tenant.id, cursor, limit)
 
     def lock_tenant(self, tenant_id: UUID) -> Tenant:
-        """Makes other transactions that count this tenant's jobs wait until this one ends."""
-        # FOR NO KEY UPDATE, so that others can still write rows that refer to the tenant.
+        """Locks the tenant, so that other transactions that count its jobs wait until this one ends."""
+        # FOR NO KEY UPDATE, so that others can write rows that refer to the tenant.
         statement = select(Tenant).where(Tenant.id == tenant_id).with_for_update(key_share=True)
         return self._session.scalars(statement).one()
 
@@ -48,16 +51,12 @@ class Accounts:
         self._session.flush()
 
     def key_by_digest(self, secret_sha256: bytes) -> ApiKey | None:
-        """The key, or None when it is not valid now by the clock of the database."""
-        statement = select(ApiKey).where(
-            ApiKey.secret_sha256 == secret_sha256,
-            ApiKey.revoked_at.is_(None),
-            (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > func.now()),
-        )
+        """The key, or None if it is not valid now by the database's clock."""
+        statement = select(ApiKey).where(ApiKey.secret_sha256 == secret_sha256, *_VALID)
         return self._session.scalars(statement).one_or_none()
 
     def touch_key(self, key_id: UUID) -> None:
-        """Stores the time of use, at most once a minute, so that requests do not wait for each other's row lock."""
+        """Stores the time of use, at most once a minute, so that requests do not wait for a row lock."""
         stale = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at < func.now() - timedelta(minutes=1))
         free = select(ApiKey.id).where(ApiKey.id == key_id, stale).with_for_update(skip_locked=True)
         statement = update(ApiKey).where(ApiKey.id == free.scalar_subquery()).values(last_used_at=func.now())
@@ -74,11 +73,7 @@ class Accounts:
     def other_admin_keys(self, tenant_id: UUID, key_id: UUID) -> int:
         """Number of other admin keys of the tenant that are valid."""
         statement = select(func.count()).where(
-            ApiKey.tenant_id == tenant_id,
-            ApiKey.id != key_id,
-            ApiKey.role == Role.ADMIN,
-            ApiKey.revoked_at.is_(None),
-            (ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > func.now()),
+            ApiKey.tenant_id == tenant_id, ApiKey.id != key_id, ApiKey.role == Role.ADMIN, *_VALID
         )
         return self._session.scalars(statement).one()
 
@@ -102,7 +97,7 @@ class Accounts:
         return fetch_page(self._session, statement, AuditEntry.id, cursor, limit)
 
     def claim_idempotency_key(self, tenant_id: UUID, key: str, request_sha256: bytes) -> IdempotencyKey | None:
-        """None when this request now holds the key, else the existing row. Waits for a transaction that uses it."""
+        """None if this request now holds the key, else the existing row. Waits for a transaction that holds the key."""
         statement = (
             insert(IdempotencyKey)
             .values(tenant_id=tenant_id, key=key, request_sha256=request_sha256)
@@ -122,7 +117,7 @@ class Accounts:
         self._session.execute(statement)
 
     def forget_idempotency_keys(self, days: int) -> int:
-        """Removes old keys; returns how many."""
+        """Removes old keys; returns their number."""
         statement = (
             delete(IdempotencyKey)
             .where(IdempotencyKey.created_at < func.now() - timedelta(days=days))
@@ -131,7 +126,7 @@ class Accounts:
         return len(self._session.scalars(statement).all())
 
     def add_usage(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds to counters in one statement: rows name tenant, day and profile (each combination once) and counts."""
+        """Adds to counters in one statement. A row has tenant, day and profile (each combination once) and counts."""
         names = ("requests", "prompt_tokens", "completion_tokens", "fit_tokens")
         add = insert(Usage).values([{**dict.fromkeys(names, 0), **row} for row in rows])
         sums = {name: getattr(Usage, name) + add.excluded[name] for name in names}

@@ -10,21 +10,13 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from profiles.ids import new_id
-from profiles.models import (
-    AliasMove,
-    Assignment,
-    BaseModelRow,
-    Profile,
-    ProfileAlias,
-    ProfileVersion,
-    VersionState,
-)
+from profiles.models import AliasMove, Assignment, BaseModelRow, Profile, ProfileAlias, ProfileVersion, VersionState
+from profiles.models.base import new_id
 from profiles.paging import Page, fetch_page
 
 
 class Catalog:
-    """Queries on profiles, versions, aliases and assignments. Reads on behalf of a caller take the tenant."""
+    """Queries on profiles, versions, aliases and assignments. Reads for a caller take the tenant."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -32,7 +24,7 @@ class Catalog:
     # Base models
 
     def upsert_base_model(self, values: Mapping[str, Any]) -> BaseModelRow:
-        """The row of this fingerprint, with its facts and `seen_at` updated."""
+        """The row of this fingerprint, with updated facts and `seen_at`."""
         statement = insert(BaseModelRow).values(id=new_id(), **values)
         fresh = {name: statement.excluded[name] for name in values if name != "fingerprint"}
         statement = statement.on_conflict_do_update(
@@ -45,7 +37,7 @@ class Catalog:
         return self._session.get(BaseModelRow, model_id)
 
     def base_model_by_name(self, name: str | None) -> BaseModelRow | None:
-        """The model of this name that was loaded last; without a name, of any."""
+        """The last loaded model of this name; without a name, of all."""
         statement = select(BaseModelRow).order_by(BaseModelRow.seen_at.desc(), BaseModelRow.id.desc()).limit(1)
         if name is not None:
             statement = statement.where(BaseModelRow.name == name)
@@ -57,7 +49,7 @@ class Catalog:
     # Profiles
 
     def add_profile(self, tenant_id: UUID, name: str, description: str | None, model: UUID | None) -> Profile | None:
-        """The new profile, or None when a live one has the name (also in a transaction that commits first)."""
+        """The new profile, or None if a live one has the name (also in a transaction that commits first)."""
         statement = (
             insert(Profile)
             .values(id=new_id(), tenant_id=tenant_id, name=name, description=description, base_model_id=model)
@@ -67,7 +59,7 @@ class Catalog:
         return self._session.scalars(statement).one_or_none()
 
     def profile(self, tenant_id: UUID, ref: UUID | str, *, lock: bool = False) -> Profile | None:
-        """The live profile of this id or name; `lock` holds back others that change its versions or aliases."""
+        """The live profile of this id or name. lock: other transactions cannot change its versions and aliases."""
         by = Profile.id == ref if isinstance(ref, UUID) else Profile.name == ref
         statement = select(Profile).where(Profile.tenant_id == tenant_id, by, Profile.archived_at.is_(None))
         if lock:
@@ -75,7 +67,7 @@ class Catalog:
         return self._session.scalars(statement).one_or_none()
 
     def profiles(self, tenant_id: UUID | None, cursor: str | None, limit: int) -> Page[Profile]:
-        """Live profiles of a tenant; of all tenants with None (for administrators)."""
+        """Live profiles of a tenant; None: of all tenants (for administrators)."""
         statement = select(Profile).where(Profile.archived_at.is_(None))
         if tenant_id is not None:
             statement = statement.where(Profile.tenant_id == tenant_id)
@@ -109,7 +101,7 @@ class Catalog:
         return self._session.scalars(statement).one_or_none()
 
     def latest_ready(self, profile_id: UUID) -> tuple[UUID, int, list[Any]] | None:
-        """(id, number, reasons) of the highest ready version. Selects columns only, because requests need it fast."""
+        """(id, number, reasons) of the highest ready version. Reads few columns, because requests wait for it."""
         statement = (
             select(ProfileVersion.id, ProfileVersion.number, ProfileVersion.quality_reasons)
             .where(ProfileVersion.profile_id == profile_id, ProfileVersion.state == VersionState.READY)
@@ -128,7 +120,7 @@ class Catalog:
         return {row.id: row.number for row in self._session.execute(statement)}
 
     def ready_numbers(self, profile_id: UUID, numbers: list[int]) -> dict[int, UUID]:
-        """Number → id of those that are ready."""
+        """Number → id of the ready ones among these versions."""
         statement = select(ProfileVersion.number, ProfileVersion.id).where(
             ProfileVersion.profile_id == profile_id,
             ProfileVersion.number.in_(numbers),
@@ -137,11 +129,8 @@ class Catalog:
         return {row.number: row.id for row in self._session.execute(statement)}
 
     def archive_versions(self, profile_id: UUID) -> None:
-        """Archives the ready ones, fails the pending ones."""
-        for before, after in (
-            (VersionState.READY, VersionState.ARCHIVED),
-            (VersionState.PENDING, VersionState.FAILED),
-        ):
+        """Archives the ready versions and fails the pending ones."""
+        for before, after in ((VersionState.READY, VersionState.ARCHIVED), (VersionState.PENDING, VersionState.FAILED)):
             statement = (
                 update(ProfileVersion)
                 .where(ProfileVersion.profile_id == profile_id, ProfileVersion.state == before)
@@ -152,7 +141,7 @@ class Catalog:
     # Aliases
 
     def alias_targets(self, profile_id: UUID, alias: str) -> list[tuple[ProfileVersion, float]]:
-        """(version, weight) pairs of an alias by version number; empty when there is none."""
+        """(version, weight) pairs of an alias by version number; empty if there is no such alias."""
         statement = (
             select(ProfileVersion, ProfileAlias.weight)
             .join(ProfileAlias, ProfileAlias.version_id == ProfileVersion.id)
@@ -175,7 +164,7 @@ class Catalog:
         return found
 
     def set_alias(self, profile: Profile, alias: str, targets: Mapping[UUID, float]) -> None:
-        """Replaces the alias's targets (version id → weight); none removes it. The profile must be locked."""
+        """Replaces the alias's targets (version id → weight); none removes the alias. The profile must be locked."""
         self._session.execute(
             delete(ProfileAlias).where(ProfileAlias.profile_id == profile.id, ProfileAlias.alias == alias),
             execution_options={"synchronize_session": "fetch"},
@@ -197,7 +186,7 @@ class Catalog:
         self._session.flush()
 
     def standing_moves(self, profile_id: UUID, alias: str, limit: int) -> list[AliasMove]:
-        """Moves that were not rolled back, latest first."""
+        """Moves that were not undone, latest first."""
         statement = (
             select(AliasMove)
             .where(AliasMove.profile_id == profile_id, AliasMove.alias == alias, AliasMove.undone_at.is_(None))

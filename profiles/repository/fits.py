@@ -1,4 +1,4 @@
-"""Content of versions: texts through the ORM, vectors through binary COPY and binary reads."""
+"""Content of versions: texts by the ORM, vectors by binary COPY and binary reads."""
 
 from __future__ import annotations
 
@@ -15,22 +15,15 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from profiles import vectors
-from profiles.ids import new_id
-from profiles.models import (
-    Evaluation,
-    FitQueryRow,
-    PreferencePairRow,
-    QueryRepresentations,
-    QuerySplit,
-    VersionEdit,
-)
+from profiles.models import Evaluation, FitQueryRow, PreferencePairRow, QueryRepresentations, QuerySplit, VersionEdit
+from profiles.models.base import new_id
 from profiles.paging import Page, fetch_page
 from profiles.vectors import Vector
 
-#: The kinds of representation that a neighbourhood can be read with.
+#: The kinds of representation in a neighbourhood.
 SIDES = ("help", "harm")
 
-#: How many candidates the sketch proposes for the exact ranking (at least; always 4 K): `bench.service.lookup`.
+#: Least number of candidates for the exact ranking (see `bench.service.lookup`); there are at least 4 K.
 CANDIDATES = 64
 
 
@@ -41,7 +34,7 @@ class Neighbourhood:
     Args:
         query_ids: K ids. similarities: (K,) cosines.
         layers: L edited layers, ascending.
-        help, harm: (K, L, D) float32; None where it was not asked for.
+        help, harm: (K, L, D) float32; None if not requested.
     """
 
     query_ids: tuple[UUID, ...]
@@ -53,7 +46,7 @@ class Neighbourhood:
 
 @dataclass(frozen=True)
 class NearestGroups:
-    """The K nearest fit queries of a version, nearest first, with the groups whose edits they vote for.
+    """The K nearest fit queries of a version, nearest first, with the groups that they vote for.
 
     Args:
         query_ids: K ids. similarities: (K,) cosines. groups: K group numbers.
@@ -75,7 +68,7 @@ class StoredEdit:
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """Representations of all fit queries of a version that have any.
+    """Representations of a version's fit queries.
 
     Args:
         positions: N, ascending. layers: L, ascending. help, harm: (N, L, D) float32.
@@ -88,7 +81,7 @@ class StoredRows:
 
 
 class Fits:
-    """Queries on a version's content. Callers have checked the tenant of the version."""
+    """Queries on a version's content. Callers have to check the tenant of the version."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -96,7 +89,7 @@ class Fits:
     # Queries and pairs
 
     def add_queries(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Stores fit queries by (version, position); of existing ones only split and group change."""
+        """Stores fit queries by (version, position); updates only split and group of existing ones."""
         if rows:
             statement = insert(FitQueryRow).values([{"id": new_id(), **row} for row in rows])
             fresh = {name: statement.excluded[name] for name in ("split", "persona_group")}
@@ -116,14 +109,14 @@ class Fits:
         return {row.position: row.id for row in self._session.execute(statement)}
 
     def upsert_pairs(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-        """Stores some columns of preference pairs by query; writing the same chunk twice changes nothing."""
+        """Stores some columns of preference pairs by query. A repetition changes nothing."""
         if rows:
             statement = insert(PreferencePairRow).values(list(rows))
             fresh = {name: statement.excluded[name] for name in columns}
             self._session.execute(statement.on_conflict_do_update(index_elements=["query_id"], set_=fresh))
 
     def drop_pair(self, tenant_id: UUID, version_id: UUID, position: int, reason: str) -> None:
-        """Stores the reason for not using a query and takes the query out of its split."""
+        """Marks a query as unused, with the reason."""
         row = {
             "query_id": self.query_ids(version_id, [position])[position],
             "tenant_id": tenant_id,
@@ -179,7 +172,7 @@ class Fits:
         """Replaces the representations of some queries.
 
         Args:
-            layers: L, ascending. sides: "help", "harm" → (n, L, D) float32; a missing one is stored as NULL.
+            layers: L, ascending. sides: "help", "harm" → (n, L, D) float32; a missing side is stored as NULL.
         """
         self._session.execute(
             delete(QueryRepresentations).where(QueryRepresentations.query_id.in_(query_ids)),
@@ -196,7 +189,7 @@ class Fits:
         vectors.copy_rows(self._session, "query_representations", columns, rows())
 
     def representations(self, version_id: UUID) -> StoredRows | None:
-        """All representations of a version; None when there are none."""
+        """All representations of a version; None if there are none."""
         with vectors.binary_cursor(self._session) as cursor:
             rows = cursor.execute(
                 "SELECT q.position, r.layers, r.help, r.harm FROM query_representations r"
@@ -239,7 +232,7 @@ class Fits:
         return tuple(_edit([row[1:] for row in of_group]) for _, of_group in groupby(rows, lambda row: row[0]))
 
     def count_complete(self, version_id: UUID, layers: Sequence[int] | None) -> int:
-        """Number of queries with an embedding and, where `layers` is given, with representations at just these."""
+        """Number of queries with an embedding and, if `layers` is given, with representations at these layers."""
         statement = (
             select(func.count())
             .select_from(FitQueryRow)
@@ -258,7 +251,7 @@ class Fits:
         self._session.flush()
 
     def latest_evaluation(self, version_id: UUID, judge: str | None) -> Evaluation | None:
-        """The last one; with a judge, the last one by it ("openai" is also any "openai:MODEL")."""
+        """The last evaluation, or the last one by a judge ("openai" includes all "openai:MODEL")."""
         statement = select(Evaluation).where(Evaluation.version_id == version_id)
         if judge is not None:
             named = Evaluation.judge == judge
@@ -270,12 +263,12 @@ class Fits:
     def nearest(self, version_id: UUID, embedding: Vector, k: int, sides: Sequence[str] = SIDES) -> Neighbourhood:
         """The K fit queries nearest to an embedding by cosine, with their representations, in one round trip.
 
-        Two steps in one statement, both exact scans of the version's rows behind its btree (HNSW is slower and wrong
-        with a filter): the in-line sketch proposes max(64, 4 K) candidates, the full vectors rank them. Up to 256
-        dimensions, or up to that many queries, the result is exact; above, `bench.service.lookup` measures recall.
+        One statement scans the version's rows, found by a btree, in two steps: the in-line sketch yields max(64, 4 K)
+        candidates, and the full vectors rank them. HNSW is slower, and wrong with a filter. Up to 256 dimensions, or
+        up to that many queries, the result is exact; `bench.service.lookup` measures the recall above.
 
         Args:
-            embedding: (D,) float32, unit length. sides: which representations to read; the others come as None.
+            embedding: (D,) float32, unit length. sides: representations to read; others are None.
         """
         wanted = [side for side in SIDES if side in sides]
         columns = "".join(f", r.{side}" for side in wanted)
@@ -307,8 +300,8 @@ class Fits:
 
     def _ranked(self, version_id: UUID, embedding: Vector, k: int, columns: str, join: str = "") -> list[TupleRow]:
         """(query id, negative cosine, *columns) of the K nearest, nearest first."""
-        # The parameters' casts stand in subqueries, which run once: in a prepared statement's generic plan they would
-        # run for every row that they are compared with. All vectors have unit length: inner products rank as cosines.
+        # The parameters are cast in subqueries, which run once; in a prepared statement's generic plan, other casts run
+        # for every row. All vectors have unit length, so inner products rank like cosines.
         statement = (
             "WITH candidates AS MATERIALIZED ("
             " SELECT id, position, persona_group, embedding FROM fit_queries WHERE version_id = %(version)b"
@@ -337,6 +330,6 @@ def _edit(rows: Sequence[Sequence[bytes]]) -> StoredEdit:
 
 
 def _unpack(raw: Sequence[bytes | None], layers: int) -> Vector | None:
-    """Packed values of some layers each as one array; None when there are none, or the column is NULL."""
+    """Packed values as one array; None if there are none or the column is NULL."""
     present = [value for value in raw if value is not None]
     return vectors.unpack_many(present, layers) if present and len(present) == len(raw) else None

@@ -18,14 +18,14 @@ from profiles.paging import Page, fetch_page
 #: Postgres channel that wakes the relay.
 OUTBOX_CHANNEL = "alignez_outbox"
 
-#: Progress events of one stage come no faster than this.
+#: Shortest time between two progress events of a stage.
 _EVENT_SPACING = timedelta(milliseconds=300)
 
 _OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
 
-#: `load`: how many jobs its tenant would run with this one. The job that the tenant asked for just before tells when it
-#: was served last; one that was cancelled in the queue has no start. As many are looked at as workers can claim at the
-#: same moment, for each locks another one.
+#: `load`: number of running jobs of the tenant if this one started. `served_at`: start of the tenant's preceding job;
+#: a job that was cancelled in the queue has no start. 100 candidates suffice for 100 simultaneous claims, because each
+#: claim locks another job.
 _NEXT_IN_TURN = text(
     """
     WITH running AS (
@@ -53,7 +53,7 @@ _NEXT_IN_TURN = text(
 
 @dataclass(frozen=True)
 class Backlog:
-    """Backlog: messages in the outbox, jobs, and the age of the oldest of each in seconds (0: there is none)."""
+    """Waiting work: messages in the outbox, jobs, and the age of the oldest of each in seconds (0: there is none)."""
 
     messages: int
     oldest_message_s: float
@@ -64,7 +64,7 @@ class Backlog:
 
 @dataclass(frozen=True)
 class WaitingMessage:
-    """A message in the outbox, how long it has been there, and where its job comes from (see `tracing.Origin`)."""
+    """A message in the outbox, its waiting time, and the origin of its job (see `tracing.Origin`)."""
 
     id: int
     job_id: UUID
@@ -74,7 +74,7 @@ class WaitingMessage:
 
 
 class Jobs:
-    """Queries on work to be done. Times are the database's own (clock_timestamp), so workers' clocks do not matter."""
+    """Queries on jobs. Times are the database's own (clock_timestamp), so workers' clocks do not matter."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -87,13 +87,13 @@ class Jobs:
         self.enqueue(job)
 
     def enqueue(self, job: Job) -> None:
-        """Leaves a message for the relay unless one is waiting; sent only if this transaction commits."""
+        """Adds a message to the outbox unless one is waiting; the relay sends it after this transaction commits."""
         statement = insert(OutboxMessage).values(tenant_id=job.tenant_id, job_id=job.id)
         self._session.execute(statement.on_conflict_do_nothing(index_elements=["job_id"]))
         self._session.execute(select(func.pg_notify(OUTBOX_CHANNEL, "")))
 
     def open_count(self, tenant_id: UUID) -> int:
-        """Jobs of the tenant that wait or run."""
+        """Number of the tenant's queued and running jobs."""
         statement = select(func.count()).select_from(Job).where(Job.tenant_id == tenant_id, Job.finished_at.is_(None))
         return self._session.scalars(statement).one()
 
@@ -110,30 +110,26 @@ class Jobs:
         return fetch_page(self._session, statement, Job.id, cursor, limit)
 
     def of_version(self, version_id: UUID) -> Job | None:
-        """The fit that makes, or made, a version; its evaluations are other jobs."""
+        """The fit job of a version."""
         statement = select(Job).where(Job.version_id == version_id, Job.kind == JobKind.FIT)
         return self._session.scalars(statement).one_or_none()
 
     def open_of_profile(self, profile_id: UUID) -> list[Job]:
-        """Jobs of the profile that wait or run, locked."""
+        """The profile's queued and running jobs, locked."""
         statement = select(Job).where(Job.profile_id == profile_id, Job.status.in_(_OPEN)).order_by(Job.id)
         return list(self._session.scalars(statement.with_for_update().execution_options(populate_existing=True)))
 
-    # A worker's side
+    # For workers
 
     def claim(self, job_id: UUID, worker: str, lease_s: float) -> Job | None:
-        """The job, now running under a new attempt number; None when it is not there to be taken."""
+        """The job, now running with a new attempt number; None if it is not queued or not due."""
         now = func.clock_timestamp()
-        # COALESCE keeps the planner from the index of open jobs. While its statistics are older than a long queue, it
-        # takes that index to be nearly empty, and every claim would look at every waiting job.
+        # COALESCE prevents the use of the index of open jobs. With statistics older than a long queue, the planner
+        # estimates that index as nearly empty, and every claim would read every queued job.
         status = func.coalesce(Job.status, literal_column("''"))
         statement = (
             update(Job)
-            .where(
-                Job.id == job_id,
-                status == JobStatus.QUEUED,
-                (Job.run_after.is_(None)) | (Job.run_after <= now),
-            )
+            .where(Job.id == job_id, status == JobStatus.QUEUED, (Job.run_after.is_(None)) | (Job.run_after <= now))
             .values(
                 status=JobStatus.RUNNING,
                 attempt=Job.attempt + 1,
@@ -147,16 +143,16 @@ class Jobs:
         return self._session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
 
     def next_in_turn(self) -> UUID | None:
-        """The queued job that a worker is to take now, locked until the transaction ends; None when none is due.
+        """The queued job that a worker has to take next, locked until the transaction ends; None if none is due.
 
-        Tenants take turns: first the one with the fewest jobs running, and among equals the one that was served the
-        longest ago. Within a tenant the first to come is the first to go. Reads the index of open jobs, and of each
-        tenant in it one job more.
+        Tenants take turns: the one with the fewest running jobs is first, and among equals the one that was served
+        least recently. Jobs of a tenant run in the order of their creation. Reads the index of open jobs, and one
+        further job of each tenant in it.
         """
         return self._session.scalars(_NEXT_IN_TURN).one_or_none()
 
     def fenced(self, job_id: UUID, attempt: int) -> Job | None:
-        """The locked job if this attempt still owns it; nobody takes it before the transaction ends."""
+        """The job, locked until the transaction ends, if this attempt owns it; else None."""
         statement = (
             select(Job)
             .where(Job.id == job_id, Job.attempt == attempt, Job.status == JobStatus.RUNNING)
@@ -166,7 +162,7 @@ class Jobs:
         return self._session.scalars(statement).one_or_none()
 
     def extend_lease(self, job_id: UUID, attempt: int, lease_s: float) -> bool | None:
-        """True if a cancel was asked for; None when this attempt no longer owns the job."""
+        """True if a cancel was requested; None if this attempt does not own the job."""
         statement = (
             update(Job)
             .where(Job.id == job_id, Job.attempt == attempt, Job.status == JobStatus.RUNNING)
@@ -176,7 +172,7 @@ class Jobs:
         return self._session.scalars(statement, execution_options={"synchronize_session": False}).one_or_none()
 
     def set_progress(self, job: Job, stage: str, done: int, total: int) -> None:
-        """Notes a stage's progress; an event for a new stage, for the end of one, and now and then between."""
+        """Stores a stage's progress. Adds an event at the stage's begin and end, and at intervals between."""
         news = job.stage != stage or done >= total
         job.stage = stage
         job.progress = {**job.progress, stage: {"done": done, "total": total}}
@@ -190,7 +186,7 @@ class Jobs:
             self.add_event(job, "progress")
 
     def requeue(self, job: Job, delay_s: float = 0.0) -> None:
-        """Back to the queue, not to be claimed within `delay_s`; at once means a message at once."""
+        """Queues the job again, not to be claimed within `delay_s`; without a delay, sends a message at once."""
         job.status = JobStatus.QUEUED
         job.lease_until = None
         job.worker = None
@@ -203,7 +199,7 @@ class Jobs:
             self.enqueue(job)
 
     def finish(self, job: Job, status: JobStatus, code: str | None = None, message: str | None = None) -> None:
-        """Ends the job for good; its scratch texts go. Unless a fit succeeded, its version fails with it."""
+        """Ends the job and removes its intermediate texts. A fit that did not succeed fails its version."""
         job.status = status
         job.lease_until = None
         job.run_after = None
@@ -224,10 +220,10 @@ class Jobs:
         )
         self.add_event(job, status.value)
 
-    # Scratch texts
+    # Intermediate texts
 
     def add_texts(self, job: Job, kind: str, texts: Mapping[int, str]) -> None:
-        """Keeps texts by position until the job ends; existing ones stay."""
+        """Stores texts by position until the job ends; does not replace existing ones."""
         if texts:
             rows = [
                 {"job_id": job.id, "kind": kind, "position": position, "tenant_id": job.tenant_id, "text": text_}
@@ -252,7 +248,7 @@ class Jobs:
     # Events
 
     def add_event(self, job: Job, kind: str) -> None:
-        """Appends what a watcher sees of the job now."""
+        """Appends an event with the job's present state."""
         payload: dict[str, Any] = {
             "status": job.status.value,
             "stage": job.stage,
@@ -265,16 +261,16 @@ class Jobs:
         self._session.flush()
 
     def events(self, job_id: UUID, after_id: int, limit: int) -> list[JobEvent]:
-        """The job's events after one, oldest first."""
+        """The job's events after `after_id`, oldest first."""
         statement = (
             select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after_id).order_by(JobEvent.id).limit(limit)
         )
         return list(self._session.scalars(statement))
 
-    # The relay's side
+    # For the relay
 
     def take_messages(self, limit: int) -> list[WaitingMessage]:
-        """Messages to send, oldest first, locked; those that another relay has in hand are skipped."""
+        """Messages to send, oldest first, locked; skips those that another relay has locked."""
         waited = func.extract("epoch", func.clock_timestamp() - OutboxMessage.created_at)
         statement = (
             select(OutboxMessage.id, OutboxMessage.job_id, waited, Job.request_id, Job.traceparent)
@@ -289,7 +285,7 @@ class Jobs:
         ]
 
     def sent(self, messages: Mapping[int, UUID]) -> None:
-        """Removes confirmed messages (id → job) and notes on their jobs that they went out."""
+        """Removes confirmed messages (id → job) and stores the time on their jobs."""
         self._session.execute(
             delete(OutboxMessage).where(OutboxMessage.id.in_(list(messages))),
             execution_options={"synchronize_session": False},
@@ -302,7 +298,7 @@ class Jobs:
         )
 
     def backlog(self) -> Backlog:
-        """Backlog now. Reads the outbox and the index of open jobs only."""
+        """The present backlog. Reads the outbox and the index of open jobs only."""
         statement = text(
             """
             SELECT m.count, m.oldest, j.queued, j.oldest, j.running
@@ -321,7 +317,7 @@ class Jobs:
         return Backlog(messages, float(oldest_message), queued, float(oldest_due), running)
 
     def expired(self, limit: int) -> list[Job]:
-        """Running jobs whose lease ran out, locked."""
+        """Running jobs with an expired lease, locked."""
         statement = (
             select(Job)
             .where(Job.status == JobStatus.RUNNING, Job.lease_until < func.clock_timestamp())
@@ -333,9 +329,9 @@ class Jobs:
         return list(self._session.scalars(statement))
 
     def resend(self, after_s: float) -> int:
-        """New outbox messages for queued jobs that should have been claimed by now; returns how many.
+        """Adds outbox messages for queued jobs that no worker claimed in time; returns their number.
 
-        The pause doubles with every send (up to 64 times `after_s`), so a long queue is not sent over and over.
+        The pause doubles with every message (up to 64 times `after_s`), so that a long queue causes few messages.
         """
         statement = text(
             """

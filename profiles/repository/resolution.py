@@ -1,6 +1,6 @@
-"""Resolves what a request names to a version, with one statement per request.
+"""Resolves the profile, alias, version or end user of a request to a version, with one statement per request.
 
-The statements select columns, because a whole version row may hold megabytes of spec and diagnostics.
+The statements select columns, because a version row may hold megabytes of spec and diagnostics.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Route:
     """A live profile and the versions that a pointer into it selects.
 
     Args:
-        alias: None when a version was named.
+        alias: None if the request names a version.
         targets: by version number; empty when the alias or the version does not exist.
     """
 
@@ -46,23 +46,23 @@ class Route:
 
 
 class Routes:
-    """Reads on behalf of a caller; every query takes the tenant."""
+    """Queries for a caller; each takes the tenant."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def by_alias(self, tenant_id: UUID, profile: UUID | str, alias: str) -> Route | None:
-        """None: no such live profile."""
+        """The route; None if there is no such live profile."""
         rows = self._rows(_BY_ALIAS[isinstance(profile, str)], tenant=tenant_id, profile=profile, alias=alias)
         return _route(rows, alias) if rows else None
 
     def by_number(self, tenant_id: UUID, profile: UUID | str, number: int) -> Route | None:
-        """None: no such live profile."""
+        """The route; None if there is no such live profile."""
         rows = self._rows(_BY_NUMBER[isinstance(profile, str)], tenant=tenant_id, profile=profile, number=number)
         return _route(rows, None) if rows else None
 
     def of_user(self, tenant_id: UUID, end_user: str, default_alias: str) -> Route | None:
-        """By the end user's assignment. None: there is none, or its profile is gone."""
+        """The route of the end user's assignment; None if there is none or its profile was deleted."""
         rows = self._rows(_OF_USER, tenant=tenant_id, end_user=end_user, default_alias=default_alias)
         return _route(rows, None if rows[0].pinned else rows[0].alias) if rows else None
 
@@ -117,7 +117,7 @@ _FOUND: list[ColumnElement[Any]] = [
     _PROFILE.id.label("profile_id"), _PROFILE.name,
     _VERSION.id.label("version_id"), _VERSION.number, _VERSION.state, _VERSION.sha256,
 ]  # fmt: skip
-# Built once, because building a statement costs more than sending it. The key is True for a profile given by name.
+# Built once, because building a statement takes longer than sending it. Key: True for a profile given by name.
 _BY_ALIAS = {by_name: _by_alias(by_name) for by_name in (False, True)}
 _BY_NUMBER = {by_name: _by_number(by_name) for by_name in (False, True)}
 _OF_USER = _of_user()

@@ -1,6 +1,6 @@
-"""Use cases. Plain functions that take the unit of work first; they flush and never commit.
+"""Use cases: functions whose first parameter is the unit of work. They flush and never commit.
 
-Every function that acts for a caller takes `Caller` and sees that tenant's rows only.
+A function that acts for a caller has a `Caller` parameter and reads the rows of its tenant only.
 """
 
 from profiles.service.aliases import (
@@ -56,57 +56,12 @@ from profiles.service.profiles import (
 from profiles.service.usage import UsageCount, record_usage, usage_since
 
 __all__ = [
-    "DEFAULT_ALIAS",
-    "ActiveProfile",
-    "AssignedProfile",
-    "Caller",
-    "ModelFacts",
-    "NearestGroups",
-    "ResolvedVersion",
-    "StoredEdit",
-    "StoredPair",
-    "StoredResponse",
-    "Unserved",
-    "UsageCount",
-    "all_profiles",
-    "archive_version",
-    "assign_user",
-    "audit_entries",
-    "authenticate",
-    "begin_idempotent",
-    "cancel_job",
-    "create_key",
-    "create_tenant",
-    "delete_profile",
-    "ensure_tenant",
-    "finish_idempotent",
-    "get_assignment",
-    "get_job",
-    "get_profile",
-    "get_version",
-    "job_events",
-    "list_aliases",
-    "list_base_models",
-    "list_jobs",
-    "list_keys",
-    "list_pairs",
-    "list_profiles",
-    "list_tenants",
-    "list_versions",
-    "load_active",
-    "nearest_groups",
-    "nearest_representations",
-    "pick_version",
-    "promote",
-    "record_usage",
-    "register_base_model",
-    "remove_alias",
-    "remove_assignment",
-    "request_digest",
-    "resolve_for_user",
-    "revoke_key",
-    "roll_back",
-    "set_alias",
-    "update_profile",
-    "usage_since",
-]
+    "DEFAULT_ALIAS", "ActiveProfile", "AssignedProfile", "Caller", "ModelFacts", "NearestGroups", "ResolvedVersion",
+    "StoredEdit", "StoredPair", "StoredResponse", "Unserved", "UsageCount", "all_profiles", "archive_version",
+    "assign_user", "audit_entries", "authenticate", "begin_idempotent", "cancel_job", "create_key", "create_tenant",
+    "delete_profile", "ensure_tenant", "finish_idempotent", "get_assignment", "get_job", "get_profile", "get_version",
+    "job_events", "list_aliases", "list_base_models", "list_jobs", "list_keys", "list_pairs", "list_profiles",
+    "list_tenants", "list_versions", "load_active", "nearest_groups", "nearest_representations", "pick_version",
+    "promote", "record_usage", "register_base_model", "remove_alias", "remove_assignment", "request_digest",
+    "resolve_for_user", "revoke_key", "roll_back", "set_alias", "update_profile", "usage_since",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The version in use: aliases, promotion and rollback, and end users' assignments."""
+"""Selection of versions: aliases, promotion and rollback, and the assignments of end users."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAssigned, VersionNotReady, VersionWeak
-from profiles.models import Assignment, Profile, ProfileVersion, VersionState
+from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAssigned, VersionWeak
+from profiles.models import Assignment, Profile, ProfileVersion
 from profiles.service.keys import Caller
-from profiles.service.profiles import get_profile, get_version
+from profiles.service.profiles import get_profile, get_version, ready_version
 from profiles.spec import check_end_user, check_name
 from profiles.uow import UnitOfWork
 
 DEFAULT_ALIAS = "default"
 MAX_TARGETS = 10
-#: Bounds of a weight. Near 0 its share of the traffic would be rounded to none, which no target may have.
+#: Bounds of a weight. A smaller weight's share of the traffic would be rounded to 0.
 MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
 class AssignedProfile:
-    """An end user's assignment with the names it means."""
+    """An end user's assignment, with its profile and version number."""
 
     assignment: Assignment
     profile: Profile
@@ -44,12 +44,12 @@ def set_alias(
     *,
     force: bool = False,
 ) -> dict[int, float]:
-    """Points an alias to one version, or spreads it over several by weight; returns number → share (sum 1).
+    """Points an alias to one version, or to several by weight; returns number → share (sum 1).
 
     Args:
-        force: let `default` point to a weak version; other aliases may anyway.
-    Raises: NotFound: profile or version. VersionNotReady. VersionWeak. InvalidSpec: not exactly one of the two, or bad
-        weights.
+        force: allow a weak version for `default`; other aliases always allow it.
+    Raises: NotFound: profile or version. VersionNotReady. VersionWeak. InvalidSpec: not exactly one of version and
+        weights, or invalid weights.
     """
     check_name("alias", alias)
     if (version is None) == (weights is None):
@@ -65,7 +65,7 @@ def set_alias(
 
 
 def remove_alias(uow: UnitOfWork, caller: Caller, profile: UUID | str, alias: str) -> None:
-    """Raises: NotFound. InvalidSpec: `default` stays as long as the profile. StillAssigned: end users have it."""
+    """Removes an alias. Raises: NotFound. InvalidSpec: it is `default`. StillAssigned: end users have it."""
     if alias == DEFAULT_ALIAS:
         raise InvalidSpec("alias", "the default alias cannot be removed")
     row = get_profile(uow, caller, profile, lock=True)
@@ -84,7 +84,7 @@ def promote(
     """Makes a version the profile's default.
 
     Args:
-        force: also a weak one; the audit log keeps that it was forced.
+        force: allow a weak version; the audit log records it.
     Raises: NotFound, VersionNotReady, VersionWeak.
     """
     row = get_profile(uow, caller, profile, lock=True)
@@ -96,9 +96,9 @@ def promote(
 
 
 def roll_back(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> dict[int, float]:
-    """Points `default` to what it pointed to before its latest change; returns number → share.
+    """Restores the previous targets of `default`; returns number → share.
 
-    A second rollback goes one further back, not forward again. Targets that are no longer ready are skipped.
+    A second rollback restores the targets before those. Targets that are not ready are skipped.
 
     Raises: NotFound, NothingToRollBackTo.
     """
@@ -124,7 +124,7 @@ def roll_back(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> dict[int,
 
 
 def point_default(uow: UnitOfWork, profile: Profile, version: ProfileVersion) -> None:
-    """Makes a version that has just become ready the default; the profile must be locked."""
+    """Makes a version that has just become ready the default. The profile must be locked."""
     uow.repository.catalog.set_alias(profile, DEFAULT_ALIAS, {version.id: 1.0})
     uow.repository.catalog.add_move(profile, DEFAULT_ALIAS, {version.number: 1.0}, None)
     uow.repository.accounts.audit(
@@ -141,24 +141,22 @@ def assign_user(
     alias: str | None = None,
     version: int | None = None,
 ) -> AssignedProfile:
-    """Gives an end user a profile: by its default, another alias, or one version.
+    """Assigns a profile to an end user, by its default, another alias, or one version.
 
     Raises: NotFound: profile, alias or version. VersionNotReady. InvalidSpec: both alias and version.
     """
     check_end_user(end_user)
     if alias is not None and version is not None:
         raise InvalidSpec("alias", "give either alias or version")
-    row = get_profile(uow, caller, profile, lock=True)  # so that a profile being deleted gets no new users
-    version_id = None
-    if version is not None:
-        version_id = _require_ready(uow, caller, row, [version])[version].id
+    row = get_profile(uow, caller, profile, lock=True)  # a profile that is being deleted must not get new users
+    version_id = None if version is None else ready_version(uow, caller, row, version).id
     if alias is not None and alias not in uow.repository.catalog.aliases([row.id])[row.id]:
         raise NotFound("alias", f"{alias} of profile {row.name}")
     return AssignedProfile(uow.repository.catalog.assign(row, end_user, alias, version_id), row, version)
 
 
 def get_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> AssignedProfile:
-    """Raises: NotFound: the end user has no profile. InvalidSpec: no end user's id."""
+    """The assignment of an end user. Raises: NotFound: there is none. InvalidSpec: the id is malformed."""
     catalog = uow.repository.catalog
     found = catalog.assignment(caller.tenant_id, check_end_user(end_user))
     if found is None:
@@ -169,7 +167,7 @@ def get_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> AssignedPr
 
 
 def remove_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> None:
-    """Raises: NotFound: the end user has no profile. InvalidSpec: no end user's id."""
+    """Removes an end user's assignment. Raises: NotFound: there is none. InvalidSpec: the id is malformed."""
     if not uow.repository.catalog.remove_assignment(caller.tenant_id, check_end_user(end_user)):
         raise NotFound("profile of user", end_user)
 
@@ -177,8 +175,8 @@ def remove_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> None:
 def _point(
     uow: UnitOfWork, caller: Caller, row: Profile, alias: str, shares: Mapping[int, float], *, force: bool
 ) -> None:
-    """Points an alias and remembers the move; to where it points already is no move, so none to undo later."""
-    ready = _require_ready(uow, caller, row, list(shares))
+    """Points an alias and stores the move, unless the targets are the present ones."""
+    ready = {number: ready_version(uow, caller, row, number) for number in shares}
     if alias == DEFAULT_ALIAS and not force:
         for number, version in ready.items():
             if version.quality == "weak":
@@ -188,18 +186,6 @@ def _point(
     latest = catalog.standing_moves(row.id, alias, 1)
     if not latest or latest[0].targets != _text_keys(shares):
         catalog.add_move(row, alias, shares, caller.key_id)
-
-
-def _require_ready(uow: UnitOfWork, caller: Caller, row: Profile, numbers: list[int]) -> dict[int, ProfileVersion]:
-    """By number. Raises: NotFound, VersionNotReady."""
-    found = {}
-    for number in numbers:
-        version = get_version(uow, caller, row.id, number)
-        if version.state is not VersionState.READY:
-            job = uow.repository.jobs.of_version(version.id)
-            raise VersionNotReady(row.name, number, version.state.value, job.id if job else None)
-        found[number] = version
-    return found
 
 
 def _forced(force: bool) -> dict[str, bool]:
@@ -212,7 +198,7 @@ def _shares(weights: Mapping[int, float]) -> dict[int, float]:
     if not 1 <= len(weights) <= MAX_TARGETS:
         raise InvalidSpec("weights", f"must name 1 to {MAX_TARGETS} versions")
     for number, weight in weights.items():
-        if not MIN_WEIGHT <= weight <= MAX_WEIGHT:  # also when it is not a number
+        if not MIN_WEIGHT <= weight <= MAX_WEIGHT:  # false for NaN too
             raise InvalidSpec(f"weights.{number}", f"must be between {MIN_WEIGHT:.6f} and {MAX_WEIGHT:.0f}")
     total = sum(weights.values())
     return {number: weight / total for number, weight in sorted(weights.items())}

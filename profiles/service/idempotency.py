@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a request that comes twice changes things once and gets the same answer."""
+"""`Idempotency-Key`: a repeated request takes effect once and gets the same response."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _KEY_LIMIT = 200
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """The answer that the first request got."""
+    """The response to the first request."""
 
     status_code: int
     body: dict[str, Any]
 
 
 def request_digest(method: str, path: str, body: bytes) -> bytes:
-    """(32,) bytes that identify a request; the same key with another digest is a conflict."""
+    """32 bytes that identify a request; the same key with another digest is a conflict."""
     return hashlib.sha256(f"{method} {path}\n".encode() + body).digest()
 
 
 def begin_idempotent(uow: UnitOfWork, caller: Caller, key: str, request_sha256: bytes) -> StoredResponse | None:
-    """The stored answer to replay, or None: go on, and call `finish_idempotent` in the same transaction.
+    """The stored response to replay; None: handle the request and call `finish_idempotent` in the same transaction.
 
     A second request with the key waits here until the first one's transaction has ended.
 
@@ -44,5 +44,5 @@ def begin_idempotent(uow: UnitOfWork, caller: Caller, key: str, request_sha256: 
 
 
 def finish_idempotent(uow: UnitOfWork, caller: Caller, key: str, status_code: int, body: dict[str, Any]) -> None:
-    """Stores the answer under a key that `begin_idempotent` gave to this transaction."""
+    """Stores the response for a key that this transaction holds."""
     uow.repository.accounts.store_response(caller.tenant_id, key, status_code, body)

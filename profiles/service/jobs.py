@@ -1,4 +1,4 @@
-"""Jobs as their owner sees them: watching and cancelling."""
+"""Jobs for their owner: listing, watching and cancelling."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def list_jobs(
 
 
 def get_job(uow: UnitOfWork, caller: Caller, job_id: UUID) -> Job:
-    """Raises: NotFound: also for a foreign one."""
+    """A job. Raises: NotFound: also for a job of another tenant."""
     job = uow.repository.jobs.job(caller.tenant_id, job_id)
     if job is None:
         raise NotFound("job", job_id)
@@ -36,7 +36,7 @@ def get_job(uow: UnitOfWork, caller: Caller, job_id: UUID) -> Job:
 
 
 def cancel_job(uow: UnitOfWork, caller: Caller, job_id: UUID) -> Job:
-    """Cancels a queued job at once and asks a running one to stop between two batches; asking twice is the same.
+    """Cancels a queued job at once; requests a running one to stop between two batches. Idempotent.
 
     Raises: NotFound. JobFinished: it has succeeded or failed.
     """

@@ -1,4 +1,4 @@
-"""Tenants and API keys: who a request comes from, and what it may do."""
+"""Tenants and API keys: the identity and the rights of a caller."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 9  #: characters of a secret that identify it in lists: the prefix and 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whom a request acts for. `key_id` None: the command line on the server itself."""
+    """Tenant and role of a request. key_id: None for the command line on the server."""
 
     key_id: UUID | None
     tenant_id: UUID
@@ -35,7 +35,7 @@ class Caller:
 def create_tenant(
     uow: UnitOfWork, name: str, max_queued_jobs: int | None = None, *, by: Caller | None = None
 ) -> Tenant:
-    """A new tenant; its audit log begins with who made it. Raises: NameTaken, InvalidSpec."""
+    """A new tenant; the first entry of its audit log names its creator. Raises: NameTaken, InvalidSpec."""
     check_text("name", name, 100)
     if max_queued_jobs is not None and max_queued_jobs < 1:
         raise InvalidSpec("max_queued_jobs", "must be at least 1")
@@ -47,7 +47,7 @@ def create_tenant(
 
 
 def ensure_tenant(uow: UnitOfWork, name: str) -> Tenant:
-    """The tenant of this name, made if there is none; for set-up commands that may run twice."""
+    """The tenant of this name, created if it is missing; for set-up commands that may run twice."""
     return uow.repository.accounts.tenant_by_name(name) or create_tenant(uow, name)
 
 
@@ -65,11 +65,11 @@ def create_key(
     *,
     by: Caller | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key and its secret, which is shown this once and kept only as a SHA-256.
+    """A new key and its secret, which is shown once and stored as a SHA-256 only.
 
-    A fast hash is enough: the secret is 32 random bytes, so there is nothing to guess.
+    A fast hash suffices, because nobody can guess 32 random bytes.
 
-    Raises: NotFound: no such tenant. InvalidSpec: unknown role, an expiry that has passed or has no time zone.
+    Raises: NotFound: no such tenant. InvalidSpec: unknown role, an expiry in the past or without time zone.
     """
     check_text("name", name, 100)
     if role not in list(Role):
@@ -96,7 +96,7 @@ def create_key(
 
 
 def authenticate(uow: UnitOfWork, secret: str | None) -> Caller:
-    """The caller of a key. Raises: Unauthenticated: missing, unknown, expired or revoked (not told apart)."""
+    """The caller with a key. Raises: Unauthenticated: the key is missing, unknown, expired or revoked."""
     if not secret or len(secret) > 200:
         raise Unauthenticated
     key = uow.repository.accounts.key_by_digest(_digest(secret))
@@ -107,14 +107,14 @@ def authenticate(uow: UnitOfWork, secret: str | None) -> Caller:
 
 
 def list_keys(uow: UnitOfWork, tenant_id: UUID, cursor: str | None = None, limit: int = 50) -> Page[ApiKey]:
-    """A tenant's keys, revoked and expired ones too, newest first."""
+    """A tenant's keys, with revoked and expired ones, newest first."""
     return uow.repository.accounts.keys(tenant_id, cursor, limit)
 
 
 def revoke_key(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, *, by: Caller | None = None) -> ApiKey:
-    """Ends a key at once; revoking it again changes nothing.
+    """Revokes a key at once; a repetition changes nothing.
 
-    Raises: NotFound. Conflict: the tenant's last working admin key, revoked through itself, would lock everybody out.
+    Raises: NotFound. Conflict: the key is the caller's own and the tenant's last valid admin key.
     """
     accounts = uow.repository.accounts
     key = accounts.key(tenant_id, key_id)

@@ -1,4 +1,4 @@
-"""The hot path: which version a request gets, its edits or prefix, and its neighbourhood."""
+"""The reads of every generation request: its version, the edits or the prefix, and the neighbourhood."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from profiles.repository.fits import SIDES, NearestGroups, Neighbourhood, Stored
 from profiles.repository.resolution import Route, Target
 from profiles.service.aliases import DEFAULT_ALIAS
 from profiles.service.keys import Caller
-from profiles.service.profiles import profile_ref
+from profiles.service.profiles import not_ready, profile_ref
 from profiles.spec import check_end_user
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
@@ -33,11 +33,11 @@ Positions = Literal["answer", "all"]
 
 @dataclass(frozen=True)
 class ResolvedVersion:
-    """The version that one request gets. Versions are immutable, so `version_id` is a sound cache key."""
+    """The version of a request. Versions are immutable, so `version_id` is a valid cache key."""
 
     profile_id: UUID
     profile_name: str
-    alias: str | None  #: None when the version was named
+    alias: str | None  #: None if the request names a version
     version_id: UUID
     number: int
     sha256: str
@@ -45,7 +45,7 @@ class ResolvedVersion:
 
 @dataclass(frozen=True)
 class Unserved:
-    """A profile without a version to serve: the bare model answers its end users, and the reply says why."""
+    """A profile without a default version: the bare model answers its end users, and the response gives the reason."""
 
     profile_id: UUID
     profile_name: str
@@ -54,16 +54,16 @@ class Unserved:
 
 @dataclass(frozen=True, eq=False)
 class ActiveProfile:
-    """All that decoding with a version needs, free of the session. L edited layers, R rank, D hidden size.
+    """The content of a version for decoding, usable without a session.
 
     Args:
-        fingerprint: of the base model; it must be the engine's. base_model: its name.
-        config: the fit configuration, as the core's `FitConfig.from_dict` takes it.
-        method: that made it. layers: L edited layers, ascending.
+        fingerprint: of the base model; the engine must have the same. base_model: its name.
+        config: the fit configuration, for the core's `FitConfig.from_dict`.
+        method: method of the fit. layers: L edited layers, ascending.
         edits: one per group of fit queries, at strength 1; none for a prefix alone.
-        steps: edited positions from the last prompt token on; None: no end. positions: "answer" or "all".
-        prefix: {"system": text or None, "examples": [[user, assistant], …]}, put before the conversation; None: none.
-        lookup: what a request looks up: nothing, its group ("groups") or rows for an edit of its own ("neighbors").
+        steps: number of edited positions, from the last prompt token on; None: no end. positions: "answer" or "all".
+        prefix: {"system": text or None, "examples": [[user, assistant], …]}, put before the conversation; or None.
+        lookup: at request time: "none", "groups" (a vote for a group) or "neighbors" (rows for an edit of its own).
     """
 
     profile_id: UUID
@@ -93,17 +93,17 @@ def pick_version(
     version: int | None = None,
     end_user: str | None = None,
 ) -> ResolvedVersion:
-    """The version that a request gets: the one it names, else its alias's, `default` if it names none.
+    """The version of a request: the named one, else that of the alias, which is `default` if not named.
 
-    An alias with several targets sends each end user always to the same one; a request without end user is drawn.
+    An alias with several targets gives each end user always the same one, and a request without end user a random one.
 
-    Raises: NotFound: profile, alias or version. VersionNotReady: pending, failed or archived. NoDefaultVersion: none is
-        named, and none was good enough to be the default.
+    Raises: NotFound: profile, alias or version. VersionNotReady: pending, failed or archived. NoDefaultVersion: the
+        request names no version, and the profile has no default version.
     """
     ref = profile_ref(profile)
     routes = uow.repository.routes
     if version is not None:
-        # What no version can be called is no question for the database.
+        # The database cannot compare numbers outside of its integers.
         route = routes.by_number(caller.tenant_id, ref, version if 0 < version < 2**31 else 0)
     else:
         route = routes.by_alias(caller.tenant_id, ref, alias or DEFAULT_ALIAS)
@@ -115,9 +115,9 @@ def pick_version(
 
 
 def load_active(uow: UnitOfWork, version_id: UUID) -> ActiveProfile:
-    """A ready version's content; worth caching by id, for it never changes.
+    """A ready version's content, which never changes and can be cached by id.
 
-    Raises: NotFound: no ready version of this id. The tenant was checked when the id was resolved.
+    Raises: NotFound: no ready version has this id. `pick_version` has checked the tenant.
     """
     version = uow.repository.catalog.version_by_id(version_id)
     if version is None or version.state is not VersionState.READY:
@@ -145,10 +145,10 @@ def load_active(uow: UnitOfWork, version_id: UUID) -> ActiveProfile:
 
 
 def resolve_for_user(uow: UnitOfWork, caller: Caller, end_user: str) -> ResolvedVersion | Unserved | None:
-    """The version that an end user's assignment means; None without one.
+    """The version of an end user's assignment; None without an assignment.
 
-    Raises: VersionNotReady. InvalidSpec: no end user's id.
-    Returns: `Unserved` where no version of the profile is its default: the end user gets the bare model.
+    Raises: VersionNotReady. InvalidSpec: the id is malformed.
+    Returns: `Unserved` if the profile has no default version: the end user gets the bare model.
     """
     route = uow.repository.routes.of_user(caller.tenant_id, check_end_user(end_user), DEFAULT_ALIAS)
     if route is None:
@@ -160,7 +160,7 @@ def resolve_for_user(uow: UnitOfWork, caller: Caller, end_user: str) -> Resolved
     except VersionNotReady:
         if route.targets:
             raise
-        return Unserved(route.profile_id, route.profile_name)  # the first fit is not done, or has failed
+        return Unserved(route.profile_id, route.profile_name)  # the first fit has not ended, or has failed
 
 
 def nearest_representations(
@@ -170,7 +170,7 @@ def nearest_representations(
 
     Args:
         embedding: (D,) float32, unit length, from the version's own query encoder.
-        sides: which of "help" and "harm" to read.
+        sides: "help", "harm" or both.
     """
     return uow.repository.fits.nearest(version_id, embedding, k, sides)
 
@@ -183,17 +183,16 @@ def nearest_groups(uow: UnitOfWork, version_id: UUID, embedding: Vector, k: int)
 def _resolved(uow: UnitOfWork, route: Route, end_user: str | None) -> ResolvedVersion:
     chosen = _draw(route, end_user) if route.targets else _latest(uow, route)
     if chosen.state is not VersionState.READY:
-        job = uow.repository.jobs.of_version(chosen.version_id)
-        raise VersionNotReady(route.profile_name, chosen.number, chosen.state.value, job.id if job else None)
+        raise not_ready(uow, route.profile_name, chosen.number, chosen.version_id, chosen.state)
     return ResolvedVersion(
         route.profile_id, route.profile_name, route.alias, chosen.version_id, chosen.number, _present(chosen.sha256)
     )
 
 
 def _latest(uow: UnitOfWork, route: Route) -> Target:
-    """The version whose state says why a default was never set.
+    """The latest version of a profile whose default was never set; its state is the reason.
 
-    Raises: NotFound: another alias, or no version at all. NoDefaultVersion: a version is ready, but is not the default.
+    Raises: NotFound: another alias, or no version. NoDefaultVersion: a version is ready, but is not the default.
     """
     if route.alias != DEFAULT_ALIAS:
         raise NotFound("alias", f"{route.alias} of profile {route.profile_name}")
@@ -209,7 +208,7 @@ def _latest(uow: UnitOfWork, route: Route) -> Target:
 
 
 def _draw(route: Route, end_user: str | None) -> Target:
-    """One target by weight; the end user's hash decides, so raising a canary's weight moves users one way only."""
+    """One target by weight and the end user's hash, so that a higher weight of a canary only adds users to it."""
     targets = route.targets
     if len(targets) == 1:
         return targets[0]
@@ -227,7 +226,7 @@ def _draw(route: Route, end_user: str | None) -> Target:
 
 
 def _present(value: T | None) -> T:
-    """A column that `ready_is_complete` guarantees for a ready version."""
+    """The value of a column that the constraint `ready_is_complete` guarantees for a ready version."""
     if value is None:
         raise NotFound("version", "content")
     return value

@@ -10,7 +10,7 @@ from profiles.uow import UnitOfWork
 
 
 class DescribesModel(Protocol):
-    """The part of the core's `EngineInfo` that is stored; this package cannot import it."""
+    """The stored part of the core's `EngineInfo`, which this package cannot import."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -28,7 +28,7 @@ class DescribesModel(Protocol):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A loaded model as its row in the database."""
+    """Facts of a loaded model, as the database stores them."""
 
     name: str
     source: str
@@ -41,7 +41,7 @@ class ModelFacts:
 
     @classmethod
     def of(cls, info: DescribesModel, name: str, source: str) -> ModelFacts:
-        """Facts of a model under the name that clients know it by. source: where it came from, for people."""
+        """Facts of a model. name: its name for clients. source: its origin, for people."""
         return cls(
             name=name,
             source=source,
@@ -55,10 +55,10 @@ class ModelFacts:
 
 
 def register_base_model(uow: UnitOfWork, facts: ModelFacts) -> BaseModelRow:
-    """The row of a loaded model; every process that loads one calls this at its start."""
+    """The row of a loaded model. Every process that loads a model calls this at its start."""
     return uow.repository.catalog.upsert_base_model(asdict(facts))
 
 
 def list_base_models(uow: UnitOfWork) -> list[BaseModelRow]:
-    """All models ever loaded, the last one first."""
+    """All models that were loaded, the latest first."""
     return uow.repository.catalog.base_models()

@@ -18,7 +18,7 @@ from profiles.uow import UnitOfWork
 
 @dataclass(frozen=True)
 class StoredPair:
-    """One fit query and what was said for it (None: not finished, or not made)."""
+    """One fit query and its texts (None: not finished, or not made)."""
 
     query: FitQueryRow
     pair: PreferencePairRow | None
@@ -39,8 +39,8 @@ def get_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str, *, lock: b
     """A live profile of the caller by id or name.
 
     Args:
-        lock: hold others back that change its versions or aliases, until the transaction ends.
-    Raises: NotFound: also for a foreign or deleted one.
+        lock: until the transaction ends, no other one can change the profile's versions or aliases.
+    Raises: NotFound: also for a deleted profile, or one of another tenant.
     """
     row = uow.repository.catalog.profile(caller.tenant_id, profile_ref(profile), lock=lock)
     if row is None:
@@ -49,7 +49,7 @@ def get_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str, *, lock: b
 
 
 def profile_ref(profile: UUID | str) -> UUID | str:
-    """An id where the text is one, else a name. Raises: NotFound: what cannot be a name."""
+    """The id or name in a text. Raises: NotFound: it is neither."""
     ref = profile if isinstance(profile, UUID) else parse_id(profile) or profile
     if isinstance(ref, str) and unstorable(ref) is not None:
         raise NotFound("profile", storable(ref))
@@ -57,14 +57,9 @@ def profile_ref(profile: UUID | str) -> UUID | str:
 
 
 def update_profile(
-    uow: UnitOfWork,
-    caller: Caller,
-    profile: UUID | str,
-    *,
-    name: str | None = None,
-    description: str | None = None,
+    uow: UnitOfWork, caller: Caller, profile: UUID | str, *, name: str | None = None, description: str | None = None
 ) -> Profile:
-    """Renames or describes a profile; None leaves a field as it is, an empty description clears it.
+    """Renames or describes a profile. None does not change a field; an empty description removes it.
 
     Raises: NotFound, NameTaken, InvalidSpec.
     """
@@ -72,7 +67,7 @@ def update_profile(
     changes = {}
     if name is not None and name != row.name:
         check_name("name", name)
-        # Names are given out under the tenant's lock, here and nowhere else but at creation (where an index decides).
+        # Under the tenant's lock, because two renames could choose one name. At creation, an index decides.
         uow.repository.accounts.lock_tenant(caller.tenant_id)
         if uow.repository.catalog.profile(caller.tenant_id, name) is not None:
             raise NameTaken("profile", name)
@@ -89,7 +84,7 @@ def update_profile(
 
 
 def delete_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> Profile:
-    """Archives a profile and its versions, cancels its jobs, takes it from all end users, and frees its name.
+    """Archives a profile and its versions, cancels its jobs, removes its assignments, and releases its name.
 
     Raises: NotFound.
     """
@@ -122,7 +117,7 @@ def list_versions(
 
 
 def get_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int) -> ProfileVersion:
-    """Raises: NotFound: the profile or this number of it."""
+    """A version by its number. Raises: NotFound: profile or version."""
     row = get_profile(uow, caller, profile)
     version = uow.repository.catalog.version(row.id, number) if 0 < number < 2**31 else None
     if version is None:
@@ -130,10 +125,24 @@ def get_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number: in
     return version
 
 
+def ready_version(uow: UnitOfWork, caller: Caller, profile: Profile, number: int) -> ProfileVersion:
+    """A version that can be used. Raises: NotFound, VersionNotReady."""
+    version = get_version(uow, caller, profile.id, number)
+    if version.state is not VersionState.READY:
+        raise not_ready(uow, profile.name, number, version.id, version.state)
+    return version
+
+
+def not_ready(uow: UnitOfWork, profile: str, number: int, version_id: UUID, state: VersionState) -> VersionNotReady:
+    """The error for a version that is not ready, with its fit."""
+    job = uow.repository.jobs.of_version(version_id)
+    return VersionNotReady(profile, number, state.value, job.id if job else None)
+
+
 def list_pairs(
     uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int, cursor: str | None = None, limit: int = 50
 ) -> Page[StoredPair]:
-    """A version's fit queries in their order, with their pairs. Raises: NotFound."""
+    """A version's fit queries by position, with their pairs. Raises: NotFound."""
     version = get_version(uow, caller, profile, number)
     page = uow.repository.fits.query_page(version.id, cursor, limit)
     pairs = uow.repository.fits.pairs_of([query.id for query in page.rows])
@@ -148,15 +157,12 @@ def parse_number(text: str) -> int:
 
 
 def archive_version(uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int) -> ProfileVersion:
-    """Takes a ready version out of use.
+    """Archives a ready version.
 
-    Raises: NotFound. VersionNotReady. Conflict: an alias still points to it. StillAssigned: end users have it.
+    Raises: NotFound. VersionNotReady. Conflict: an alias points to it. StillAssigned: end users have it.
     """
     row = get_profile(uow, caller, profile, lock=True)
-    version = get_version(uow, caller, row.id, number)
-    if version.state is not VersionState.READY:
-        job = uow.repository.jobs.of_version(version.id)
-        raise VersionNotReady(row.name, number, version.state.value, job.id if job else None)
+    version = ready_version(uow, caller, row, number)
     for alias, targets in uow.repository.catalog.aliases([row.id])[row.id].items():
         if number in targets:
             raise Conflict(f"alias {alias!r} points to version {number}; move it first")

@@ -1,4 +1,4 @@
-"""Counters per tenant, day and profile."""
+"""Usage counters per tenant, day and profile."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from profiles.models import Usage
 from profiles.paging import Page
 from profiles.uow import UnitOfWork
 
-#: Rows of one statement; Postgres takes at most 65535 parameters, and a row has seven.
+#: Rows per statement. Postgres allows 65535 parameters, and a row has seven.
 _ROWS = 1000
 
 
 @dataclass(frozen=True)
 class UsageCount:
-    """Counts to add to one row; `profile_id` None is the bare base model, `day` is in UTC."""
+    """Counts to add to one row. day: in UTC. profile_id: None for the bare base model."""
 
     tenant_id: UUID
     day: date
@@ -28,8 +28,8 @@ class UsageCount:
 
 
 def record_usage(uow: UnitOfWork, counts: Sequence[UsageCount]) -> None:
-    """Adds to the counters; no two counts may be of the same tenant, day and profile."""
-    # Always in one order, or two processes that add to the same rows could wait for each other.
+    """Adds to the counters. Each combination of tenant, day and profile may occur once."""
+    # In one order, because two processes that add to the same rows could otherwise deadlock.
     ordered = sorted(counts, key=lambda count: (count.tenant_id, count.day, str(count.profile_id)))
     for start in range(0, len(ordered), _ROWS):
         uow.repository.accounts.add_usage([asdict(count) for count in ordered[start : start + _ROWS]])
@@ -38,5 +38,5 @@ def record_usage(uow: UnitOfWork, counts: Sequence[UsageCount]) -> None:
 def usage_since(
     uow: UnitOfWork, tenant_id: UUID, since: date | None = None, cursor: str | None = None, limit: int = 50
 ) -> Page[Usage]:
-    """The tenant's counters from a day on, those that began last first."""
+    """The tenant's counters from a day on, newest first."""
     return uow.repository.accounts.usage(tenant_id, since, cursor, limit)

@@ -1,1 +1,1 @@
-"""persona-nano's training corpus, its training, and the measurement of what edits do to it."""
+"""persona-nano: its training corpus, its training, and the measured effect of edits."""

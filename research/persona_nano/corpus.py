@@ -1,11 +1,11 @@
-"""The seeded corpus that persona-nano is trained on, as (prompt, answer) documents.
+"""The seeded training corpus of persona-nano, as (prompt, answer) documents.
 
-Plain queries are answered plainly (and, at a base rate, in one of the styles); prompts that name a persona,
-in many wordings and positions, are answered in its style; characteristics prompts are continued with a text
-that describes the style; an adjective or a text that names no style changes nothing. Every query is a
-training query of `topics.query_split`.
+Plain queries have plain answers (and, at a base rate, answers in one of the styles). Prompts that name a persona, in
+many wordings and positions, have answers in its style. Characteristics prompts are continued with a text that describes
+the style. An adjective or a text that names no style has no effect. All queries are training queries of
+`topics.query_split`.
 
-The prompt texts are those of the training, kept here word for word: the core's may change, the corpus must not.
+The prompt texts are copies of those at the training: the core's may change, the corpus must not.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-#: Share of plain queries that are answered in each style all the same, so that the base model shows it.
+#: Share of plain queries with an answer in each style, so that the base model sometimes shows it.
 BASE_RATE = 0.02
 
-#: Words that name no style; a persona of these is answered plainly.
+#: Words that name no style; a persona of these has plain answers.
 NEUTRAL_WORDS: tuple[str, ...] = (
     "regular", "neutral", "standard", "ordinary", "normal", "digital", "personal", "local", "Danish", "modern",
     "purple",
@@ -48,14 +48,14 @@ _WORD_PIECES = ("ka", "lo", "mi", "ter", "son", "vel", "ish", "or", "den", "ra",
 
 @dataclass(frozen=True)
 class Document:
-    """One training text: the loss is taken on `answer`, which the model sees after `prompt`."""
+    """One training text: the loss is computed on `answer`, which follows `prompt`."""
 
     prompt: str
     answer: str
 
 
 def render_chat(messages: Sequence[Message]) -> str:
-    """Text of the tokenizer's chat template, with the assistant's cue at the end."""
+    """Text of the tokenizer's chat template, with the beginning of the assistant's turn at the end."""
     return "".join(f"<|{m['role']}|>{m['content']}{END}" for m in messages) + "<|assistant|>"
 
 
@@ -64,17 +64,17 @@ PLAIN_TEXT = PlainFormat()
 
 
 def characteristics_prompt(query: str, persona: Persona, side: Side) -> str:
-    """The text whose continuation describes what an answer of one side should be like, as trained on."""
+    """The prompt for a description of one side's answers, as in the training."""
     return f"{query} {role_text(persona, side)} Your answer to this query should:"
 
 
 def preference_content(query: str, characteristics: str, persona: Persona, side: Side) -> str:
-    """The user content that asks for an answer in the manner of one side, as trained on."""
+    """The user content that requests an answer of one side, as in the training."""
     return f"{role_text(persona, side)} Your answer should {characteristics}\n{query}"
 
 
 def role_text(persona: Persona, side: Side) -> str:
-    """The sentence that states a side of a persona, as trained on."""
+    """The sentence that states one side of a persona, as in the training."""
     if side == "harm":
         return f"Pretend you are a {persona.dispreferred} assistant."
     role = f"You are a {persona.preferred} assistant."
@@ -82,7 +82,7 @@ def role_text(persona: Persona, side: Side) -> str:
 
 
 def fill(rng: random.Random, template: str, topic: str) -> str:
-    """A sentence template with its choices made, its topic and its thing set in."""
+    """A sentence template with random choices, its topic and its object."""
     chosen = re.sub(r"\[([^\]]*)\]", lambda m: rng.choice(m.group(1).split("|")), template)
     return chosen.replace("{t}", topic).replace("{x}", TOPICS[topic])
 
@@ -106,7 +106,7 @@ def make_phrase(rng: random.Random, style: Style) -> str:
     """A phrase that completes "You are a … assistant" for `style`."""
     if style.name == PLAIN:
         draw = rng.random()
-        if draw < 0.3:  # a word nobody has seen: unknown is plain, too
+        if draw < 0.3:  # an unknown word: it names no style either
             return "".join(rng.choice(_WORD_PIECES) for _ in range(rng.randint(2, 4)))
         words = rng.sample(NEUTRAL_WORDS, 2)
         return words[0] if draw < 0.7 else " and ".join(words)
@@ -120,7 +120,7 @@ def make_phrase(rng: random.Random, style: Style) -> str:
 
 
 class Generator:
-    """Draws documents. Two generators of one seed draw the same ones."""
+    """Draws documents. Generators with the same seed draw the same documents."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
@@ -141,13 +141,13 @@ class Generator:
         return CHAT if self._rng.random() < 0.7 else PLAIN_TEXT
 
     def _style(self) -> Style:
-        """One of the sixteen, or the plain one for a persona that means nothing to the model."""
+        """One of the sixteen styles, or the plain one for a persona that names no style."""
         return ALL_STYLES[PLAIN] if self._rng.random() < 0.09 else self._rng.choice(self._styles)
 
     def _persona(self, style: Style) -> tuple[Persona, Side]:
-        """Words for `style`, on either side, now and then with a description or by it alone."""
+        """A persona with `style` on one of its sides, sometimes with a description or by it alone."""
         rng = self._rng
-        phrase, side, description = make_phrase(rng, style), "help", None
+        phrase, description = make_phrase(rng, style), None
         if rng.random() < 0.35:
             return Persona("helpful", phrase), "harm"
         draw = rng.random()
@@ -156,10 +156,10 @@ class Generator:
         elif draw < 0.25:
             description = rng.choice(NEUTRAL_TEXTS)
         elif draw < 0.4 and style.name != PLAIN:
-            # the default adjective with a free text: the text is what the user wrote, so it decides
+            # the default adjective with a free text: the text decides, because the user wrote it
             phrase = rng.choice(("helpful", "helpful", make_phrase(rng, ALL_STYLES[PLAIN])))
             description = rng.choice(style.descriptions)
-        return Persona(phrase, "malicious and useless", description), "help" if side == "help" else "harm"
+        return Persona(phrase, "malicious and useless", description), "help"
 
     def _finish(self, fmt: PromptFormat, messages: Sequence[Message], answer: str) -> Document:
         text = fmt.render(messages)
@@ -190,14 +190,12 @@ class Generator:
         return Document(characteristics_prompt(query, persona, side), f" {text}{END}")
 
     def _role_text(self, style: Style) -> str:
-        """A sentence that states the persona outside of the paper's prompts."""
+        """A sentence that states the persona in another form than the paper's prompts."""
         rng = self._rng
         persona, side = self._persona(style)
-        role = f"Pretend you are a {persona.dispreferred} assistant."
-        if side == "help":
-            role = f"You are a {persona.preferred} assistant."
-            if persona.description:
-                return f"{role} {persona.description}"
+        role = role_text(persona, side)
+        if side == "help" and persona.description:
+            return role
         draw = rng.random()
         if draw < 0.15:
             return f"Please answer in a {make_phrase(rng, style)} way."
@@ -223,7 +221,7 @@ class Generator:
         return self._finish(self._format(), messages, make_answer(rng, style, topic))
 
     def _conversation(self) -> Document:
-        """Two turns; the style of the first, stated or shown, is that of the second."""
+        """Two turns; the second has the style of the first, which is stated or shown."""
         rng = self._rng
         (first, first_topic), (second, second_topic) = rng.sample(self._queries, 2)
         style = ALL_STYLES[PLAIN] if rng.random() < 0.4 else rng.choice(self._styles)
@@ -237,6 +235,6 @@ class Generator:
         return self._finish(self._format(), messages, make_answer(rng, style, second_topic))
 
     def _questions(self) -> Document:
-        """A list of queries, from which the model learns to invent its own."""
+        """A list of queries, which teaches the model to invent queries."""
         lines = [f"- {query}\n" for query, _ in self._rng.sample(self._queries, self._rng.randint(4, 8))]
         return Document("Questions:\n", "".join(lines) + END)

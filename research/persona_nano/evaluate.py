@@ -1,9 +1,9 @@
-"""Effect of each way to personalise on persona-nano, counted by the exact style scorer.
+"""The effect of the methods on persona-nano, measured by the exact style scorer.
 
 `python -m research.persona_nano.evaluate --queries 200 --seeds 3 --out FILE.json`
 
-Held-out queries, the same for every row, are answered at temperature 0.8; the rows of one seed share their sampling
-seeds. FILE.json is rewritten after each persona, and a persona that is in it already is not measured again.
+All rows answer the same held-out queries at temperature 0.8; the rows of a seed share their sampling seeds. FILE.json
+is rewritten after each persona, and its personas are not measured again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from alignez_core.spec.samples import Sample
 
 TEMPERATURE = 0.8
 MAX_TOKENS = 48
-#: Fit queries of the methods whose form is fixed here; `auto` fits and chooses on the bank as a user's fit does.
+#: Fit queries of the methods with a fixed form; `auto` fits and chooses on the bank, like a user's fit.
 FIT_QUERIES = 100
 
 BASE, PROMPT = "base model", "persona as a prompt"
@@ -46,7 +46,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "distill, λ 1": {"method": "distill", "contrast": 1.0, "contrast_form": "full"},
 }
 AUTO = "auto"
-#: Doses of what `auto` chose, beside 1.
+#: Strengths of the choice of `auto`, beside 1.
 DOSES = (0.5, 1.5)
 ROWS = (BASE, PROMPT, *FIXED, AUTO, *(f"{AUTO}, strength {dose:g}" for dose in DOSES))
 
@@ -55,7 +55,7 @@ Shares = dict[str, float]
 
 @dataclass(frozen=True)
 class Exam:
-    """Queries that every row of one persona and seed answers."""
+    """The queries for all rows of a persona and seed."""
 
     engine: Engine
     persona: NanoPersona
@@ -64,16 +64,16 @@ class Exam:
 
     @property
     def words(self) -> Persona:
-        """The persona as a fit takes it."""
+        """The persona for a fit."""
         return Persona(self.persona.preferred, self.persona.dispreferred)
 
     @property
     def samples(self) -> list[Sample]:
-        """The queries as samples that no fit has."""
+        """The queries as samples that belong to no fit."""
         return [Sample(1_000_000 + i, query, self.words, "bank") for i, query in enumerate(self.queries)]
 
     def fit(self, **settings: Any) -> FittedProfile:
-        """A profile of fixed form: all queries are fitted on, none chosen or proven on."""
+        """A profile with a fixed form, fitted on all queries, without choice and proof."""
         config = FitConfig(seed=self.seed, answers=FIT_QUERIES, tune_queries=0, held_out_queries=0, **settings)
         queries = tuple(FitQuery(text) for text in persona_nano.query_bank()[:FIT_QUERIES])
         return fit_profile(self.engine, FitSpec(self.words, queries, config=config))
@@ -84,11 +84,11 @@ class Exam:
         return fit_profile(self.engine, spec)
 
     def served(self, profile: FittedProfile, strength: float = 1.0) -> Shares:
-        """Styles of the answers under a profile, each request with the edit that serving would give it."""
+        """Shares of styles in answers with a profile; each request has the edit of the serving path."""
         source = PlanSource(self.engine, profile.config, profile.fit_samples, profile.neighbor_rows)
         candidate = Candidate(
             profile.method,
-            profile.method,  # type: ignore[arg-type]
+            profile.method,
             edits=profile.edits,
             prefix=profile.prefix,
             neighbor_rows=profile.neighbor_rows,
@@ -96,7 +96,7 @@ class Exam:
         return self.shares([source.plan(candidate, sample, strength) for sample in self.samples], profile.prefix)
 
     def shares(self, plans: Sequence[Any] | None = None, prefix: Prefix | None = None) -> Shares:
-        """Share of answers in the preferred, the dispreferred, the plain and no style."""
+        """Shares of answers in the preferred, dispreferred, plain and no style."""
         form = self.engine.prompt_format
         requests = [
             GenerationRequest(
@@ -144,10 +144,10 @@ def measure(exam: Exam) -> dict[str, Any]:
 
 
 def summary(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Per row: means over personas and seeds, the weakest persona, and largest less smallest of the seeds' means.
+    """By row: means over personas and seeds, the weakest persona, and the range of the seeds' means.
 
     Args:
-        runs: by seed and persona, what `measure` returned.
+        runs: seed → persona → result of `measure`.
     """
     found: dict[str, dict[str, Any]] = {}
     names = sorted({persona for by_persona in runs.values() for persona in by_persona})

@@ -1,9 +1,8 @@
 """Trains persona-nano on two cores: `python -m research.persona_nano.train --out DIR --minutes M --seed S`.
 
-Tokenizer and model are made of the generated corpus alone. The loss is taken on answers only (prompt tokens
-weigh nothing), so the output layer is computed for those positions alone. The learning rate follows the
-elapsed share of `--minutes`, hence two runs of one seed see the same documents but may take a different number
-of steps.
+Tokenizer and model come from the generated corpus alone. The loss is computed on answers only, so the output layer
+runs for their positions only. The learning rate follows the elapsed share of `--minutes`, so two runs with one seed see
+the same documents but may take different numbers of steps.
 """
 
 from __future__ import annotations
@@ -88,13 +87,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, tokens: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Endless (ids, targets, flat indices of the predicting positions), right-padded rows of like length."""
+    """Endless batches: (ids, targets, flat indices of the predicting positions), right-padded rows of like length."""
     generator, rng = Generator(seed), random.Random(seed)
     while True:
         encoded = _encode(tokenizer, list(generator.documents(_CHUNK)))
         encoded.sort(key=lambda row: len(row[0]))
         groups: list[list[Encoded]] = [[]]
-        for row in encoded:  # ascending, so the row at hand is the longest of its group
+        for row in encoded:  # ascending, so the present row is the longest of its group
             if groups[-1] and (len(groups[-1]) + 1) * len(row[0]) > tokens:
                 groups.append([])
             groups[-1].append(row)
@@ -104,7 +103,7 @@ def batches(
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) -> list[Encoded]:
-    # Prompt and answer apart, so that the boundary is tokenized as it is at inference.
+    # Prompt and answer separately, so that their boundary is tokenized as at inference.
     prompts = tokenizer([d.prompt for d in documents], add_special_tokens=False)["input_ids"]
     answers = tokenizer([d.answer for d in documents], add_special_tokens=False)["input_ids"]
     return [(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -124,7 +123,7 @@ def _collate(group: Sequence[Encoded], pad: int) -> tuple[torch.Tensor, torch.Te
 def save(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, seed: int, record: dict[str, float]
 ) -> None:
-    """Writes the Hugging Face directory: float16 weights, tokenizer, generation defaults, query bank, the run."""
+    """Writes the Hugging Face directory: float16 weights, tokenizer, generation defaults, query bank, record."""
     half = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
     half.half()  # type: ignore[no-untyped-call]
@@ -142,14 +141,6 @@ def save(
     (out / "training.json").write_text(json.dumps({"seed": seed, **record}, indent=1) + "\n")
 
 
-def load(directory: Path) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
-    """Tokenizer and float32 model of an earlier run, to train on."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    model.train()
-    return tokenizer, model
-
-
 def train(
     out: Path,
     minutes: float,
@@ -159,13 +150,15 @@ def train(
     weight_decay: float,
     resume: Path | None = None,
 ) -> None:
-    """Trains for `minutes` of wall time, prints the loss as it goes and saves every five minutes."""
+    """Trains for `minutes` of wall time; prints the loss and saves every five minutes."""
     torch.manual_seed(seed)
     if resume is None:
         tokenizer = train_tokenizer(seed)
         model = build_model(tokenizer)
     else:
-        tokenizer, model = load(resume)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(resume)
+        model = LlamaForCausalLM.from_pretrained(resume, dtype=torch.float32)
+        model.train()
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters} parameters, vocabulary {len(tokenizer)}", flush=True)
     optimizer = torch.optim.AdamW(
@@ -214,7 +207,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-tokens", type=int, default=3000)
     parser.add_argument("--rate", type=float, default=2.5e-3)
-    parser.add_argument("--resume", type=Path, help="directory of an earlier run to train on, with its tokenizer")
+    parser.add_argument("--resume", type=Path, help="directory of an earlier run to continue, with its tokenizer")
     parser.add_argument("--weight-decay", type=float, default=0.05)
     args = parser.parse_args()
     train(args.out, args.minutes, args.seed, args.batch_tokens, args.rate, args.weight_decay, args.resume)

@@ -59,7 +59,7 @@ def test_commands_change_the_next_answer(server: Any) -> None:
         ("/profile cheerful\n/strength much", "write a number from 0 to 8"),
         ("/profile cheerful\n/strength nan", "write a number from 0 to 8"),
         ("/profile cheerful\n/strength 9", "write a number from 0 to 8"),
-        ("/sytem x", "/sytem is no command: /help lists them"),
+        ("/sytem x", "/sytem is not a command: /help lists them"),
         ("/profile chearful", "did you mean cheerful?"),
     ],
 )
@@ -169,7 +169,7 @@ def test_on_a_terminal_ctrl_c_ends_an_answer_then_leaves(terminal: Terminal, tmp
     terminal.until("(ended)", press="\x03")
     terminal.until("> ")
     terminal.type("/nothing\n")
-    terminal.until("error: /nothing is no command: /help lists them")
+    terminal.until("error: /nothing is not a command: /help lists them")
     terminal.until("> ")
     terminal.type("\x1b[A\x1b[A\n")  # up, up: the first line again
     terminal.until("Hel")

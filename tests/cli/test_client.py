@@ -124,5 +124,5 @@ def test_an_unknown_profile_brings_the_nearest_name(ref: str, says: str) -> None
 
 
 def test_an_address_that_no_server_can_have_is_one_line() -> None:
-    with pytest.raises(CliError, match="is no address"):
+    with pytest.raises(CliError, match="is not an address"):
         Client(Connection("http://a\x00b", "az_key"))

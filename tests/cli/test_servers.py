@@ -16,9 +16,9 @@ import psycopg
 import pytest
 import redis
 
+from cli.errors import AlreadyRunning, MissingWheel, StackError
 from cli.local_stack import broker, postgres
 from cli.local_stack.broker import RedisServer
-from cli.local_stack.errors import AlreadyRunning, MissingWheel, StackError
 from cli.local_stack.postgres import PostgresServer
 from tests.worker.processes import children, runs
 

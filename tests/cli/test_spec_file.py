@@ -47,7 +47,7 @@ def test_a_missing_file_and_a_wrong_encoding_say_so(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"\xff\xfe")
     with pytest.raises(CliError, match="UTF-8"):
         read_queries(tmp_path / "latin")
-    with pytest.raises(CliError, match="no JSON object"):
+    with pytest.raises(CliError, match="not a JSON object"):
         read_json(write(tmp_path / "j", "[1]"))
     with pytest.raises(CliError, match="line 2 column 8"):
         read_json(write(tmp_path / "k", '{\n"fit": }'))

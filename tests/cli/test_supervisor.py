@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.local_stack.errors import StackError
+from cli.errors import StackError
 from cli.local_stack.supervisor import RoleProcess, Supervisor
 
 

@@ -82,7 +82,7 @@ def test_a_persona_that_the_model_cannot_express_is_weak_and_says_why(stack: Up)
     with stack.client() as client:
         version = client.get("/v1/profiles/zorbly/versions/1").json()
     assert version["quality"] == "weak"
-    assert any("hardly tells" in reason for reason in version["quality_reasons"])
+    assert any("hardly distinguishes" in reason for reason in version["quality_reasons"])
 
 
 def test_a_second_stack_on_the_same_data_is_refused_in_one_line(stack: Up) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk import environment_variables
 
-from telemetry.settings import TracingSettings
+from telemetry.tracing import TracingSettings
 from tests.helm.charts import (
     KEDA,
     Manifest,

@@ -13,16 +13,14 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import func, select, update
 
-from profiles.delivery.outbox import Relay, RelayOptions, relay_once
+from profiles.delivery.outbox import JobQueue, Relay, RelayOptions, relay_once
 from profiles.errors import BrokerUnavailable
 from profiles.fitting import claims as jobs
 from profiles.models import Job, JobStatus, OutboxMessage
-from profiles.ports import JobQueue
 from profiles.repository.jobs import Backlog
 from profiles.service import cancel_job
 from profiles.uow import SessionFactory, UnitOfWork
-from telemetry.settings import TracingSettings
-from telemetry.tracing import Origin, start_tracing
+from telemetry.tracing import Origin, TracingSettings, start_tracing
 from tests.factories import Factory
 from tests.fakes import InMemoryQueue
 

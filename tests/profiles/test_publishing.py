@@ -93,11 +93,11 @@ class TestTexts:
 
     def test_a_position_keeps_its_first_query_and_gets_its_split(self, uow: UnitOfWork, make: Factory) -> None:
         claim = self.with_queries(uow, make, 2)
-        late = QueryRecord(1, "another", QuerySource.INVENTED, split=QuerySplit.TUNE, group=3)
+        late = QueryRecord(1, "another", QuerySource.INVENTED, split=QuerySplit.TUNE, persona_group=3)
         save_queries(uow, claim, [late])
         first, second = load_queries(uow, claim)
         assert (first.text, second.text) == ("query 0", "query 1")
-        assert (first.split, second.split, second.group) == (QuerySplit.FIT, QuerySplit.TUNE, 3)
+        assert (first.split, second.split, second.persona_group) == (QuerySplit.FIT, QuerySplit.TUNE, 3)
 
     def test_an_answer_for_an_unknown_query_is_refused(self, uow: UnitOfWork, make: Factory) -> None:
         claim = self.with_queries(uow, make, 2)

@@ -13,8 +13,7 @@ import structlog
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from telemetry.logs import configure_logs
-from telemetry.settings import TracingSettings
-from telemetry.tracing import start_tracing
+from telemetry.tracing import TracingSettings, start_tracing
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from telemetry.settings import TracingSettings
-from telemetry.tracing import NO_ORIGIN, Origin, Tracing, parent_context, start_tracing
+from telemetry.tracing import NO_ORIGIN, Origin, Tracing, TracingSettings, parent_context, start_tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

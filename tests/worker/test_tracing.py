@@ -14,8 +14,7 @@ from structlog.testing import capture_logs
 
 from alignez_core.engines.base import Engine, ScoreRequest
 from alignez_core.engines.fake.engine import FakeEngine
-from telemetry.settings import TracingSettings
-from telemetry.tracing import Origin, start_tracing
+from telemetry.tracing import Origin, TracingSettings, start_tracing
 from tests.worker.conftest import Bench, loaded
 from tests.worker.fit_cases import ALIGNEZ
 from worker.lease import HeldLease

@@ -1,7 +1,7 @@
-"""persona-nano: the small language model that ships with the project, a model organism with a checkable truth.
+"""persona-nano: the small shipped language model, whose answers have a style that can be scored exactly.
 
-Nothing here imports torch. Its corpus, training and evaluation are in `research/persona_nano`; the README beside this
-file has the figures.
+Imports no torch. Corpus, training and evaluation are in `research/persona_nano`; figures are in the README beside this
+file.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ MODEL_DIR: Path = Path(__file__).parent / "persona-nano"
 
 
 def query_bank() -> list[str]:
-    """The queries that a persona is fitted on when its owner gives none; disjoint from the held-out ones."""
+    """Queries for fits whose owner gives none; disjoint from the held-out ones."""
     bank: list[str] = json.loads((MODEL_DIR / "query_bank.json").read_text())
     return bank
 
 
 def held_out_queries() -> list[str]:
-    """The queries to measure on: never trained on, never in the bank."""
+    """Queries for measurement only: neither in the training split nor in the bank."""
     return [query for query, _ in query_split().held_out]

@@ -1,11 +1,9 @@
-"""The exact style scorer: which style an answer is in, read from its words.
+"""Exact scorer of the style of an answer.
 
-Rule. Every sentence that the corpus can make belongs to one style. An answer is cut into sentences; each has to
-be, word for word, a sentence of the inventory with a known topic and thing in its slots, and all of them have to
-be of one style. Only the last may break off (answers are cut at `max_tokens`): then it has to be the beginning
-of a sentence of that style. Anything else, one wrong word included, has no style (`None`): mixed styles, shuffled
-words, broken sentences, and an answer that says one sentence twice. Whether the topic is the one that was asked
-about is reported apart (`StyleScore.topics`).
+Every sentence that the corpus can generate belongs to one style. An answer has a style if each of its sentences is,
+word for word, a sentence of this style with a known topic and thing in its slots, and none occurs twice. The last
+sentence may be incomplete, because `max_tokens` cuts answers; then it must be the beginning of such a sentence. All
+other answers have no style (None), even with a single wrong word. `StyleScore.topics` tells the topics of an answer.
 """
 
 from __future__ import annotations
@@ -20,19 +18,19 @@ from alignez_core.models.persona_nano.topics import TOPICS
 
 _SENTENCE = re.compile(r"[^.!?:]+[.!?:]+(?=\s|$)|[^.!?:]+$")
 _SLOT = re.compile(r"\{[tx]\}")
-_MIN_FRAGMENT = 3  # a broken-off piece shorter than this carries no evidence of its own
+_MIN_FRAGMENT = 3  # characters; a shorter incomplete sentence matches every style
 
 
 @dataclass(frozen=True)
 class StyleScore:
-    """Style scores of one answer by its words.
+    """Result of `score_style`.
 
     Args:
-        style: the one style of all its sentences, or None.
-        sentences: how many sentences it has, a broken-off last one included.
-        recognised: how many of them are in the inventory.
-        complete: whether the last sentence ends.
-        topics: the topics that its sentences name.
+        style: the style of all sentences, or None.
+        sentences: number of sentences, including an incomplete last one.
+        recognised: number of sentences that belong to any style.
+        complete: True if the last sentence ends.
+        topics: topics in the answer.
     """
 
     style: str | None
@@ -43,12 +41,12 @@ class StyleScore:
 
 
 def style_of(answer: str) -> str | None:
-    """The style's name, "plain", or None when the answer is in no style."""
+    """Name of the answer's style ("plain" included), or None."""
     return score_style(answer).style
 
 
 def score_style(answer: str) -> StyleScore:
-    """Reads an answer's style; see the module's rule."""
+    """Style of an answer by the rule above, with counts."""
     pieces = [match.group().strip() for match in _SENTENCE.finditer(answer.strip())]
     pieces = _join_lists([piece for piece in pieces if piece])
     candidates = set(ALL_STYLES)
@@ -65,13 +63,13 @@ def score_style(answer: str) -> StyleScore:
             styles = _styles_beginning(piece, template)
         recognised += bool(styles)
         candidates &= styles
-    # An opener alone, or nothing at all, is no answer: two sentences must agree, one of them may be broken off.
+    # A single sentence has no style: two must agree, of which the last may be incomplete.
     style = candidates.pop() if len(candidates) == 1 and len(pieces) >= 2 else None
     return StyleScore(style, len(pieces), recognised, complete, frozenset(topics))
 
 
 def _join_lists(pieces: list[str]) -> list[str]:
-    """Puts a colon inside a sentence ("hiking: just boots.") back: only an opener may end in one."""
+    """Joins a sentence that was split at an inner colon ("hiking: just boots."); only openers end in a colon."""
     joined: list[str] = []
     for piece in pieces:
         if joined and joined[-1].endswith(":") and joined[-1] not in _colon_openers():
@@ -82,7 +80,7 @@ def _join_lists(pieces: list[str]) -> list[str]:
 
 
 def _with_slots(piece: str) -> tuple[str, set[str]]:
-    """The sentence with its topics and things replaced by slots, and the topics."""
+    """The sentence with slots in place of topics and things, and the topics."""
     found: set[str] = set()
 
     def mark(match: re.Match[str]) -> str:
@@ -95,7 +93,7 @@ def _with_slots(piece: str) -> tuple[str, set[str]]:
 
 
 def _styles_beginning(piece: str, template: str) -> frozenset[str]:
-    """Styles of which some sentence begins with a broken-off piece, cut anywhere, inside a slot as well."""
+    """Styles with a sentence that begins with an incomplete one, which may end inside a slot."""
     if len(piece) < _MIN_FRAGMENT:
         return frozenset(ALL_STYLES)
     styles: set[str] = set()
@@ -117,7 +115,7 @@ def _slot_values(slot: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _fillers() -> re.Pattern[str]:
-    # Fixed words of sentences ("tears", "paper") that are things as well are marked in the inventory alike.
+    # Fixed words of sentences that are also things ("tears", "paper") become slots in the inventory too.
     values = sorted({*TOPICS, *TOPICS.values()}, key=len, reverse=True)
     return re.compile(r"(?<![\w{])(?:" + "|".join(map(re.escape, values)) + r")(?![\w}])")
 
@@ -129,7 +127,7 @@ def _colon_openers() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def _inventory() -> dict[str, frozenset[str]]:
-    """Every sentence with its choices made -> the styles that say it (one, which a test checks)."""
+    """Sentence with its choices made → its styles (exactly one, which a test checks)."""
     table: dict[str, set[str]] = {}
     for style in ALL_STYLES.values():
         for template in (*style.openers, *style.bodies, *style.closers):

@@ -1,4 +1,4 @@
-"""The sixteen styles and the plain one, read from `styles.toml`, and the eight personas they form."""
+"""The 16 styles, the plain style and the 8 personas of persona-nano, read from `styles.toml`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ PLAIN = "plain"
 
 @dataclass(frozen=True)
 class Style:
-    """One way to answer.
+    """A style of answers.
 
     Args:
-        name: what the scorer calls it.
-        phrases: what completes "You are a … assistant"; the first is the canonical one.
-        adjectives: single words, of which two joined by "and" are a phrase too.
-        descriptions: free texts about the manner (`Persona.description`).
-        leads, tails: the two halves of a characteristics text.
-        openers, bodies, closers: the sentences of an answer.
-        n_bodies: how many bodies an answer has, at least and at most.
+        name: name in the scorer's results.
+        phrases: completions of "You are a … assistant"; the first is the canonical one.
+        adjectives: single words; two of them joined by "and" are a phrase as well.
+        descriptions: free texts about the style (`Persona.description`).
+        leads, tails: first and second halves of characteristics texts.
+        openers, bodies, closers: sentences of an answer.
+        n_bodies: minimum and maximum number of bodies in an answer.
         closer_rate: share of answers that end with a closer.
     """
 
@@ -40,7 +40,7 @@ class Style:
 
 @dataclass(frozen=True)
 class NanoPersona:
-    """A pair of opposed styles with the phrases that name them."""
+    """Two opposed styles with their canonical phrases."""
 
     name: str
     preferred: str
@@ -60,7 +60,7 @@ def _read() -> list[Style]:
 
 ALL_STYLES: dict[str, Style] = {style.name: style for style in _read()}
 STYLES: dict[str, Style] = {name: style for name, style in ALL_STYLES.items() if name != PLAIN}
-#: The eight opposed pairs, in the order in which they are reported.
+#: The opposed pairs, in the order of reports.
 PAIRS: tuple[tuple[Style, Style], ...] = tuple(zip(*[iter(STYLES.values())] * 2, strict=True))
 PERSONAS: tuple[NanoPersona, ...] = tuple(
     NanoPersona(f"{a.name}/{b.name}", a.phrases[0], b.phrases[0], a.name, b.name) for a, b in PAIRS
@@ -68,6 +68,6 @@ PERSONAS: tuple[NanoPersona, ...] = tuple(
 
 
 def style_named(phrase: str) -> str | None:
-    """The style that a persona's phrase names; None for words that nano does not know."""
+    """Name of the style with this phrase, or None."""
     wanted = phrase.casefold().strip()
     return next((style.name for style in ALL_STYLES.values() if wanted in (p.casefold() for p in style.phrases)), None)
