@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
 from alignez_core.engines.load import EngineOptions
-from profiles.settings import ModelSettings, shared_names
+from profiles.settings import ModelSettings, variable_names
 
 Role = Literal["all", "control", "inference"]
 
@@ -24,7 +24,7 @@ class ApiSettings(ModelSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="ALIGNEZ_API_", alias_generator=shared_names("ALIGNEZ_API_"), extra="ignore", populate_by_name=True
+        env_prefix="ALIGNEZ_API_", alias_generator=variable_names("ALIGNEZ_API_"), extra="ignore", populate_by_name=True
     )
 
     role: Role = "all"

@@ -105,12 +105,11 @@ class ModelSettings(BaseSettings):
     threads: int | None = Field(None, ge=1, le=1024)
 
     def engine_values(self) -> dict[str, Any]:
-        """These settings by the names of the core's `EngineOptions`, which this package cannot import."""
-        renamed = {"model_name": "name", "model_revision": "revision"}
-        return {renamed.get(field, field): getattr(self, field) for field in ModelSettings.model_fields}
+        """These settings as arguments of the core's `EngineOptions`, which this package cannot import."""
+        return self.model_dump(include=set(ModelSettings.model_fields))
 
 
-def shared_names(prefix: str) -> AliasGenerator:
+def variable_names(prefix: str) -> AliasGenerator:
     """Environment variables of settings: `prefix` and the field's name; for model settings also with `ALIGNEZ_`."""
 
     def names(field: str) -> AliasChoices:

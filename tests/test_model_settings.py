@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from alignez_core.engines.load import load_engine
 from alignez_core.engines.process.engine import ProcessEngine
 from alignez_core.engines.slots.engine import TransformersEngine
-from alignez_core.errors import ModelNotFound
+from alignez_core.errors import InvalidInput, ModelNotFound
 from alignez_core.models.catalogue import CATALOGUE
 from api.settings import ApiSettings
 from profiles.settings import ModelSettings, read_settings
@@ -98,6 +98,16 @@ def test_vllm_where_it_is_not_installed_is_one_line_that_says_how_to_get_it(
     monkeypatch.setenv(f"ALIGNEZ_{process}_ENGINE", "vllm")
     with pytest.raises(ModelNotFound, match=r"^the vllm engine needs vLLM 0.32 .* see `make setup-vllm`$"):
         load()
+
+
+def test_the_fake_engine_takes_its_sizes_from_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNEZ_MODEL", "fake:?n_layers=3&hidden_size=8")
+    for settings in (ApiSettings(), WorkerSettings()):
+        info = load_engine(settings.engine_options()).info
+        assert (info.name, info.n_layers, info.hidden_size) == ("fake", 3, 8)
+    monkeypatch.setenv("ALIGNEZ_MODEL", "fake:?n_layers=three")
+    with pytest.raises(InvalidInput, match="fake:\\?n_layers=three"):
+        load_engine(ApiSettings().engine_options())
 
 
 @pytest.mark.parametrize(

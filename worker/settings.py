@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from alignez_core.engines.load import EngineOptions
 from profiles.delivery.celery_queue import FIT_QUEUE
 from profiles.fitting.claims import MAX_FAILURES
-from profiles.settings import ModelSettings, shared_names
+from profiles.settings import ModelSettings, variable_names
 
 
 class WorkerSettings(ModelSettings):
@@ -21,7 +21,7 @@ class WorkerSettings(ModelSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="ALIGNEZ_WORKER_",
-        alias_generator=shared_names("ALIGNEZ_WORKER_"),
+        alias_generator=variable_names("ALIGNEZ_WORKER_"),
         extra="ignore",
         populate_by_name=True,
     )

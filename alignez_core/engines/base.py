@@ -63,7 +63,7 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One request: the prompt, the sampling settings, and the edit that applies to the answer.
+    """A request for one answer: the prompt, the sampling settings, and the edit that applies to the answer.
 
     Args:
         prompt: text or token ids.
@@ -157,7 +157,7 @@ class StreamChunk:
 
 
 class TokenStream(Protocol):
-    """One running request, an iterator and an async iterator; closing it, or leaving the loop, cancels the request."""
+    """A running request, as an iterator and an async iterator; closing it, or leaving the loop, cancels the request."""
 
     def __iter__(self) -> Iterator[StreamChunk]: ...
 

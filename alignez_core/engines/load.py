@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from alignez_core.errors import ModelNotFound
+from alignez_core.errors import InvalidInput, ModelNotFound
 
 if TYPE_CHECKING:
     from alignez_core.engines.base import Engine
@@ -24,7 +24,8 @@ class EngineOptions:
         model: name of the catalogue, GGUF file, model directory or hub id; None is the shipped persona-nano.
             `fake:` (with `?step_s=0.01&n_layers=4`) is the model-free engine, for tests of everything around an engine.
         model_cache: directory of models converted from GGUF files; it is searched for names of the catalogue.
-        name: the engine's `info.name`; None takes the model's.
+        model_name: the engine's `info.name`; None takes the model's.
+        model_revision: commit or tag of a hub id.
         mlp_path, device, threads, compile, max_cache_tokens, own_process: of "transformers" only.
         own_process: run the model in a child process, so that it and its caller do not share an interpreter lock.
         vllm_slots, vllm_rank, vllm_tensor_parallel, vllm_compile: of "vllm" only.
@@ -32,8 +33,8 @@ class EngineOptions:
 
     model: str | None
     model_cache: Path
-    name: str | None = None
-    revision: str | None = None
+    model_name: str | None = None
+    model_revision: str | None = None
     engine: Literal["transformers", "vllm"] = "transformers"
     prompt_format: Literal["auto", "plain", "chat"] = "auto"
     mlp_path: str | None = None
@@ -79,7 +80,7 @@ def load_engine(
     arguments: dict[str, Any] = {
         "device": options.device,
         "dtype": options.dtype,
-        "revision": options.revision,
+        "revision": options.model_revision,
         "max_slots": options.max_running,
         "max_waiting": options.max_waiting,
         "max_cache_tokens": options.max_cache_tokens,
@@ -87,7 +88,7 @@ def load_engine(
         "prompt_format": options.prompt_format,
         "compile": options.compile,
         "threads": options.threads,
-        "name": options.name,
+        "name": options.model_name,
     }
     if options.own_process:
         return ProcessEngine.load(path, on_lost=on_lost, prepare=prepare, **arguments)
@@ -123,7 +124,7 @@ def _load_vllm(options: EngineOptions, on_lost: Callable[[str], None] | None) ->
     return VLLMEngine.load(
         _model_path(options),
         options.dtype,
-        revision=options.revision,
+        revision=options.model_revision,
         max_running=options.max_running,
         max_waiting=options.max_waiting,
         slots=options.vllm_slots,
@@ -131,7 +132,7 @@ def _load_vllm(options: EngineOptions, on_lost: Callable[[str], None] | None) ->
         compile=options.vllm_compile,
         tensor_parallel_size=options.vllm_tensor_parallel,
         prompt_format=options.prompt_format,
-        name=options.name,
+        name=options.model_name,
         on_lost=on_lost,
     )
 
@@ -140,9 +141,13 @@ def _load_fake(options: EngineOptions) -> Engine:
     from alignez_core.engines.fake.engine import FakeEngine
 
     given = {name: values[-1] for name, values in parse_qs(urlsplit(options.model or "").query).items()}
-    return FakeEngine(
-        name=options.name or given.get("name", "fake"),
-        n_layers=int(given.get("n_layers", 4)),
-        hidden_size=int(given.get("hidden_size", 16)),
-        step_s=float(given.get("step_s", 0.0)),
-    )
+    name = options.model_name or given.get("name", "fake")
+    try:
+        return FakeEngine(
+            name=name,
+            n_layers=int(given.get("n_layers", 4)),
+            hidden_size=int(given.get("hidden_size", 16)),
+            step_s=float(given.get("step_s", 0.0)),
+        )
+    except ValueError as error:
+        raise InvalidInput("model", f"{options.model!r} holds a value that is not a number") from error

@@ -112,7 +112,7 @@ def _no_progress_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     loop: Any = modeling_gguf_pytorch_utils
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     drawn = loop.tqdm
     loop.tqdm = partial(drawn, disable=True)
     try:

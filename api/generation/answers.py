@@ -21,7 +21,7 @@ _UTF_8 = codecs.getincrementaldecoder("utf-8")
 
 @dataclass
 class Answer:
-    """One choice and its progress. `parts` holds the text, unless the reply is streamed."""
+    """A choice of a reply, and its progress. `parts` holds the text, unless the reply is streamed."""
 
     prompt_tokens: int
     tokens: int = 0

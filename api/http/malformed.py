@@ -23,7 +23,7 @@ _PARSING_ERRORS = ("int_parsing", "float_parsing", "bool_parsing")
 
 @dataclass(frozen=True)
 class Finding:
-    """One error in a request.
+    """An error in a request.
 
     Args:
         field: a path in the body such as `queries.3.text`, "body" for the whole body, or the name of a parameter or

@@ -253,9 +253,9 @@ def random_llama(directory: Path) -> Any:
         num_key_value_heads=8, max_position_embeddings=512, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     words = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(config.vocab_size)}, unk_token="<0>"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)  # type: ignore[no-untyped-call]
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
     return load(directory)
 
 

@@ -75,7 +75,7 @@ def run(
 ) -> Report:
     """Measures the systems whose names have one of these words (all: none given) and that can run here."""
     torch.set_num_threads(threads)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     rows, new_tokens, rounds = (8, 8, 1) if quick else (64, 64, rounds)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         model = systems.random_llama(Path(scratch) / "model")

@@ -76,7 +76,7 @@ class Asked:
 
 
 class World:
-    """One key for each tenant, the live profiles, and the random generator."""
+    """The tenants' keys, the live profiles, and the random generator."""
 
     def __init__(self, keys: Sequence[str], questions: Sequence[Question]) -> None:
         self.keys = list(keys)

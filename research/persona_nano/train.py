@@ -51,7 +51,7 @@ def train_tokenizer(seed: int, documents: int = 20_000) -> PreTrainedTokenizerFa
             yield text
 
     tokenizer.train_from_iterator(texts(), trainer)
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
@@ -126,8 +126,8 @@ def save(
     """Writes the Hugging Face directory: float16 weights, tokenizer, generation defaults, query bank, record."""
     half = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
-    half.half()  # type: ignore[no-untyped-call]
-    half.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    half.half()
+    half.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.8,
         max_new_tokens=48,
@@ -179,7 +179,7 @@ def train(
         logits = model.lm_head(hidden.view(-1, hidden.shape[-1])[where])
         loss = functional.cross_entropy(logits, targets)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1

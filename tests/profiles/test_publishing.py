@@ -1,4 +1,4 @@
-"""What a fit stores while it runs, and the version that it publishes."""
+"""Content that a running fit stores, and the version that it publishes."""
 
 from __future__ import annotations
 

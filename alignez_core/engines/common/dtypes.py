@@ -59,7 +59,7 @@ def parameter_count(config: PreTrainedConfig) -> int:
     """Parameters of the causal language model of a configuration; 0 when transformers can make none of it."""
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # loading the weights says what is wrong
         _log.debug("cannot count the parameters of a %s: %s", config.model_type, error)
         return 0

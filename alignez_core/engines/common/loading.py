@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -89,12 +90,13 @@ def load_model(path: str | Path, device: str, dtype: str, revision: str | None =
     Raises: ModelNotFound: anything missing or damaged, with one line that says what to set.
         InvalidInput: unknown dtype or device. OutOfMemory.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     files = locate(path, revision)
     dtype = choose_dtype(dtype, _load_config(files.source, revision), device)
     model = _load_weights(files.source, DTYPES[dtype], revision)
     try:
-        model = model.to(torch.device(device)).eval()  # type: ignore[arg-type]
+        nn.Module.to(model, torch.device(device))  # in place; transformers 5 wraps its own `to` without types
+        model.eval()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(f"{path} does not fit on {device} as {dtype}") from error
     except (RuntimeError, AssertionError) as error:
@@ -170,14 +172,15 @@ def _load_weights(source: str, dtype: torch.dtype, revision: str | None) -> PreT
         raise ModelNotFound(f"the weights in {source} are damaged ({_one_line(error)}); copy them again") from error
     except Exception as error:
         raise ModelNotFound(f"cannot load a model from {source} ({_one_line(error)}); {_ADVICE}") from error
-    model, report = loaded
+    model: PreTrainedModel = loaded[0]
+    report = loaded[1]
     # transformers fills missing weights with random numbers and only warns.
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
         raise ModelNotFound(
             f"the weights in {source} lack {len(absent)} tensors of the model, first {absent[0]}; copy them again"
         )
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _snapshot(name: str, revision: str | None, config: PreTrainedConfig) -> Path:

@@ -193,7 +193,7 @@ class _CudaGraphs:
         started = time.monotonic()
         # Once for real before, on a stream beside: libraries allocate and choose kernels in their first run, which must
         # not happen in a recording. A step that is repeated writes the same keys and values to the same places.
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             run()

@@ -66,7 +66,7 @@ class SlotRunner:
         self.rows = 0
         self._handles = [mlp.register_forward_hook(_mlp_hook(layer)) for layer, mlp in enumerate(mlps)]
         self._handles += [block.register_forward_hook(_block_hook(layer)) for layer, block in enumerate(blocks)]
-        head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head: nn.Module = model.get_output_embeddings()
         self._handles.append(head.register_forward_pre_hook(_keep_wanted_positions))
 
     @torch.inference_mode()

@@ -34,16 +34,17 @@ class TestContract(EngineContract):
 
 
 def test_a_closed_stream_frees_its_slot_within_one_step(engine: TransformersEngine) -> None:
-    with tiny_engine() as own:
-        decode, steps = own._runner.decode, []
-        hold = threading.Semaphore(0)
+    model = tiny_model("llama")
+    hold, steps = threading.Semaphore(0), list[int]()
 
-        def one_step(tokens: list[int]) -> torch.Tensor:
+    def one_step(module: torch.nn.Module, args: Any, inputs: dict[str, torch.Tensor]) -> None:
+        rows, tokens = inputs["input_ids"].shape
+        if tokens == 1:  # more are a prefill
             hold.acquire(timeout=5)
-            steps.append(len(tokens))
-            return decode(tokens)
+            steps.append(rows)
 
-        own._runner.decode = one_step  # type: ignore[method-assign,assignment]
+    with TransformersEngine.from_model(model, byte_tokenizer(), "x", name="x") as own:
+        model.register_forward_pre_hook(one_step, with_kwargs=True)
         closed, kept = own.stream(greedy(**LONG)), own.stream(greedy(**LONG))
         reader = iter(kept)
         hold.release()  # the second request may have come after the first one's prefill
