@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
+from collections.abc import Callable
 from uuid import UUID
 
 from cachetools import TTLCache
@@ -21,12 +23,23 @@ class Authenticator:
     """Maps API keys to callers, and caches each for `ttl_s`; a key revoked in another process is valid for that long.
 
     The cache is indexed by the key's digest: the timing of a comparison with a digest reveals nothing about the key.
+
+    Args:
+        ttl_s: seconds that a caller stays cached. size: callers at most. timer: a clock, in seconds.
     """
 
-    def __init__(self, sessions: SessionFactory, metrics: Metrics, *, ttl_s: float, size: int) -> None:
+    def __init__(
+        self,
+        sessions: SessionFactory,
+        metrics: Metrics,
+        *,
+        ttl_s: float,
+        size: int,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._sessions = sessions
         self._metrics = metrics
-        self._known: TTLCache[bytes, Caller] = TTLCache(size, ttl_s)
+        self._known: TTLCache[bytes, Caller] = TTLCache(size, ttl_s, timer)
         self._lock = threading.Lock()
 
     def recall(self, header: str | None) -> Caller | None:
