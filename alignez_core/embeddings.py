@@ -1,4 +1,4 @@
-"""Query embeddings, by which similar queries are found: a port with two implementations."""
+"""Query embeddings for the search of similar queries: one port with two implementations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LM_ENCODER = "lm"
 
 
 class QueryEncoder(Protocol):
-    """Maps queries to unit vectors; the same encoder serves a profile's fit and its requests."""
+    """Maps queries to unit vectors. A profile's fit and its requests use the same encoder."""
 
     #: Stored with the version: `"lm"` or a sentence-transformers model id.
     name: str
@@ -26,34 +26,34 @@ class QueryEncoder(Protocol):
 
 
 def embedding_layer(n_layers: int) -> int:
-    """The layer whose MLP output embeds a query: the last but two, 0-based; chosen by measurement (docs/effect.md)."""
+    """0-based index of the layer whose MLP output embeds a query: the third from last (measured, docs/effect.md)."""
     return max(0, n_layers - 3)
 
 
 def query_embedding(engine: Engine, queries: Sequence[str]) -> Tensor:
-    """The language model's own query embedding.
+    """Query embeddings made by the language model.
 
     Returns: (N, D) float32 unit rows: MLP output of `embedding_layer` at the last token of `query + answer cue`.
-    Raises: DegenerateEmbeddings: a zero or not finite representation.
-    Source: ours; AlignEZ (arXiv 2406.03642), section 2.2 leaves the embedding open.
+    Raises: DegenerateEmbeddings: a representation is zero or not finite.
+    Source: ours. AlignEZ (arXiv 2406.03642), section 2.2, does not define the embedding.
     """
     prompts = [engine.prompt_format.wrap(query) for query in queries]
     return from_representation(engine.represent(prompts, "last"))
 
 
 def from_representation(plain: Tensor) -> Tensor:
-    """The same embedding from an existing `represent` result.
+    """`query_embedding` from the result of an earlier `represent` call.
 
     Args:
-        plain: (N, L, D) representations of bare, wrapped queries, all layers.
+        plain: (N, L, D) representations of wrapped queries without a persona, all layers.
     Returns: (N, D) float32 unit rows.
     """
     return unit_rows(plain[:, embedding_layer(plain.shape[1])])
 
 
-def unit_rows(rows: Tensor) -> Tensor:
-    """(N, D) float32 rows of length 1. Raises: DegenerateEmbeddings: a zero or not finite row."""
-    rows = rows.float()
+def unit_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(N, D) rows scaled to length 1. Raises: DegenerateEmbeddings: a row is zero or not finite."""
+    rows = rows.to(dtype)
     norm = rows.norm(dim=1, keepdim=True)
     if not bool(torch.isfinite(norm).all()) or bool((norm < 1e-12).any()):
         raise DegenerateEmbeddings("a query's embedding is zero or not finite")
@@ -62,7 +62,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 
 class LanguageModelEncoder:
-    """The default: the base model itself, so nothing else has to be installed."""
+    """The default encoder: the base model itself, without further dependencies."""
 
     name = LM_ENCODER
 
@@ -74,10 +74,10 @@ class LanguageModelEncoder:
 
 
 class SentenceTransformerEncoder:
-    """A sentence-transformers model (extra `encoders`), for base models whose own embedding is poor."""
+    """A sentence-transformers model (extra `encoders`), for base models with poor embeddings."""
 
     def __init__(self, model: str) -> None:
-        """Loads the model. Raises: ModelNotFound: package or model missing, saying what to install or set."""
+        """Loads the model. Raises: ModelNotFound: the package or the model is missing."""
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -98,7 +98,7 @@ class SentenceTransformerEncoder:
 
 
 def make_encoder(name: str, engine: Engine) -> QueryEncoder:
-    """The encoder that a fit config names: `"lm"`, or a sentence-transformers id or directory."""
+    """The encoder with the name of `FitConfig.query_encoder`. Raises: InvalidInput: an empty name. ModelNotFound."""
     if not name:
         raise InvalidInput("query_encoder", "must be 'lm' or a sentence-transformers model")
     return LanguageModelEncoder(engine) if name == LM_ENCODER else SentenceTransformerEncoder(name)

@@ -1,7 +1,4 @@
-"""Every error that the numerical core raises on purpose.
-
-They carry facts, not HTTP codes; `api/http/errors.py` is the only place that maps them to a status.
-"""
+"""Errors of the numerical core. They carry facts; `api/http/errors.py` maps them to HTTP status codes."""
 
 from __future__ import annotations
 
@@ -9,13 +6,13 @@ from collections.abc import Callable
 
 
 class AlignezError(Exception):
-    """Root of the core's errors."""
+    """Base class of the core's errors."""
 
-    #: Stable, machine-readable name; a failed job stores it.
+    #: Stable, machine-readable name; failed jobs store it.
     code = "alignez_error"
 
     def __reduce__(self) -> tuple[Callable[..., AlignezError], tuple[object, ...]]:
-        # By itself an exception is made anew from `args`, the message, which is not what our constructors take.
+        # Pickle calls an exception's constructor with `args`, here the message; our constructors take other arguments.
         return _restored, (type(self), self.args, dict(self.__dict__))
 
 
@@ -38,13 +35,13 @@ class InvalidInput(AlignezError, ValueError):
 
 
 class DegenerateEmbeddings(AlignezError):
-    """Rows that define no direction: none, all zero, not finite, or two coinciding directions."""
+    """The rows define no direction: there are none, they are zero or not finite, or two directions coincide."""
 
     code = "degenerate_directions"
 
 
 class TooFewSamples(AlignezError):
-    """More neighbours were asked for than there are fit queries."""
+    """The number of neighbours exceeds the number of fit queries."""
 
     code = "too_few_samples"
 
@@ -58,7 +55,7 @@ class TooFewSamples(AlignezError):
 
 
 class LayerOutOfRange(AlignezError):
-    """A layer index or count does not exist in the model."""
+    """A layer index or a number of layers exceeds the model's."""
 
     code = "layer_out_of_range"
 
@@ -69,7 +66,7 @@ class LayerOutOfRange(AlignezError):
 
 
 class ModelMismatch(AlignezError):
-    """A profile, plan or tensor was made for another model (fingerprint or width)."""
+    """A profile, plan or tensor belongs to another model: its fingerprint or width differs."""
 
     code = "model_mismatch"
 
@@ -81,7 +78,7 @@ class ModelMismatch(AlignezError):
 
 
 class ContextTooLong(AlignezError):
-    """Prompt plus the tokens asked for exceed the model's context."""
+    """Prompt tokens plus requested tokens exceed the model's context."""
 
     code = "context_length_exceeded"
 
@@ -98,7 +95,7 @@ class ContextTooLong(AlignezError):
 
 
 class RequestTooLarge(AlignezError):
-    """Prompt plus the tokens asked for exceed what the engine may hold for all its rows together."""
+    """Prompt tokens plus requested tokens exceed the engine's token limit for all requests together."""
 
     code = "request_too_large"
 
@@ -120,25 +117,25 @@ class ModelNotFound(AlignezError):
 
 
 class UnknownArchitecture(AlignezError):
-    """The MLP modules of a model were not found."""
+    """The engine did not find the model's MLP modules."""
 
     code = "unknown_architecture"
 
 
 class OutOfMemory(AlignezError):
-    """The device has no memory left for the request or the model."""
+    """The device has too little memory for the request or the model."""
 
     code = "out_of_memory"
 
 
 class EngineClosed(AlignezError):
-    """The engine was shut down while the request was waiting or running."""
+    """The engine was closed while the request was waiting or running."""
 
     code = "engine_closed"
 
 
 class EngineCannotWalk(AlignezError):
-    """The engine cannot halt between blocks, which the fit's method needs."""
+    """The engine cannot halt between blocks, as the fit's method requires."""
 
     code = "engine_cannot_fit"
 
@@ -152,7 +149,7 @@ class EngineCannotWalk(AlignezError):
 
 
 class JudgeUnavailable(AlignezError):
-    """The judge could not be reached, or did not answer as a judge must."""
+    """The judge is unreachable or its answer is malformed."""
 
     code = "judge_unavailable"
 
@@ -169,6 +166,12 @@ class EngineOverloaded(AlignezError):
 
 
 class FitCancelled(AlignezError):
-    """Raised by a progress callback to stop a fit between two batches."""
+    """A progress callback raises this to stop a fit between two batches."""
 
     code = "cancelled"
+
+
+def brief(error: BaseException) -> str:
+    """The error's text on one line of at most 200 characters; the name of its class if it has no text."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."

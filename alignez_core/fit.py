@@ -1,6 +1,6 @@
-"""From a spec to a proven profile: samples, own answers, readings, method, choice, proof.
+"""Fit of a profile from its spec: samples, answers, readings, method, choice, proof.
 
-`fit_profile` only composes and keeps no state outside its arguments; `fit_run` holds the account of one fit.
+`fit_profile` composes these steps and keeps no state of its own; `fit_run` holds the state of one fit.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,46 +18,50 @@ from torch import Tensor
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import Engine
 from alignez_core.errors import DegenerateEmbeddings
-from alignez_core.fit_run import STAGES, FitEvent, FitRun, TextChunk, TextRequest, only
+from alignez_core.fit_run import STAGES, FitEvent, FitRun, TextChunk, TextRequest
 from alignez_core.methods import method_of
 from alignez_core.methods.base import Candidate, Material, Needs, plan_at
 from alignez_core.methods.prompt import prompt_candidate
-from alignez_core.prompts import Prefix, characteristics_prompt, persona_prompt
+from alignez_core.prompts import SIDES, Prefix, characteristics_prompt, persona_prompt
 from alignez_core.proof.arms import BARE, Arena
 from alignez_core.proof.choice import Choice, choose
 from alignez_core.proof.gate import data_reasons, weak_reasons
 from alignez_core.proof.judges import Answered, Judge, Likelihoods, SelfJudge
 from alignez_core.proof.report import prove
 from alignez_core.readings import Readings, read_sides
-from alignez_core.self_preference import TextPair, given_answer, given_characteristics
+from alignez_core.self_preference import given_answer, given_characteristics
 from alignez_core.serving_plan import PlanSource
 from alignez_core.spec.config import DEFAULT_CHARACTERISTICS_TOKENS, DEFAULT_PROMPT_MARGIN, FitConfig
 from alignez_core.spec.limits import MethodName
-from alignez_core.spec.persona import FitQuery, FitSpec, GivenPair, Persona
-from alignez_core.spec.samples import Sample, make_samples, of_split, spread
+from alignez_core.spec.persona import FitSpec
+from alignez_core.spec.samples import Sample, make_samples, of_split, spread, with_text
 
-__all__ = [
-    "STAGES", "FitConfig", "FitEvent", "FitQuery", "FitSpec", "FittedProfile", "GivenPair", "Persona",
-    "TextChunk", "fit_profile",
-]  # fmt: skip
+#: Texts of the help and of the harm side, by sample index.
+_Sides = tuple[dict[int, str], dict[int, str]]
 
-#: Tune queries on whose prompted answers the share of the gap that an edit fits is measured.
+#: Number of tune queries on which `Candidate.explained` is measured.
 _PROBES = 4
 
 
 @dataclass(frozen=True, eq=False)
 class FittedProfile:
-    """Everything that a profile version stores. N fit samples, L edited layers, D hidden size, E embedding size.
+    """Content of a profile version. N fit samples, L edited layers, D hidden size, E embedding size.
 
     Args:
-        config: with every setting resolved that the choice resolved. fingerprint: of the model it was fitted on.
-        samples: all of them, with their splits. method: that made the edit or the prefix; `auto` is resolved.
-        edits: one plan per group of samples; empty: the version is a prefix alone. prefix: None: an edit alone.
-        embeddings: (N, E) unit rows of the fit split, in sample order; (0, E) where requests look nothing up.
+        config: settings, with those that the choice decided filled in.
+        fingerprint: of the base model.
+        samples: all samples with their splits.
+        method: method of the edit or prefix; never "auto".
+        edits: one plan per group of samples; empty if the version is only a prefix.
+        prefix: None if the version is only an edit.
+        embeddings: (N, E) unit rows of the fit split, in sample order; (0, E) if requests need no lookup.
         neighbor_rows: readings of the same samples at the edited layers, for plans fitted per request.
-        report: the held-out proof. choice: why this candidate. diagnostics: JSON-able.
-        quality: "weak" never comes without reasons.
-        sha256: content hash over settings, edits, prefix and all rows that an edit can depend on.
+        report: the held-out proof.
+        choice: chosen candidate, reason and measurements.
+        diagnostics: JSON values.
+        quality: "weak" always has reasons.
+        dropped: sample index → reason why the sample is not used.
+        sha256: content hash of settings, edits, prefix and all rows that edits depend on.
     """
 
     spec: FitSpec
@@ -81,23 +86,23 @@ class FittedProfile:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The edited layers, ascending; none for a prefix alone."""
+        """The edited layers, ascending; empty without an edit."""
         return self.edits[0].layers if self.edits else ()
 
     @property
     def fit_samples(self) -> list[Sample]:
-        """The samples of the fit split: rows of `embeddings`."""
+        """The samples of the fit split."""
         return of_split(self.samples, "fit")
 
     @property
     def looked_up(self) -> tuple[int, ...]:
-        """Sample indices of the rows of `embeddings`; none where requests look nothing up."""
+        """Sample indices of the rows of `embeddings`; empty if requests need no lookup."""
         if self.neighbor_rows is not None:
             return self.neighbor_rows.samples
         return tuple(s.index for s in self.fit_samples) if len(self.embeddings) else ()
 
     def plan(self, strength: float = 1.0, group: int = 0) -> EditPlan | None:
-        """The edit of a group of queries, without a lookup; None for a prefix alone."""
+        """The edit of a group of queries, without a lookup; None if the version is only a prefix."""
         if not self.edits:
             return None
         return plan_at(self.method, self.config, self.edits[group], self.config.strength * strength)
@@ -110,14 +115,14 @@ def fit_profile(
     resume: Sequence[TextChunk] = (),
     judge: Judge | None = None,
 ) -> FittedProfile:
-    """Fits a profile on the model's own data, chooses its form and proves it.
+    """Fits a profile on data made by the model itself, chooses its form and evaluates it on held-out queries.
 
     Args:
-        engine: the base model; shared with whatever else it serves.
+        engine: the base model; other requests may use it at the same time.
         spec: persona, queries, pairs, settings.
-        progress: called between batches; raising from it (`FitCancelled`, a lost lease) stops the fit there.
-        resume: chunks of an earlier, interrupted run of the same spec; they are not generated again.
-        judge: compares answers; None: the model's own likelihoods.
+        progress: called between batches. An exception that it raises (`FitCancelled`, a lost lease) stops the fit.
+        resume: chunks of an interrupted fit of the same spec; their texts are not generated again.
+        judge: compares answers; None: `SelfJudge` with the same model.
     Raises: InvalidInput, LayerOutOfRange, TooFewSamples: the spec does not fit the model or its own queries.
         DegenerateEmbeddings: nothing to fit on. JudgeUnavailable. EngineCannotWalk. OutOfMemory: from the engine.
     """
@@ -126,34 +131,41 @@ def fit_profile(
     method = method_of(config.method)
     needs = method.needs(config)
     if needs.walks:
-        engine.walk(()).close()  # an engine that cannot says so before anything is generated
+        engine.walk(()).close()  # raises EngineCannotWalk before anything is generated
     run = FitRun(engine, config, progress or (lambda event: None), resume)
     samples, dropped = _samples(run, spec)
     fit = of_split(samples, "fit")
     if _looks_up(config, fit):
         config.check_samples(len(fit))
 
-    characteristics = _characteristics(run, fit, needs)
+    characteristics = _characteristics(run, fit) if needs.characteristics else ({}, {})
     help_, harm = _answers(run, samples, needs)
-    readings = _readings(run, fit, characteristics, help_, harm, needs)
-    tune = only(of_split(samples, "tune"), help_)
-    answered = only(fit, help_) if needs.help_answers else fit
+    readings = _readings(run, fit, characteristics, (help_, harm)) if needs.readings else None
+    tune = with_text(of_split(samples, "tune"), help_)
+    answered = with_text(fit, help_) if needs.help_answers else fit
     if not answered:
         raise DegenerateEmbeddings(f"none of the {len(fit)} answers under the persona holds any text")
-    _require_every_group(fit, answered)
+    groups = {sample.group for sample in answered}
+    for sample in fit:
+        if sample.group not in groups:
+            raise DegenerateEmbeddings(f"all answers as {sample.persona.preferred!r} are empty, so nothing to fit on")
     chosen_rows = spread(answered, config.answers)
-    if config.conditional is False:  # one plan for all, though each query is read under its own phrases
+    if config.conditional is False:  # one plan for all queries, each read under its own phrases
         chosen_rows, tune = ([replace(s, group=0) for s in rows] for rows in (chosen_rows, tune))
-    material = Material(engine, config, chosen_rows, tune[:_PROBES], help_, harm, readings, run.reporter("fitting"))
-    run.report("fitting", 0, 1)
+    report_fitting = partial(run.report, "fitting")
+    material = Material(engine, config, chosen_rows, tune[:_PROBES], help_, harm, readings, report_fitting)
+    report_fitting(0, 1)
     candidates = method.candidates(material)
-    run.report("fitting", 1, 1)
+    report_fitting(1, 1)
 
     likelihoods = Likelihoods(engine)
     arena = Arena(run, judge or SelfJudge(likelihoods), likelihoods)
     source = PlanSource(engine, config, fit, readings)
-    chosen = _choose(arena, candidates, tune, source, config, fit)
-    config = resolved(config, chosen.candidate)
+    # A prefix holds one persona, so with several groups the persona as a prompt is no alternative.
+    prompt = prompt_candidate(fit) if config.method == "auto" and not any(s.group for s in fit) else None
+    margin = DEFAULT_PROMPT_MARGIN if config.prompt_margin is None else config.prompt_margin
+    chosen = choose(arena, candidates, tune, source.plan, prompt=prompt, prompt_margin=margin)
+    config = _resolved(config, chosen.candidate)
     held_out = of_split(samples, "held_out")
     report = prove(arena, chosen.candidate, held_out, source.dosed(chosen.candidate), tune=tune)
     run.report("evaluation", 1, 1)
@@ -178,43 +190,34 @@ def fit_profile(
     )
 
 
-def _require_every_group(fit: Sequence[Sample], answered: Sequence[Sample]) -> None:
-    """Raises: DegenerateEmbeddings: a group of queries without any answer, naming its persona."""
-    there = {sample.group for sample in answered}
-    for sample in fit:
-        if sample.group not in there:
-            raise DegenerateEmbeddings(f"all answers as {sample.persona.preferred!r} are empty, so nothing to fit on")
-
-
-def resolved(config: FitConfig, candidate: Candidate) -> FitConfig:
-    """The settings with what the choice decided, as a version stores them."""
-    known = {"contrast", "contrast_form", "rank", "ridge", "layers"}
-    settings = {name: value for name, value in candidate.settings.items() if name in known}
+def _resolved(config: FitConfig, candidate: Candidate) -> FitConfig:
+    """The settings with those that the choice decided filled in, as a version stores them."""
+    decided = ("contrast", "contrast_form", "rank", "ridge", "layers")
     if candidate.method in ("prompt", "urial"):
-        settings = dict.fromkeys(("contrast", "contrast_form", "rank", "ridge", "layers"))
-    if candidate.method != "auto" and config.method == "auto":
+        settings: dict[str, Any] = dict.fromkeys(decided)
+    else:
+        settings = {name: value for name, value in candidate.settings.items() if name in decided}
+    if config.method == "auto":
         settings["prompt_margin"] = None
-    if isinstance(settings.get("layers"), list):
-        settings["layers"] = tuple(settings["layers"])
     return replace(config, method=candidate.method, **settings)
 
 
 def _looks_up(config: FitConfig, fit: Sequence[Sample]) -> bool:
-    """True when requests will look up their nearest fit queries, as far as the settings and the queries say."""
+    """True if the settings and queries allow that requests look up their nearest fit queries."""
     if config.conditional is False or config.method in ("caa", "transport", "prompt", "urial"):
         return False
     return config.method == "alignez" or any(sample.group for sample in fit)
 
 
 def _samples(run: FitRun, spec: FitSpec) -> tuple[list[Sample], dict[int, str]]:
-    """All samples, and why some are not used: their prompts and answers must fit the context."""
+    """All samples, and the reasons why some are not used: prompts or answers that exceed the context."""
     given = [q.text for q in spec.queries] + [p.query for p in spec.pairs]
     own = run.own_queries(given or list(spec.bank), len(given))
     samples, dropped = [], {}
     room = run.engine.info.context_length - run.config.answer_tokens
     form = run.engine.prompt_format
     for sample in make_samples(spec, own):
-        prompts = [persona_prompt(form, sample.query, sample.persona, side) for side in ("help", "harm")]
+        prompts = [persona_prompt(form, sample.query, sample.persona, side) for side in SIDES]
         longest = max(len(run.engine.tokenize(prompt)) for prompt in prompts)
         given_tokens = max((len(run.engine.tokenize(text)) for text in sample.given or ()), default=0)
         if longest > room:
@@ -229,38 +232,34 @@ def _samples(run: FitRun, spec: FitSpec) -> tuple[list[Sample], dict[int, str]]:
     return samples, dropped
 
 
-def _characteristics(run: FitRun, fit: Sequence[Sample], needs: Needs) -> dict[int, TextPair]:
-    """Characteristics of either side's answers, in the model's words (A.4.1), where the method reads them."""
-    if not needs.characteristics:
-        return {}
+def _characteristics(run: FitRun, fit: Sequence[Sample]) -> _Sides:
+    """Characteristics of either side's answers in the model's words (A.4.1)."""
     form = run.engine.prompt_format
     limit = run.config.characteristics_tokens or DEFAULT_CHARACTERISTICS_TOKENS
     requests = []
     for sample in fit:
-        if sample.given is not None:
-            pair = given_characteristics(sample.given)
-            run.give("help_characteristics", {sample.index: pair.help})
-            run.give("harm_characteristics", {sample.index: pair.harm})
-        for side in ("help", "harm"):
-            prompt = characteristics_prompt(form, sample.query, sample.persona, side)
+        for i, side in enumerate(SIDES):
             kind = f"{side}_characteristics"
+            if sample.given is not None:
+                run.give(kind, {sample.index: given_characteristics(sample.given[i])})
+            prompt = characteristics_prompt(form, sample.query, sample.persona, side)
             requests.append(TextRequest(kind, sample.index, prompt, salt=kind, max_tokens=limit))
     made = run.texts("characteristics", requests)
-    help_, harm = made["help_characteristics"], made["harm_characteristics"]
-    return {s.index: TextPair(help_[s.index].strip(), harm[s.index].strip()) for s in fit}
+    help_, harm = ({i: text.strip() for i, text in made[f"{side}_characteristics"].items()} for side in SIDES)
+    return help_, harm
 
 
-def _answers(run: FitRun, samples: Sequence[Sample], needs: Needs) -> tuple[dict[int, str], dict[int, str]]:
-    """The model's own answers under the persona, of every split, and under its opposite where the method reads them.
+def _answers(run: FitRun, samples: Sequence[Sample], needs: Needs) -> _Sides:
+    """The model's answers under the persona, and under its opposite if the method needs them.
 
-    The tune and held-out splits' are the prompted arm of choice and proof; with them come the bare arm's.
+    On the tune and held-out splits these are the prompted arm of choice and proof; the bare arm's are made with them.
     """
     form, requests = run.engine.prompt_format, []
     answered = {s.index for s in spread(of_split(samples, "fit"), run.config.answers)}
     for sample in samples:
         if sample.split == "unused":
             continue
-        # Given answers are fitted on; on the other splits the prompted model answers for itself, as the proof says.
+        # Given answers are for fitting only: on the other splits the prompted arm is the model itself.
         if sample.given is not None and sample.split == "fit":
             help_, harm = (given_answer(run.engine, text) for text in sample.given)
             run.give("help_response", {sample.index: help_})
@@ -275,59 +274,30 @@ def _answers(run: FitRun, samples: Sequence[Sample], needs: Needs) -> tuple[dict
         if sample.split != "fit":
             requests.append(TextRequest(f"{BARE}/alone", sample.index, form.wrap(sample.query), salt="answer/alone"))
     made = run.texts("responses", requests)
-    given = {s.index for s in samples if s.given is not None and s.split == "fit"}
-    harm_given = {i: text for i, text in run.given("harm_response").items() if i in given}
-    return made.get("help_response", {}), {**harm_given, **made.get("harm_response", {})}
+    return made.get("help_response", {}), dict(run.given("harm_response"))
 
 
-def _readings(
-    run: FitRun,
-    fit: Sequence[Sample],
-    characteristics: Mapping[int, TextPair],
-    help_: Mapping[int, str],
-    harm: Mapping[int, str],
-    needs: Needs,
-) -> Readings | None:
-    if not needs.readings:
-        return None
+def _readings(run: FitRun, fit: Sequence[Sample], characteristics: _Sides, answers: _Sides) -> Readings:
     run.report("readings", 0, len(fit))
-    pairs = {i: TextPair(help_[i], harm[i]) for i in help_ if i in harm}
     representation = run.config.representation or "prompt"
-    kept = fit if representation == "prompt" else [s for s in fit if s.index in pairs and pairs[s.index].help.strip()
-                                                   and pairs[s.index].harm.strip()]  # fmt: skip
+    help_, harm = characteristics if representation == "prompt" else answers
+    kept = fit if representation == "prompt" else with_text(with_text(fit, help_), harm)
     if not kept:
         raise DegenerateEmbeddings("no sample has text on both sides to read")
-    readings = read_sides(run.engine, kept, characteristics, pairs, representation)
+    readings = read_sides(run.engine, kept, help_, harm, representation)
     run.report("readings", len(kept), len(fit))
     return readings
 
 
-def _choose(
-    arena: Arena,
-    candidates: Sequence[Candidate],
-    tune: Sequence[Sample],
-    source: PlanSource,
-    config: FitConfig,
-    fit: Sequence[Sample],
-) -> Choice:
-    # One prefix cannot be several personas, so with groups the prompt is not to be chosen.
-    prompt = prompt_candidate(fit) if config.method == "auto" and not any(s.group for s in fit) else None
-    margin = DEFAULT_PROMPT_MARGIN if config.prompt_margin is None else config.prompt_margin
-    return choose(arena, candidates, tune, source.plan, prompt=prompt, prompt_margin=margin)
-
-
 def given_verdicts(arena: Arena, fit: Sequence[Sample]) -> list[int]:
-    """Of ground-truth pairs: does the preferred answer show the persona better than the dispreferred one?"""
-    pairs = [s for s in fit if s.given is not None]
-    if not pairs:
-        return []
-    left = [Answered(s, s.given[0]) for s in pairs if s.given]
-    right = [Answered(s, s.given[1]) for s in pairs if s.given]
-    return arena.judge.compare(left, right)
+    """The judge's verdicts on ground-truth pairs: +1 if the preferred answer shows the persona better."""
+    pairs = [(s, s.given) for s in fit if s.given is not None]
+    preferred, dispreferred = ([Answered(s, given[i]) for s, given in pairs] for i in (0, 1))
+    return arena.judge.compare(preferred, dispreferred) if pairs else []
 
 
 def _diagnostics(run: FitRun, chosen: Choice, dropped: Mapping[int, str], samples: Sequence[Sample]) -> dict[str, Any]:
-    """Diagnostics of a fit, beside the report: cosines, energy, layer scores, tokens, seconds per stage."""
+    """Diagnostics beside the report: cosines, energies, layer scores, tokens, seconds per stage."""
     return {
         "layers": list(chosen.candidate.edits[0].layers) if chosen.candidate.edits else [],
         "settings": dict(chosen.candidate.settings),

@@ -1,13 +1,13 @@
-"""One fit or evaluation under way: the texts it makes, what it need not make again, and its progress.
+"""State of a running fit or evaluation: its generated texts, its progress, tokens and seconds.
 
-Chunks of text go out through `progress` as they are finished and come back through `resume` after a crash. Readings and
-scores are not stored: they are one deterministic forward pass a text, and cheaper to redo than to store twice.
+`progress` receives each finished chunk of texts; after a crash the caller passes the stored chunks as `resume`.
+Readings and scores are not stored, because one deterministic forward pass per text makes them again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +15,6 @@ from alignez_core.editing import EditPlan
 from alignez_core.engines.base import Engine, GenerationRequest
 from alignez_core.self_preference import clean, invent_queries, row_seed
 from alignez_core.spec.config import FitConfig
-from alignez_core.spec.samples import Sample
 
 Stage = Literal["characteristics", "responses", "readings", "fitting", "tuning", "evaluation"]
 STAGES: tuple[Stage, ...] = ("characteristics", "responses", "readings", "fitting", "tuning", "evaluation")
@@ -24,12 +23,13 @@ OWN_QUERIES = "queries"
 
 @dataclass(frozen=True)
 class TextChunk:
-    """Generated texts worth keeping across a crash.
+    """Generated texts of one kind, stored for a resumed fit.
 
     Args:
-        kind: names what they are: "queries" (the model's own), "help_characteristics", "harm_characteristics",
-            "help_response", "harm_response", or an arm of a comparison ("bare", "tune/…", "edited", …).
-        indices: sample indices. texts: one per index.
+        kind: "queries" (invented by the model), "help_characteristics", "harm_characteristics", "help_response",
+            "harm_response", or a name made by `arms.kind_of` for an arm of a comparison.
+        indices: sample indices.
+        texts: one per index.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class TextChunk:
 
 @dataclass(frozen=True)
 class FitEvent:
-    """Progress of one stage: `done` of `total` units of it, and the chunk just finished, if any."""
+    """Progress of one stage: `done` of `total` units, and the chunk that was just finished, if any."""
 
     stage: Stage
     done: int
@@ -49,11 +49,13 @@ class FitEvent:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """One text to be made.
+    """Request for one text.
 
     Args:
-        kind: as `TextChunk.kind`. index: of its sample. prompt: that it continues.
-        salt: what its seed derives from beside the index; arms that are compared share it.
+        kind: as `TextChunk.kind`.
+        index: sample index.
+        salt: input of the seed beside the index; arms that are compared use the same one.
+        max_tokens: maximum new tokens; None: the fit's `answer_tokens`.
     """
 
     kind: str
@@ -66,9 +68,9 @@ class TextRequest:
 
 @dataclass
 class FitRun:
-    """The running account of one attempt: what is done already, progress, tokens and seconds per stage.
+    """Texts, progress, tokens and seconds per stage of one attempt.
 
-    Tokens and seconds are this attempt's alone: chunks that come back through `resume` do not say what they cost.
+    Tokens and seconds do not include earlier attempts, because chunks in `resume` do not record their cost.
     """
 
     engine: Engine
@@ -87,10 +89,10 @@ class FitRun:
         self._since = time.perf_counter()
 
     def own_queries(self, texts: Sequence[str], first: int) -> tuple[str, ...]:
-        """Queries in the manner of the given ones that the model invents, as many as the settings say.
+        """At most `FitConfig.own_queries` queries that the model invents after the given texts.
 
         Args:
-            first: index of the first of them.
+            first: sample index of the first invented query.
         """
         done = self._done.get(OWN_QUERIES)
         if done is None and self.config.own_queries:
@@ -101,15 +103,19 @@ class FitRun:
         return tuple((done or {}).values())
 
     def texts(self, stage: Stage, requests: Sequence[TextRequest]) -> dict[str, dict[int, str]]:
-        """Makes what is missing, chunk by chunk; returns text by index, by kind.
+        """Generates the missing texts, chunk by chunk.
 
-        All kinds share the engine's batch. The longest answers come first, so that the others run beside them.
+        All kinds share the engine's batch. Requests with the largest `max_tokens` come first, so that shorter ones run
+        at the same time.
+
+        Returns: kind → sample index → text.
         """
         missing = [r for r in requests if r.index not in self._done.setdefault(r.kind, {})]
         missing.sort(key=lambda r: -(r.max_tokens or self.config.answer_tokens))
         total, done = len(requests), len(requests) - len(missing)
         self.report(stage, done, total)
-        for part in _chunks(missing, self.config.chunk_size):
+        for start in range(0, len(missing), self.config.chunk_size):
+            part = missing[start : start + self.config.chunk_size]
             self._make(part)
             made: dict[str, list[int]] = {}
             for request in part:
@@ -122,23 +128,19 @@ class FitRun:
         return {kind: {r.index: self._done[kind][r.index] for r in requests if r.kind == kind} for kind in kinds}
 
     def give(self, kind: str, texts: Mapping[int, str]) -> None:
-        """Takes texts as made: a ground-truth pair's answers."""
+        """Adds texts that need not be generated: the answers of ground-truth pairs."""
         self._done.setdefault(kind, {}).update(texts)
 
     def given(self, kind: str) -> Mapping[int, str]:
-        """The texts of one kind that are there."""
+        """The available texts of one kind, by sample index."""
         return self._done.get(kind, {})
 
     def report(self, stage: Stage, done: int, total: int, chunk: TextChunk | None = None) -> None:
-        """Tells the progress; the time since the last report is the stage's."""
+        """Calls `progress` and adds the time since the last report to the stage."""
         now = time.perf_counter()
         self.seconds[stage] += now - self._since
         self.progress(FitEvent(stage, done, total, chunk))
-        self._since = time.perf_counter()  # the callback's own time (a database write) is not the stage's
-
-    def reporter(self, stage: Stage) -> Callable[[int, int], None]:
-        """`report` of one stage, for work that makes no texts."""
-        return lambda done, total: self.report(stage, done, total)
+        self._since = time.perf_counter()  # excludes the callback's own time, a database write
 
     def _make(self, part: Sequence[TextRequest]) -> None:
         config = self.config
@@ -156,15 +158,6 @@ class FitRun:
             ]
         )
         for request, completion in zip(part, completions, strict=True):
+            # Leading white space stays, because it is part of the answer's first token.
             self._done[request.kind][request.index] = clean(completion.text.rstrip())
             self.tokens += len(completion.token_ids)
-
-
-def _chunks(requests: Sequence[TextRequest], size: int) -> Iterator[Sequence[TextRequest]]:
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]
-
-
-def only(samples: Sequence[Sample], texts: Mapping[int, str]) -> list[Sample]:
-    """The samples that have a text of more than white space."""
-    return [sample for sample in samples if texts.get(sample.index, "").strip()]

@@ -1,12 +1,12 @@
-"""The prompts that let a model describe and show a behaviour, and the formats that end them.
+"""Prompts that make a model describe or show a behaviour, and the prompt formats of base models.
 
-A persona stands where a model reads it: in the system turn, before the caller's own system message. Without a system
-turn (plain formats) it opens the text.
+The persona opens the system turn, before the caller's own system message. Formats without a system turn (plain ones)
+put it at the start of the text.
 
-Source: AlignEZ (arXiv 2406.03642), appendix A.4.1, for the characteristics and the preference prompt. Deviations: the
-two adjectives are parameters (`Persona.preferred`, `Persona.dispreferred`), a free-text description may join the
-preferred side, chat models get both texts through their chat template, and the prompt's end (the *answer cue*) belongs
-to the base model's `PromptFormat`, so that fit and inference read the same last token.
+Source: AlignEZ (arXiv 2406.03642), appendix A.4.1, for the characteristics prompt and the preference prompt.
+Deviations: the two adjectives are parameters (`Persona.preferred`, `Persona.dispreferred`); the preferred side may have
+a free-text description; chat models get both texts through their chat template; the end of the prompt (the *answer
+cue*) belongs to the model's `PromptFormat`, so that fit and inference read the same last token.
 """
 
 from __future__ import annotations
@@ -21,32 +21,36 @@ Side = Literal["help", "harm"]
 SIDES: tuple[Side, ...] = ("help", "harm")
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
-PLAIN_CUE = "\nAnswer:"
+
+def _turns(exchanges: Sequence[tuple[str, str]]) -> list[Message]:
+    return [
+        {"role": role, "content": text}
+        for exchange in exchanges
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Text that a version puts before a conversation, in place of an edit or beside one.
+    """Text that a version puts before a conversation, with or without an edit.
 
     Args:
-        system: text that opens the system turn, before the caller's own.
-        examples: (user, assistant) turns that follow it.
+        system: start of the system turn, before the caller's own system message.
+        examples: (user, assistant) turns after the system turn.
     """
 
     system: str | None = None
     examples: tuple[tuple[str, str], ...] = ()
 
     def apply(self, messages: Sequence[Message]) -> list[Message]:
-        """The conversation with the prefix merged in."""
+        """The conversation with the prefix merged into it."""
         turns = list(messages)
         own = None
         if turns and turns[0]["role"] == "system":
             own = turns.pop(0)["content"]
         system = "\n\n".join(text for text in (self.system, own) if text)
         opening: list[Message] = [{"role": "system", "content": system}] if system else []
-        for user, assistant in self.examples:
-            opening += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        return [*opening, *turns]
+        return [*opening, *_turns(self.examples), *turns]
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ class Situation:
     """Context of a query: alone, under a caller's own system message, or late in a conversation.
 
     Args:
-        name: for reports.
+        name: shown in reports.
         system: the caller's own system message.
         history: earlier (user, assistant) turns.
-        max_tokens: length of the answer; None: the fit's.
+        max_tokens: maximum new tokens of the answer; None: the fit's `answer_tokens`.
     """
 
     name: str
@@ -67,27 +71,25 @@ class Situation:
 
     def messages(self, query: str) -> list[Message]:
         """The conversation that ends in the query."""
-        turns: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for user, assistant in self.history:
-            turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        return [*turns, {"role": "user", "content": query}]
+        opening: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return [*opening, *_turns(self.history), {"role": "user", "content": query}]
 
 
-#: A query alone: what most requests are, and where the edit is fitted.
+#: A query without context: the situation in which edits are fitted.
 ALONE = Situation("alone")
 
 
 class Rendered(str):
-    """A prompt's text as a `PromptFormat` makes it, with what its tokenizer must know; otherwise an ordinary string.
+    """Text of a prompt made by a `PromptFormat`, with instructions for the tokenizer.
 
-    Other operations than `+` give an ordinary string, which engines tokenise as raw text. Text that is added with `+`
-    is an answer's: its special tokens are plain text too.
+    `+` appends an answer, in which special tokens are ordinary text. All other operations return an ordinary string,
+    which engines tokenise as raw text.
 
     Attributes:
-        plain: (start, end) character spans, in which the text of a special token is ordinary text. So no message can
-            end its own turn or open another.
-        adds_special: False after a chat template, which writes its special tokens itself; else the tokenizer adds
-            those that open a text (BOS).
+        plain: (start, end) character spans in which special tokens are ordinary text, so that no message can end its
+            turn or open another one.
+        adds_special: True if the tokenizer must add the special tokens that open a text (BOS); False after a chat
+            template, which writes them itself.
     """
 
     plain: tuple[tuple[int, int], ...]
@@ -109,7 +111,7 @@ class Rendered(str):
 
 
 class PromptFormat(Protocol):
-    """Prompt format of one base model: how turns are separated and a prompt ends."""
+    """Prompt format of a base model: separators between turns and the end of a prompt."""
 
     @property
     def name(self) -> str:
@@ -118,23 +120,23 @@ class PromptFormat(Protocol):
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Strings that end an answer in this format, beside the end-of-sequence token."""
+        """Strings that end an answer, in addition to the end-of-sequence token."""
         ...
 
     def wrap(self, content: str) -> Rendered:
-        """The text that makes the model answer `content` (one user turn, answer cue included)."""
+        """Prompt of one user turn, including the answer cue."""
         ...
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """The text that makes the model give the next assistant turn of a conversation."""
+        """Prompt that asks for the next assistant turn of a conversation."""
         ...
 
 
 @dataclass(frozen=True)
 class PlainFormat:
-    """For base models: the content, then `cue`; earlier turns stand before it in the same form."""
+    """Format of base models: each user turn is its content followed by `cue`."""
 
-    cue: str = PLAIN_CUE
+    cue: str = "\nAnswer:"
     name: str = "plain"
     stop: tuple[str, ...] = ("\nHuman:", "Human:", "\nQuestion:")
 
@@ -161,10 +163,9 @@ class PlainFormat:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """For chat models: the tokenizer's own chat template, given as `template`.
+    """Format of chat models: the tokenizer's chat template, given as `template`.
 
-    A template that returns `Rendered` says where messages hold the text of special tokens; one that returns an ordinary
-    string holds none.
+    A template returns `Rendered` if messages may contain the text of special tokens, else an ordinary string.
     """
 
     template: Callable[[Sequence[Message]], str]
@@ -180,37 +181,36 @@ class ChatFormat:
 
 
 def persona_text(persona: Persona, side: Side) -> str:
-    """The persona as a system text: what `distill` makes an edit of, and what the method `prompt` serves."""
+    """The persona as a system message. `distill` fits an edit to its effect; the method `prompt` serves it."""
     phrase = persona.preferred if side == "help" else persona.dispreferred
     text = f"You are a {phrase} assistant. Always answer in a {phrase} manner."
     return f"{text} {persona.description}" if side == "help" and persona.description else text
 
 
 def render(form: PromptFormat, query: str, situation: Situation = ALONE, prefix: Prefix | None = None) -> str:
-    """The prompt of a query where it is asked, with a prefix before the caller's own system message."""
+    """The prompt of a query in a situation, opened by the prefix."""
     messages = situation.messages(query)
     return form.render(messages if prefix is None else prefix.apply(messages))
 
 
 def persona_prompt(form: PromptFormat, query: str, persona: Persona, side: Side, situation: Situation = ALONE) -> str:
-    """The prompt of a query under the persona's system text; its answer shows the side's behaviour."""
+    """The prompt of a query with the persona's system message; the answer shows the side's behaviour."""
     return render(form, query, situation, Prefix(persona_text(persona, side)))
 
 
 def characteristics_prompt(form: PromptFormat, query: str, persona: Persona, side: Side) -> str:
-    """The prompt whose answer describes what an answer of one side should be like (A.4.1).
+    """The prompt that asks for a description of one side's answers (A.4.1).
 
-    A bare continuation on plain formats, a user turn on chat formats: asked as a bare continuation, an instruction
-    model answers with noise.
+    Plain formats get a text to continue, chat formats a user turn: instruction models continue a text with noise.
     """
     content = f"{query} {_role(persona, side)} Your answer to this query should:"
     return form.wrap(content) if form.name == "chat" else content
 
 
 def preference_prompt(form: PromptFormat, query: str, characteristics: str, persona: Persona, side: Side) -> str:
-    """The prompt that makes the model answer `query` in the manner of one side; `Phi` is read at its last token.
+    """The prompt that makes the model answer `query` in the manner of one side; its last token is read as `Phi`.
 
-    Source: AlignEZ (arXiv 2406.03642), appendix A.4.1. Deviation: on chat formats the text before the query is the
+    Source: AlignEZ (arXiv 2406.03642), appendix A.4.1. Deviation: chat formats put the text before the query into the
     system turn.
     """
     return render(form, query, prefix=Prefix(f"{_role(persona, side)} Your answer should {characteristics}"))

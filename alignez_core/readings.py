@@ -1,4 +1,4 @@
-"""Readings: what the model holds while it is about to answer, or answers, under help, harm and plain contexts."""
+"""Readings: MLP outputs of the model before or during an answer, under the preferred and the dispreferred side."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from alignez_core.engines.base import Engine, Span
 from alignez_core.errors import InvalidInput
-from alignez_core.prompts import preference_prompt
-from alignez_core.self_preference import Sample, TextPair
+from alignez_core.prompts import Side, preference_prompt
 from alignez_core.spec.limits import Representation
+from alignez_core.spec.samples import Sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,12 @@ class Readings:
             raise InvalidInput("harm", f"shape {tuple(self.harm.shape)} differs from help's {tuple(self.help.shape)}")
 
     def at(self, layers: Sequence[int]) -> Readings:
-        """The same samples at some of the layers."""
+        """The readings of all samples at some layers."""
         index = [self.layers.index(layer) for layer in layers]
         return Readings(self.samples, tuple(layers), self.help[:, index].contiguous(), self.harm[:, index].contiguous())
 
     def rows(self, chosen: Sequence[int]) -> Readings:
-        """Some of the samples, by row."""
+        """The readings of some samples, by row index."""
         index = list(chosen)
         return Readings(tuple(self.samples[i] for i in index), self.layers, self.help[index], self.harm[index])
 
@@ -52,36 +52,39 @@ class Readings:
 def read_sides(
     engine: Engine,
     samples: Sequence[Sample],
-    characteristics: Mapping[int, TextPair],
-    answers: Mapping[int, TextPair],
+    help: Mapping[int, str],
+    harm: Mapping[int, str],
     representation: Representation,
 ) -> Readings:
     """Phi of both sides at every layer.
 
     Args:
-        representation: "prompt": the preference prompt's last token (Algorithm 1); "response_last", "response_mean":
-            the last token, or the mean over the tokens, of `query + answer` (the authors' code).
-    Source: AlignEZ (arXiv 2406.03642), Algorithm 1, line 4; the two others follow the paper's published code.
+        help, harm: each side's texts by sample index: characteristics for "prompt", else answers.
+        representation: "prompt": last token of the preference prompt. "response_last": last token of `query + answer`.
+            "response_mean": mean over the answer's tokens.
+    Source: AlignEZ (arXiv 2406.03642), Algorithm 1, line 4, for "prompt". The two others follow the paper's published
+        code.
     """
     form = engine.prompt_format
+    sides: tuple[tuple[Side, Mapping[int, str]], ...] = (("help", help), ("harm", harm))
     if representation == "prompt":
-        prompts = [
-            preference_prompt(form, s.query, getattr(characteristics[s.index], side), s.persona, side)
-            for side in ("help", "harm")
-            for s in samples
-        ]
-        both = engine.represent(prompts)
+        both = engine.represent(
+            [
+                preference_prompt(form, s.query, given[s.index], s.persona, side)
+                for side, given in sides
+                for s in samples
+            ]
+        )
     else:
         texts: list[list[int]] = []
         spans: list[Span] = []
-        for side in ("help", "harm"):
+        for _, answers in sides:
             for s in samples:
                 prompt = form.wrap(s.query)
                 start = len(engine.tokenize(prompt))
-                # Tokenised together, as the model would see it; the boundary is the prompt's own length.
-                whole = engine.tokenize(prompt + getattr(answers[s.index], side))
-                texts.append(whole)
-                end = len(whole)
+                # One tokenisation of prompt and answer, as at inference; the answer starts at the prompt's length.
+                texts.append(engine.tokenize(prompt + answers[s.index]))
+                end = len(texts[-1])
                 spans.append(Span(end - 1 if representation == "response_last" else min(start, end - 1), end))
         both = engine.represent(texts, spans)
     layers = tuple(range(both.shape[1]))

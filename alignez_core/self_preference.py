@@ -1,8 +1,7 @@
-"""The model's own contrasting data: queries it invents, characteristics it names, answers of both sides.
+"""Contrasting data made by the model itself: invented queries, characteristics, and the seeds of all texts.
 
-Every row's seed derives from the fit's seed, the sample's index and the kind of text. So the data do not depend on how
-rows are batched, a resumed fit continues exactly as an uninterrupted one, and the arms of a comparison share their
-seeds.
+Each row derives its seed from the fit's seed, the sample's index and the kind of text. Therefore the data do not depend
+on batching, a resumed fit makes the same texts as an uninterrupted one, and the arms of a comparison share their seeds.
 """
 
 from __future__ import annotations
@@ -11,30 +10,18 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from alignez_core.engines.base import Engine, GenerationRequest
-from alignez_core.spec.samples import Sample
-
-__all__ = ["Sample", "TextPair", "clean", "given_characteristics", "invent_queries", "one_line", "row_seed"]
 
 _EXAMPLES = 5
 _QUERY_CHARS = (8, 300)
 _QUERY_TOKENS = 40
 
 
-@dataclass(frozen=True)
-class TextPair:
-    """One text per side. Answers keep the white space that they begin with: it is part of the model's tokens."""
-
-    help: str
-    harm: str
-
-
 def invent_queries(engine: Engine, queries: Sequence[str], count: int, seed: int) -> tuple[list[str], int]:
-    """Up to `count` new queries in the manner of the given ones, written by the model itself, and the tokens it made.
+    """At most `count` queries that the model invents after examples of the given ones, and the tokens generated.
 
-    Twice as many are drawn as asked for; malformed ones and repetitions are dropped, so fewer may come back.
+    The model writes 2 · `count` candidates; malformed and repeated ones are dropped.
     """
     known = {q.casefold() for q in queries}
     requests = []
@@ -49,7 +36,7 @@ def invent_queries(engine: Engine, queries: Sequence[str], count: int, seed: int
     completions = engine.generate(requests)
     for completion in completions:
         text = one_line(completion.text)
-        # A replacement character is half of one that the model did not finish.
+        # A replacement character stands for a character that the model did not finish.
         fits = _QUERY_CHARS[0] <= len(text) <= _QUERY_CHARS[1] and "\ufffd" not in text
         if fits and completion.finish_reason == "stop" and text.casefold() not in known:
             known.add(text.casefold())
@@ -57,32 +44,31 @@ def invent_queries(engine: Engine, queries: Sequence[str], count: int, seed: int
     return invented[:count], sum(len(completion.token_ids) for completion in completions)
 
 
-def given_characteristics(answers: tuple[str, str]) -> TextPair:
-    """A ground-truth pair's stand-in for characteristics: the answers themselves, as examples.
+def given_characteristics(answer: str) -> str:
+    """Characteristics text of one side of a ground-truth pair: the answer itself as an example.
 
-    So that a given pair, too, has a prompt at whose end the model is about to answer in that manner. Ours; the paper
-    reads given pairs as `query + response` (`representation="response_last"`), which needs no characteristics.
+    Source: ours. The paper reads given pairs as `query + response` (`representation="response_last"`), without
+    characteristics.
     """
-    help_, harm = (f"read like this: {one_line(answer)}" for answer in answers)
-    return TextPair(help_, harm)
+    return f"read like this: {one_line(answer)}"
 
 
 def given_answer(engine: Engine, answer: str) -> str:
-    """A ground-truth answer as the model would have written it: after a plain cue, with a space before."""
+    """A ground-truth answer as the model would generate it: with a leading space in plain formats."""
     return f" {answer.strip()}" if engine.prompt_format.name == "plain" else answer.strip()
 
 
 def row_seed(seed: int, index: int, kind: str) -> int:
-    """The seed of one generated text."""
+    """Seed of one generated text."""
     digest = hashlib.sha256(f"{seed}/{index}/{kind}".encode()).digest()
     return int.from_bytes(digest[:6], "big")
 
 
 def clean(text: str) -> str:
-    """Without NUL, which no text store keeps: a fit resumed from stored texts must go on with the very same ones."""
+    """The text without NUL, which the database cannot store: a resumed fit must see the same texts."""
     return text.replace("\x00", "\ufffd")
 
 
 def one_line(text: str) -> str:
-    """White space runs as one space each."""
+    """The text with each run of white space as one space."""
     return clean(re.sub(r"\s+", " ", text).strip())

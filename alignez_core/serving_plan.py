@@ -1,6 +1,6 @@
-"""The edit that a query gets from a candidate: the global one, its group's by vote, or one fitted on its neighbours.
+"""The edit of a query: a candidate's only plan, the plan of a group chosen by vote, or one fitted on its neighbours.
 
-The API does the same at request time with pgvector in place of `neighbors.nearest`.
+The API does the same for each request, with pgvector in place of `neighbors.nearest`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from alignez_core.spec.samples import Sample
 
 
 class PlanSource:
-    """Plans for queries as serving would make them.
+    """Plans of queries, made as in serving.
 
     Args:
-        fit: N samples of the fit split, in order. readings: of the same samples, where a method read any.
+        fit: samples of the fit split, in order.
+        readings: readings of some or all of these samples; only samples with readings are then used as neighbours.
     """
 
     def __init__(self, engine: Engine, config: FitConfig, fit: Sequence[Sample], readings: Readings | None) -> None:
         self._engine = engine
         self._config = config
-        self._fit = list(fit)
         self._embedded: dict[int, Tensor] = {}
-        kept = set(readings.samples) if readings is not None else {s.index for s in fit}
-        self._bank = [s for s in self._fit if s.index in kept]
+        kept = {s.index for s in fit} if readings is None else set(readings.samples)
+        self._bank = [s for s in fit if s.index in kept]
 
     @cached_property
     def embeddings(self) -> Tensor:
-        """(N, E) unit rows of the samples that neighbours are taken from."""
+        """(N, E) unit rows of the samples that can be neighbours."""
         return self._encoder.encode([s.query for s in self._bank])
 
     @cached_property
@@ -47,11 +47,11 @@ class PlanSource:
         return make_encoder(self._config.query_encoder, self._engine)
 
     def looks_up(self, candidate: Candidate) -> bool:
-        """True when a request needs its nearest fit queries."""
+        """True if a request needs its nearest fit queries."""
         return candidate.neighbor_rows is not None or len(candidate.edits) > 1
 
     def plan(self, candidate: Candidate, sample: Sample, strength: float = 1.0) -> EditPlan | None:
-        """The edit of a sample's query; the sample itself need not be among the fit queries."""
+        """The edit of a sample's query, which may be any query. None: the candidate has no edit."""
         if not candidate.edits:
             return None
         strength *= self._config.strength
@@ -68,7 +68,7 @@ class PlanSource:
         return plan_at(candidate.method, self._config, candidate.edits[group], strength)
 
     def dosed(self, candidate: Candidate) -> DosedPlan:
-        """`plan` of one candidate, by sample and strength."""
+        """`plan` of one candidate as a function of sample and strength."""
         return lambda sample, strength: self.plan(candidate, sample, strength)
 
     def _embed(self, sample: Sample) -> Tensor:

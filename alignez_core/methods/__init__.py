@@ -1,4 +1,4 @@
-"""The methods by name, one file each behind the port `base.Method`."""
+"""The methods by name; each implements the port `base.Method`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from alignez_core.methods.alignez import AlignEZ
 from alignez_core.methods.base import Method
 from alignez_core.methods.caa import CAA
 from alignez_core.methods.distill import Distill
-from alignez_core.methods.prompt import PromptMethod
+from alignez_core.methods.prompt import PromptMethod, Urial
 from alignez_core.methods.transport import TransportMethod
-from alignez_core.methods.urial import Urial
 from alignez_core.spec.limits import MethodName
 
 
 def method_of(name: MethodName) -> Method:
-    """The method that a fit's settings name; `auto` is `distill` over its grid, weighed against the prompt."""
+    """The method of a name. `auto` is `distill` over its grid; the fit compares the result with the prompt."""
     methods: dict[MethodName, Method] = {
         "auto": Distill("auto"),
         "distill": Distill(),

@@ -1,7 +1,7 @@
-"""`alignez`: the paper's edit. Remove the component along harm, double the one along help.
+"""`alignez`: the paper's edit, which removes the component along harm and doubles the component along help.
 
-Source: AlignEZ (arXiv 2406.03642), Algorithm 1 and sections 2.1 to 2.4; deviations in `directions`, `layer_selection`
-and `editing`.
+Source: AlignEZ (arXiv 2406.03642), Algorithm 1 and sections 2.1 to 2.4. The deviations are listed in `directions`,
+`layer_selection` and `editing`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 from alignez_core.editing import EditPlan
 from alignez_core.errors import DegenerateEmbeddings
 from alignez_core.methods.base import Candidate, Material, Needs
-from alignez_core.methods.directions import fit_directions
+from alignez_core.methods.directions import Directions, fit_directions
 from alignez_core.methods.layer_selection import LayerChoice, layer_scores, select_layers
 from alignez_core.spec.config import DEFAULT_ALIGNEZ_LAYERS, FitConfig
 from alignez_core.spec.limits import MethodName
 
 
 class AlignEZ:
-    """The method behind `alignez`."""
+    """The method `alignez`."""
 
     name: MethodName = "alignez"
 
@@ -57,7 +57,8 @@ def neighbor_plan(config: FitConfig, layers: Sequence[int], help: Tensor, harm: 
     """The edit of one request, fitted on its K nearest fit queries.
 
     Args:
-        layers: L edited layers. help, harm: (K, L, D) readings of the neighbours.
+        layers: L edited layers.
+        help, harm: (K, L, D) readings of the neighbours.
     Raises: DegenerateEmbeddings: the rows define no direction.
     Source: AlignEZ (arXiv 2406.03642), section 2.2 (sample-conditional estimation).
     """
@@ -68,11 +69,9 @@ def neighbor_plan(config: FitConfig, layers: Sequence[int], help: Tensor, harm: 
     )  # fmt: skip
 
 
-def _choose_layers(config: FitConfig, found: Any, n_layers: int) -> LayerChoice:
-    wanted = config.layers
+def _choose_layers(config: FitConfig, found: Directions, n_layers: int) -> LayerChoice:
     rule = config.layer_rule or "consistency"
-    if wanted is None:
-        wanted = min(DEFAULT_ALIGNEZ_LAYERS, n_layers)
+    wanted = min(DEFAULT_ALIGNEZ_LAYERS, n_layers) if config.layers is None else config.layers
     if isinstance(wanted, int):
         return select_layers(found, wanted, rule)
     layers = tuple(range(n_layers)) if wanted == "all" else tuple(wanted)

@@ -1,4 +1,4 @@
-"""The `Method` port: what a method needs to be made ready, and the candidates that it offers for the choice.
+"""The `Method` port: inputs that a method needs, and the candidates that it returns.
 
 Shapes: N samples, L edited layers, D hidden size, E embedding size, T token positions, R rank.
 """
@@ -15,21 +15,21 @@ from alignez_core.editing import EditPlan
 from alignez_core.engines.base import Engine
 from alignez_core.prompts import Prefix
 from alignez_core.readings import Readings
-from alignez_core.self_preference import Sample
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.limits import MethodName
+from alignez_core.spec.samples import Sample
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Inputs that the pipeline makes before a method fits.
+    """Inputs that a method requires; the fit makes them first.
 
     Args:
         characteristics: texts that describe either side's answers (A.4.1).
         help_answers: answers of the fit split under the preferred persona.
-        harm_answers: answers under the dispreferred persona beside those under the preferred one.
-        readings: MLP outputs of all layers under help and harm.
-        walks: an engine that halts between blocks.
+        harm_answers: answers of the fit split under the dispreferred persona; implies the preferred ones.
+        readings: MLP outputs of all layers, for both sides.
+        walks: an engine that can halt between blocks.
     """
 
     characteristics: bool = False
@@ -44,11 +44,11 @@ class Material:
     """Inputs of a fit.
 
     Args:
-        samples: of the fit split, each with its group. probes: samples that are not fitted on, to measure what a fit
-            explains.
-        help, harm: answers by sample index; harm may be empty.
+        samples: samples of the fit split.
+        probes: samples that are not fitted on; `Candidate.explained` is measured on them.
+        help, harm: answers by sample index; `harm` may be empty.
         readings: present if the method needs them.
-        report: called with (done, total) between blocks of layers; raising from it stops the fit.
+        report: called with (done, total) between layers; an exception that it raises stops the fit.
     """
 
     engine: Engine
@@ -62,7 +62,7 @@ class Material:
 
     @property
     def groups(self) -> int:
-        """Groups of samples with one persona each; 1 unless queries bring phrases of their own."""
+        """Number of groups; more than 1 if queries have phrases of their own."""
         return 1 + max((sample.group for sample in self.samples), default=0)
 
 
@@ -71,12 +71,12 @@ class Candidate:
     """One way to serve a persona: an edit, a prefix, or both.
 
     Args:
-        name: unique among a method's candidates, for people.
-        method: that made it. settings: of the method, JSON-able.
+        name: readable name, unique among a method's candidates.
+        settings: settings of the method, JSON values.
         edits: one plan per group; empty: no edit.
-        prefix: put before the conversation.
-        neighbor_rows: help and harm readings at the edited layers, from which each request's own plan is fitted.
-        explained: by edited layer, the share of the squared gap on probe samples that the edit fits.
+        prefix: text before the conversation.
+        neighbor_rows: readings at the edited layers, from which the plan of each request is fitted.
+        explained: edited layer → share of the squared gap on the probes that the edit removes.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Candidate:
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hex digits over all that decides its answers, so that texts stored for another are never taken."""
+        """12 hex digits over everything that determines the answers; stored texts of a candidate carry it."""
         sha = hashlib.sha256(repr((self.method, [plan.sha256 for plan in self.edits], self.prefix)).encode())
         if self.neighbor_rows is not None:
             for rows in (self.neighbor_rows.help, self.neighbor_rows.harm):
@@ -98,31 +98,48 @@ class Candidate:
         return sha.hexdigest()[:12]
 
     def plan(self, group: int = 0) -> EditPlan | None:
-        """The plan of a group of queries, at strength 1; None without an edit."""
+        """The plan of a group of queries at strength 1; None without an edit."""
         return self.edits[group] if self.edits else None
 
 
 class Method(Protocol):
-    """A way to turn a persona into an edit or a prefix."""
+    """A method that makes an edit or a prefix from a persona."""
 
     name: MethodName
 
     def needs(self, config: FitConfig) -> Needs:
-        """Inputs that `candidates` needs."""
+        """Inputs that `candidates` requires."""
         ...
 
     def candidates(self, material: Material) -> list[Candidate]:
-        """The method's forms, of which the choice takes one; a single one needs no choice.
+        """The method's candidates; the choice takes one of them.
 
-        Raises: DegenerateEmbeddings: nothing to find. EngineCannotWalk: the engine does not halt between blocks.
+        Raises: DegenerateEmbeddings: the material defines no edit. EngineCannotWalk: the engine cannot halt between
+            blocks.
         """
         ...
 
 
-def plan_at(method: MethodName, config: FitConfig, plan: EditPlan, strength: float) -> EditPlan:
-    """A stored plan (of strength 1) at another dose.
+def chosen_layers(config: FitConfig, n_layers: int, depths: Sequence[float]) -> tuple[int, ...]:
+    """Layers to edit, ascending: explicit ones, all, a number of evenly spaced ones, or the default depths.
 
-    The paper's edit is not linear in its strength, so it is made anew from the directions, which are its U.
+    Args:
+        depths: default layers as shares of `n_layers`.
+    """
+    if isinstance(config.layers, tuple):
+        return config.layers
+    if config.layers == "all":
+        return tuple(range(n_layers))
+    if config.layers is None:
+        return tuple(sorted({int(depth * n_layers) for depth in depths}))
+    step = n_layers / (config.layers + 1)
+    return tuple(sorted({min(n_layers - 1, int(step * (i + 1))) for i in range(config.layers)}))
+
+
+def plan_at(method: MethodName, config: FitConfig, plan: EditPlan, strength: float) -> EditPlan:
+    """A plan of strength 1 at another strength.
+
+    The paper's edit is not linear in its strength. Therefore it is made again from its directions, the rows of U.
     """
     if method != "alignez":
         return plan.scaled(strength)
@@ -132,10 +149,11 @@ def plan_at(method: MethodName, config: FitConfig, plan: EditPlan, strength: flo
 
 
 def vote(groups: Sequence[int], similarities: Sequence[float]) -> int:
-    """The group that most of the neighbours belong to; the nearer neighbour decides a tie.
+    """The most frequent group of the neighbours; among equally frequent groups, the one with the nearer neighbours.
 
     Args:
-        groups: of the K nearest fit queries, nearest first. similarities: theirs, descending.
+        groups: groups of the K nearest fit queries, nearest first.
+        similarities: (K,) cosines of these queries, descending.
     """
     weight: dict[int, float] = {}
     for group, similarity in zip(groups, similarities, strict=True):

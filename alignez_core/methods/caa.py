@@ -1,14 +1,16 @@
-"""`caa`: contrastive activation addition, the usual baseline.
+"""`caa`: contrastive activation addition, a common baseline.
 
-The mean difference between preferred and dispreferred answers in the residual stream after one block, added there at
-every answer position. Layer and multiplier are chosen on the tune split.
+The edit adds, at every answer position, the mean difference between preferred and dispreferred answers in the residual
+stream after one block. Layer and multiplier are chosen on the tune split.
 
 Source: Rimsky et al., Steering Llama 2 via Contrastive Activation Addition (arXiv 2312.06681), section 3. Deviations:
-open answers in place of multiple-choice letters, so the mean runs over all answer tokens; the addition happens at the
-MLP's output, which is the same, because the block adds it to the residual stream.
+open answers instead of multiple-choice letters, so the mean is over all answer tokens; the vector is added to the MLP's
+output, which is equivalent, because the block adds this output to the residual stream.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,17 +18,17 @@ from torch import Tensor
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import ScoreRequest
 from alignez_core.errors import DegenerateEmbeddings
-from alignez_core.methods.base import Candidate, Material, Needs
+from alignez_core.methods.base import Candidate, Material, Needs, chosen_layers
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.limits import MethodName
 
-#: Depths tried when the layers are left open, and multipliers.
+#: Default layers as shares of the model's depth, and the multipliers of all candidates.
 DEPTHS = (0.3, 0.5, 0.7)
 MULTIPLIERS = (0.5, 1.0, 2.0, 4.0)
 
 
 class CAA:
-    """The method behind `caa`."""
+    """The method `caa`."""
 
     name: MethodName = "caa"
 
@@ -34,7 +36,7 @@ class CAA:
         return Needs(harm_answers=True, walks=True)
 
     def candidates(self, material: Material) -> list[Candidate]:
-        layers = _layers(material.config, material.engine.info.n_layers)
+        layers = chosen_layers(material.config, material.engine.info.n_layers, DEPTHS)
         made = []
         vectors = mean_differences(material, layers)
         for layer in layers:
@@ -47,8 +49,8 @@ class CAA:
         return made
 
 
-def mean_differences(material: Material, layers: list[int]) -> dict[int, Tensor]:
-    """Per layer (D,), mean over samples of the mean over answer tokens, preferred less dispreferred.
+def mean_differences(material: Material, layers: Sequence[int]) -> dict[int, Tensor]:
+    """Layer → (D,) vector: mean over samples of the mean over answer tokens, preferred minus dispreferred.
 
     Raises: DegenerateEmbeddings: no sample has both answers.
     """
@@ -70,14 +72,3 @@ def mean_differences(material: Material, layers: list[int]) -> dict[int, Tensor]
             walk.close()
     (help_, scale), (harm, _) = sides
     return {layer: ((help_[layer] - harm[layer]) / scale).cpu() for layer in layers}
-
-
-def _layers(config: FitConfig, n_layers: int) -> list[int]:
-    if isinstance(config.layers, tuple):
-        return list(config.layers)
-    if config.layers == "all":
-        return list(range(n_layers))
-    if config.layers is not None:
-        step = n_layers / (config.layers + 1)
-        return sorted({min(n_layers - 1, int(step * (i + 1))) for i in range(config.layers)})
-    return sorted({int(depth * n_layers) for depth in DEPTHS})

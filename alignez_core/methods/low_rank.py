@@ -1,4 +1,4 @@
-"""The closed-form fit of one layer's edit: ridge regression truncated to a low rank, with a row for the mean.
+"""Closed-form fit of one layer's edit: ridge regression truncated to a low rank, plus one row for the mean.
 
 Shapes: T rows, D hidden size, r rank.
 """
@@ -13,19 +13,21 @@ from torch import Tensor
 from alignez_core.errors import DegenerateEmbeddings
 from alignez_core.spec.config import DEFAULT_RIDGE
 
-#: Of the subspace iteration; real states settle within thirty.
+#: Limit of the subspace iteration; real activations converge within 30 iterations.
 _MOST_ITERATIONS = 100
 
 
 def low_rank(x: Tensor, gap: Tensor, rank: int, ridge: float = DEFAULT_RIDGE) -> tuple[Tensor, Tensor, Tensor]:
-    """(U, V, c) of the edit x + (x·Uᵀ + c)·V that comes closest to x + gap.
+    """(U, V, c) of the edit x + (x·Uᵀ + c)·V that is closest to x + gap.
 
-    Ridge regression on centred rows, truncated to `rank` by the singular vectors of its fitted values (reduced-rank
-    regression), and a last row for the mean. float64 inside.
+    Ridge regression on centred rows, truncated to `rank` along the leading right singular vectors of its fitted values
+    (reduced-rank regression), plus a last row for the mean. Arithmetic is in float64.
 
     Args:
-        x, gap: (T, D). rank: r, 0 for the mean alone. ridge: penalty in units of the normal matrix's mean diagonal.
-    Returns: U (r + 1, D), V (r + 1, D), c (r + 1,), float32.
+        x, gap: (T, D).
+        rank: r; 0 fits only the mean.
+        ridge: penalty in units of the normal matrix's mean diagonal.
+    Returns: U (r + 1, D), V (r + 1, D), c (r + 1,), float32. Unused rows are zero, so that all layers have one rank.
     Raises: DegenerateEmbeddings: values that are not finite.
     """
     x, gap = x.double(), gap.double()
@@ -37,7 +39,7 @@ def low_rank(x: Tensor, gap: Tensor, rank: int, ridge: float = DEFAULT_RIDGE) ->
     u, v = x.new_zeros(0, width), x.new_zeros(0, width)
     rank = min(rank, width, max(len(x) - 1, 0))
     if rank and bool(centred.any()):
-        # The regression's weights are A = N⁻¹·M. They are never formed: the fitted values' Gram matrix AᵀCA is applied.
+        # The weights A = N⁻¹·M are not formed: `fitted_gram` applies the Gram matrix of the fitted values, AᵀCA.
         gram, cross = centred.T @ centred, centred.T @ target
         normal = gram.clone()
         normal.diagonal().add_(ridge * gram.diagonal().mean())
@@ -49,22 +51,23 @@ def low_rank(x: Tensor, gap: Tensor, rank: int, ridge: float = DEFAULT_RIDGE) ->
 
         v = top_eigenvectors(fitted_gram, width, rank, x.device)
         u = torch.cholesky_solve(cross @ v.T, factor).T
-    rest = bias - (mean @ u.T) @ v
-    u = torch.cat([u, x.new_zeros(1, width)])
-    v = torch.cat([v, rest[None]])
-    c = torch.cat([x.new_zeros(len(u) - 1), x.new_ones(1)])
-    return _padded(u, v, c, rank + 1)
+    found = len(u)
+    read, write, offset = x.new_zeros(rank + 1, width), x.new_zeros(rank + 1, width), x.new_zeros(rank + 1)
+    read[:found], write[:found] = u, v
+    write[found], offset[found] = bias - (mean @ u.T) @ v, 1.0
+    return read.float(), write.float(), offset.float()
 
 
 def top_eigenvectors(apply: Callable[[Tensor], Tensor], width: int, count: int, device: torch.device) -> Tensor:
-    """The leading eigenvectors of a positive semi-definite (D, D) operator, largest first.
+    """The leading eigenvectors of a positive semi-definite (D, D) operator, largest eigenvalue first.
 
-    Block subspace iteration from a fixed start, with more vectors than are wanted, until the wanted eigenvalues stand
-    still; thin products only, where a full decomposition of D = 576 takes a hundred times as long.
+    Block subspace iteration from a fixed start with `count` + 8 vectors, until the leading eigenvalues converge. It
+    needs only thin products; a full decomposition takes 100 times as long at D = 576.
 
     Args:
-        apply: maps (D, k) to (D, k), float64. width: D.
-    Returns: (r, D) orthonormal rows; fewer than `count` where the operator has a lower rank.
+        apply: the operator, (D, k) to (D, k), float64.
+        width: D.
+    Returns: (r, D) orthonormal rows, r = min(`count`, rank of the operator).
     """
     start = torch.randn(width, min(width, count + 8), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     q = torch.linalg.qr(start.to(device)).Q
@@ -83,12 +86,3 @@ def top_eigenvectors(apply: Callable[[Tensor], Tensor], width: int, count: int, 
     present = int((values[-count:] > values[-1].clamp_min(1e-300) * 1e-14).sum())
     top: Tensor = q[:, -present:].T.flip(0) if present else q.new_zeros(0, width)
     return top
-
-
-def _padded(u: Tensor, v: Tensor, c: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The tables with zero rows up to `rows`, so that layers of one edit have one rank."""
-    missing = rows - len(u)
-    if missing > 0:
-        zeros = u.new_zeros(missing, u.shape[1])
-        u, v, c = torch.cat([u, zeros]), torch.cat([v, zeros]), torch.cat([c, c.new_zeros(missing)])
-    return u.float(), v.float(), c.float()

@@ -1,9 +1,8 @@
-"""Directory of converted models. Each is there whole or not at all, and is converted once, by whichever process needs
-it first.
+"""Cache directory of converted models. The first process that needs a model converts it, all of it or nothing.
 
 Layout: `<SHA-256 of the GGUF file>/model/` is the Hugging Face directory, `<SHA-256>/<name>` a link to it, because
-engines name a model by its directory. `.tmp-*` are conversions at work, or left by a process that was killed; the next
-one removes them. `.lock` is held while something is added.
+engines name a model by its directory. `.tmp-*` are conversions in progress, or remains of a killed process, which the
+next conversion removes. `.lock` is locked during a conversion.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ _SCRATCH = ".tmp-"
 
 
 def silent(line: str) -> None:
-    """A `Report` that says nothing."""
+    """A `Report` that discards its lines."""
 
 
 @dataclass(frozen=True)
 class ModelCache:
-    """Converted models in one directory, which need not exist yet. Safe to use from several processes at once."""
+    """Converted models in one directory, which need not exist yet. Several processes may use it at the same time."""
 
     directory: Path
 
     def find(self, sha256: str, name: str) -> Path | None:
-        """Directory of the model converted from the GGUF file with that SHA-256, ending in `name`; None: not here."""
+        """Directory named `name` of the model converted from the GGUF file with that SHA-256, or None."""
         content = self.directory / sha256 / _CONTENT
         if not (content / "config.json").is_file():
             return None
@@ -51,18 +50,18 @@ class ModelCache:
         try:
             if not link.exists():
                 link.symlink_to(_CONTENT)
-        except OSError:  # another process made it just now, or the cache is read-only
+        except OSError:  # another process has just made it, or the cache is read-only
             return link if link.exists() else content
         return link
 
     def add_package(self, model: CatalogueModel, report: Report = silent, pip_arguments: Sequence[str] = ()) -> Path:
-        """Directory of a catalogue model, downloaded and converted if it is not here yet.
+        """Directory of a catalogue model; downloads and converts it if it is not in the cache.
 
         Args:
-            report: gets one line per step.
+            report: called with one line per step.
             pip_arguments: see `packages.fetch`.
-        Raises: ModelNotFound: the package is not available, is not what the catalogue says, or cannot be converted; the
-            cache cannot be written.
+        Raises: ModelNotFound: a package is unavailable, differs from the catalogue or cannot be converted, or the cache
+            cannot be written.
         """
 
         def file_in(scratch: Path) -> Path:
@@ -72,9 +71,9 @@ class ModelCache:
         return self.find(model.sha256, model.name) or self._add(model.sha256, model.name, file_in, report)
 
     def add_file(self, file: Path, report: Report = silent) -> Path:
-        """Directory of the model in a GGUF file, converted if its content is not here yet.
+        """Directory of the model in a GGUF file; converts the file if its content is not in the cache.
 
-        Raises: ModelNotFound: see `gguf.convert`; the cache cannot be written.
+        Raises: ModelNotFound: as `gguf.convert`, or the cache cannot be written.
         """
         read_header(file)
         stat = file.stat()
@@ -82,7 +81,7 @@ class ModelCache:
         return self.find(sha256, file.stem) or self._add(sha256, file.stem, lambda _: file, report)
 
     def _add(self, sha256: str, name: str, file_in: Callable[[Path], Path], report: Report) -> Path:
-        """Converts what `file_in` returns, given a directory to work in, unless another process has done so."""
+        """Converts the file that `file_in(scratch directory)` returns, unless another process has done so meanwhile."""
         try:
             with self._lock(report):
                 if found := self.find(sha256, name):
@@ -103,22 +102,22 @@ class ModelCache:
                 "make room or choose another directory (--data-dir, ALIGNEZ_MODEL_CACHE)"
             ) from error
         if found is None:
-            raise ModelNotFound(f"{self.directory / sha256} was removed while it was made; add the model again")
+            raise ModelNotFound(f"{self.directory / sha256} was removed during the conversion; add the model again")
         return found
 
     def _publish(self, result: Path, sha256: str) -> None:
-        """Moves a finished conversion into place in one step, after its content has reached the disk."""
+        """Syncs a finished conversion to disk, then renames it into place."""
         for path in (*result.rglob("*"), result):
             _sync(path)
         target = self.directory / sha256
-        if target.exists():  # without its config.json, or `find` had returned it: somebody removed a part
+        if target.exists():  # incomplete: `find` did not return it, so its config.json was removed
             shutil.rmtree(target)
         result.rename(target)
         _sync(self.directory)
 
     @contextmanager
     def _lock(self, report: Report) -> Iterator[None]:
-        """One process adds at a time; the system gives the lock back when its owner dies."""
+        """Excludes other processes that add models. The system releases the lock of a process that dies."""
         self.directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -133,7 +132,7 @@ class ModelCache:
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
-        """A directory for the time of the block; removes those that killed processes left. Call it under the lock."""
+        """A temporary directory; removes those that killed processes left. The caller must hold the lock."""
         for left in self.directory.glob(f"{_SCRATCH}*"):
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self.directory, ignore_cleanup_errors=True) as path:
@@ -142,7 +141,7 @@ class ModelCache:
 
 @lru_cache(maxsize=64)
 def _file_sha256(file: Path, size: int, mtime_ns: int) -> str:
-    """SHA-256 of a file; size and time are part of the key, so a changed file is read again."""
+    """SHA-256 of a file. Size and time are part of the cache key, so that a changed file is read again."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Turns a GGUF file into a Hugging Face directory, which both engines load like any other."""
+"""Conversion of a GGUF file into a Hugging Face directory, which both engines can load."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignez_core.errors import ModelNotFound
+from alignez_core.errors import ModelNotFound, brief
 from alignez_core.models.gguf_header import GGUFHeader, read_header
 
 _OTHER = "give a model directory or a hub id instead"
 
 
 def convert(file: Path, target: Path) -> None:
-    """Writes the model of a GGUF file into `target`: weights, config, generation config, tokenizer and chat template.
+    """Writes the model of a GGUF file to `target`: weights, config, generation config, tokenizer and chat template.
 
-    The weights are dequantised to bfloat16, which is finer than every quantisation but coarser than float16 and float32
-    tensors of a GGUF file. Needs the packages gguf and accelerate (transformers 5.23).
+    The weights become bfloat16: finer than every quantisation, coarser than a GGUF file's float16 and float32 tensors.
+    Needs the packages gguf and accelerate (transformers 5.23).
 
     Args:
-        file: a GGUF file of a causal language model whose architecture transformers can read.
-        target: an empty directory. After an error it may hold a part of the model.
-    Raises: ModelNotFound: damaged, truncated, or of an unsupported architecture or quantisation; one line with the
-        file, the reason and what to do. OSError: `target` cannot be written.
+        file: a GGUF file of a causal language model with an architecture that transformers can read.
+        target: an empty directory. After an error it may contain parts of the model.
+    Raises: ModelNotFound: the file is damaged or truncated, or its architecture or quantisation is not supported; the
+        message is one line with file, reason and remedy. OSError: `target` cannot be written.
     """
     header = read_header(file)
     tokenizer = _load_tokenizer(file, header)
@@ -44,11 +44,11 @@ def _load_tokenizer(file: Path, header: GGUFHeader) -> Any:
 
 
 def _load_weights(file: Path, header: GGUFHeader) -> Any:
-    """The model in bfloat16, with every tensor of its architecture."""
+    """The model in bfloat16. Raises: ModelNotFound: the file lacks a tensor of the architecture, or is unreadable."""
     import torch
     import transformers
 
-    # Otherwise transformers keeps the weights packed where the package `kernels` is (5.19 and 5.23 do).
+    # With the package `kernels`, transformers 5.19 and 5.23 keep weights packed unless told to dequantise.
     packed = getattr(transformers, "GgufConfig", None)
     settings = {"quantization_config": packed(dequantize=True)} if packed is not None else {}
     with _unreadable(file, header, "model"), _no_progress_bars():
@@ -57,13 +57,13 @@ def _load_weights(file: Path, header: GGUFHeader) -> Any:
         )
         model, report = loaded
     absent = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
-    if absent:  # transformers would fill them with random numbers
+    if absent:  # transformers initialises them with random numbers
         raise ModelNotFound(f"{file} lacks {len(absent)} tensors of the model, first {absent[0]}; {_OTHER}")
     return model
 
 
 def _check_finite(file: Path, model: Any) -> None:
-    """A damaged scale shows as infinity or NaN; other damage inside a tensor only a checksum can show."""
+    """Raises: ModelNotFound: infinity or NaN, the effect of a damaged scale. Only a checksum detects other damage."""
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise ModelNotFound(
@@ -72,7 +72,7 @@ def _check_finite(file: Path, model: Any) -> None:
 
 
 def _save(model: Any, tokenizer: Any, target: Path) -> None:
-    """Writes the directory; `save_pretrained` of the model itself refuses a dequantised one (transformers 5.23)."""
+    """Writes the directory. The model's own `save_pretrained` refuses dequantised weights (transformers 5.23)."""
     from safetensors.torch import save_file
 
     tokenizer.save_pretrained(target)
@@ -86,28 +86,28 @@ def _save(model: Any, tokenizer: Any, target: Path) -> None:
     if config.get_text_config().tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    (target / "model.safetensors").chmod(0o644)  # safetensors 0.8 makes it readable by its owner only
+    (target / "model.safetensors").chmod(0o644)  # safetensors 0.8 writes mode 0600
 
 
 @contextmanager
 def _unreadable(file: Path, header: GGUFHeader, part: str) -> Iterator[None]:
-    """Turns whatever transformers raises on a file that it cannot read into one line."""
+    """Converts all errors of transformers about an unreadable file into ModelNotFound."""
     try:
         yield
     except ImportError as error:
         raise ModelNotFound(
-            f"{file} cannot be read: {_one_line(error)}; pip install -c constraints.txt gguf accelerate"
+            f"{file} cannot be read: {brief(error)}; pip install -c constraints.txt gguf accelerate"
         ) from error
     except Exception as error:
         raise ModelNotFound(
             f"{file} cannot be used: transformers reads no {part} from GGUF architecture {header.architecture!r} "
-            f"({_one_line(error)}); {_OTHER}"
+            f"({brief(error)}); {_OTHER}"
         ) from error
 
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers 5.23 from drawing on stderr; its loop over tensors has no setting for that."""
+    """Disables progress bars on stderr. transformers 5.23 has no setting for the one of its loop over tensors."""
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
@@ -119,8 +119,3 @@ def _no_progress_bars() -> Iterator[None]:
         yield
     finally:
         loop.tqdm = drawn
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."

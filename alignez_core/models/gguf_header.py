@@ -1,7 +1,7 @@
-"""Reads and checks the header of a GGUF file, so that a damaged one is refused before anything is converted.
+"""Reader of the header of a GGUF file, which refuses damaged files before the conversion.
 
-`gguf.GGUFReader` (0.19) reads past the end of a truncated file without an error and loops over whatever array length a
-damaged one states. Here every length is checked against the file first. No tensor is read.
+`gguf.GGUFReader` (0.19) reads past the end of a truncated file without an error, and it accepts any array length in a
+damaged one. This reader checks every length against the size of the file. It reads no tensors.
 
 Source: the GGUF specification, github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -36,8 +36,8 @@ class GGUFHeader:
     """Header of a GGUF file.
 
     Args:
-        architecture: llama.cpp's name of it, such as "llama".
-        tensors: how many there are.
+        architecture: llama.cpp's name, such as "llama".
+        tensors: number of tensors.
         quantisations: names of the tensors' number formats, sorted.
     """
 
@@ -47,10 +47,10 @@ class GGUFHeader:
 
 
 def read_header(file: Path) -> GGUFHeader:
-    """The header of a GGUF file whose tensors all lie within the file, in formats that can be dequantised.
+    """The header of a GGUF file. Checks that all tensors lie within the file and can be dequantised.
 
-    Raises: ModelNotFound: no such file, no GGUF file, damaged, truncated, or an unsupported number format; one line
-        with the file, the reason and what to do.
+    Raises: ModelNotFound: the file is missing, no GGUF file, damaged or truncated, or its number format is not
+        supported; the message is one line with file, reason and remedy.
     """
     try:
         with file.open("rb") as stream:
@@ -63,19 +63,19 @@ def read_header(file: Path) -> GGUFHeader:
     except _Damaged as error:
         raise ModelNotFound(f"{file} is damaged or truncated: {error}; download or copy it again") from None
     except OSError as error:
-        raise ModelNotFound(f"cannot read {file} ({error.strerror}); give a .gguf file that is readable") from None
+        raise ModelNotFound(f"cannot read {file} ({error.strerror}); give a readable .gguf file") from None
 
 
 class _Damaged(ValueError):
-    """The bytes are no GGUF header, or tensors reach beyond the end of the file."""
+    """The bytes are no GGUF header, or a tensor ends after the end of the file."""
 
 
 class _Unsupported(ValueError):
-    """A valid file in a format that is not handled."""
+    """A valid file in an unsupported format."""
 
 
 class _Cursor:
-    """A position in the file that never passes its end."""
+    """A read position that cannot pass the end of the file."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
@@ -84,7 +84,7 @@ class _Cursor:
 
     def skip(self, count: int) -> None:
         if count > self.size - self.at:
-            raise _Damaged(f"{count} bytes are stated at byte {self.at}, and the file ends at {self.size}")
+            raise _Damaged(f"{count} bytes should follow byte {self.at}, but the file ends at {self.size}")
         self.at += count
 
     def integer(self, layout: str) -> int:
@@ -118,7 +118,7 @@ def _read(cursor: _Cursor) -> GGUFHeader:
         else:
             _skip_value(cursor, kind)
     if not architecture:
-        raise _Damaged("it states no general.architecture")
+        raise _Damaged("it has no general.architecture")
     if alignment < 1:
         raise _Damaged("its alignment is 0")
     if not tensors:
@@ -137,14 +137,14 @@ def _skip_value(cursor: _Cursor, kind: int, nesting: int = 0) -> None:
         if element in _SCALARS:
             cursor.skip(_SCALARS[element] * length)
         else:
-            for _ in range(length):  # each element takes bytes, so a false length ends at the end of the file
+            for _ in range(length):  # each element takes bytes, so a wrong length fails at the end of the file
                 _skip_value(cursor, element, nesting + 1)
     else:
         raise _Damaged(f"value type {kind} at byte {cursor.at} does not exist")
 
 
 def _check_tensors(cursor: _Cursor, count: int, alignment: int) -> set[str]:
-    """Names of the tensors' formats, once all of them lie within the file."""
+    """Names of the tensors' number formats; checks that all tensors lie within the file."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     names, ends = set[str](), list[tuple[int, str]]()
@@ -166,11 +166,11 @@ def _check_tensors(cursor: _Cursor, count: int, alignment: int) -> set[str]:
 
 
 def _tensor_entries(cursor: _Cursor, count: int) -> Iterator[tuple[str, int, int, int]]:
-    """(name, elements, number of the format, offset into the tensors) of each tensor."""
+    """(name, elements, number of the format, offset into the tensor section) of each tensor."""
     for _ in range(count):
         name, dimensions = cursor.string(), cursor.integer("<I")
         if dimensions > _MAX_DIMENSIONS:
-            raise _Damaged(f"tensor {name} states {dimensions} dimensions")
+            raise _Damaged(f"tensor {name} has {dimensions} dimensions")
         elements = 1
         for _ in range(dimensions):
             elements *= cursor.integer("<Q")

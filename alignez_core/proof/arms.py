@@ -1,4 +1,4 @@
-"""Arms of a comparison: the same queries and seeds, answered by the bare model, the persona's prompt and candidates."""
+"""Arms of a comparison: the bare model, the persona as a prompt, and candidates answer the same queries and seeds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from alignez_core.editing import EditPlan
 from alignez_core.fit_run import FitRun, Stage, TextRequest
 from alignez_core.methods.base import Candidate
-from alignez_core.prompts import ALONE, Prefix, Situation, persona_prompt, render
+from alignez_core.prompts import ALONE, SIDES, Prefix, PromptFormat, Situation, persona_prompt, render
 from alignez_core.proof.judges import Answered, Judge, Likelihoods
 from alignez_core.proof.measures import Comparison, mean, repetition, words
-from alignez_core.spec.samples import Sample
+from alignez_core.spec.samples import Sample, with_text
 
-#: A caller's own system message, as many applications send one.
+#: Example of an application's own system message.
 OWN_SYSTEM = "You work for a small bookshop. Answer in complete sentences."
-LONG_TOKENS = 200
+LONG_TOKENS = 200  #: maximum new tokens of a long answer in the proof
 
 BARE, PROMPT, EDITED = "bare", "prompt", "edited"
 
@@ -25,10 +25,11 @@ class Arm:
     """One way to answer.
 
     Args:
-        name: unique in its comparison. digest: of the candidate, "" for the bare and the prompted model; its texts are
-            stored under both.
-        persona: the persona's system text opens the conversation (the prompted model).
-        prefix: a version's own prefix. plan: the edit for a sample; None for the bare model.
+        name: unique in its comparison.
+        digest: `Candidate.digest`; "" for the bare and the prompted model. Texts are stored under name and digest.
+        persona: the persona's system message opens the conversation (the prompted model).
+        prefix: the candidate's prefix.
+        plan: returns the edit of a sample, or None.
     """
 
     name: str
@@ -37,6 +38,12 @@ class Arm:
     prefix: Prefix | None = None
     plan: Callable[[Sample], EditPlan | None] = lambda sample: None
 
+    def prompt(self, form: PromptFormat, sample: Sample, situation: Situation = ALONE) -> str:
+        """The arm's prompt of a sample in a situation."""
+        if self.persona:
+            return persona_prompt(form, sample.query, sample.persona, "help", situation)
+        return render(form, sample.query, situation, self.prefix)
+
 
 BARE_ARM = Arm(BARE)
 PROMPT_ARM = Arm(PROMPT, persona=True)
@@ -44,7 +51,7 @@ PROMPT_ARM = Arm(PROMPT, persona=True)
 
 @dataclass(frozen=True)
 class Trial:
-    """Samples that are asked in one situation."""
+    """Samples to ask in one situation."""
 
     samples: tuple[Sample, ...]
     situation: Situation = ALONE
@@ -52,11 +59,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measured:
-    """One arm's answers in one trial, without a judge.
+    """Measures of one arm's answers in one trial that need no judge.
 
     Args:
-        logprob: mean nats per token of the answers under the prompted model. repetition: mean over answers.
-        words: mean length.
+        logprob: mean log-probability per token under the prompted model, nats.
+        repetition: mean over answers.
+        words: mean length of an answer.
     """
 
     n: int
@@ -69,7 +77,9 @@ class Arena:
     """Asks arms and compares their answers.
 
     Args:
-        run: where texts are made and stored. judge: compares. likelihoods: of the fitted model, for coherence.
+        run: generates and stores the texts.
+        judge: compares answers.
+        likelihoods: of the fitted model, for coherence.
     """
 
     def __init__(self, run: FitRun, judge: Judge, likelihoods: Likelihoods) -> None:
@@ -78,9 +88,9 @@ class Arena:
         self.likelihoods = likelihoods
 
     def ask(self, stage: Stage, arms: Sequence[Arm], trials: Sequence[Trial]) -> dict[tuple[str, str], dict[int, str]]:
-        """Answers of every arm in every trial, in as few batches as there is room for.
+        """Answers of every arm in every trial; missing ones are generated together.
 
-        Returns: (arm, situation) → text by sample index.
+        Returns: (arm, situation) → sample index → text.
         """
         made = self.run.texts(stage, self._requests(arms, trials))
         return {
@@ -90,7 +100,7 @@ class Arena:
         }
 
     def prepare(self, stage: Stage, questions: Sequence[tuple[Sequence[Arm], Sequence[Trial]]]) -> None:
-        """Makes the answers of several `ask`s at once, so that they share the engine's batch."""
+        """Generates the answers of several later `ask` calls together, so that they share the engine's batch."""
         self.run.texts(stage, [r for arms, trials in questions for r in self._requests(arms, trials)])
 
     def _requests(self, arms: Sequence[Arm], trials: Sequence[Trial]) -> list[TextRequest]:
@@ -99,18 +109,10 @@ class Arena:
         for trial in trials:
             for arm in arms:
                 kind = kind_of(arm, trial.situation)
+                salt, max_tokens = f"answer/{trial.situation.name}", trial.situation.max_tokens
                 for sample in trial.samples:
-                    prompt = (
-                        persona_prompt(form, sample.query, sample.persona, "help", trial.situation)
-                        if arm.persona
-                        else render(form, sample.query, trial.situation, arm.prefix)
-                    )
-                    requests.append(
-                        TextRequest(
-                            kind, sample.index, prompt, arm.plan(sample),
-                            salt=f"answer/{trial.situation.name}", max_tokens=trial.situation.max_tokens,
-                        )
-                    )  # fmt: skip
+                    prompt = arm.prompt(form, sample, trial.situation)
+                    requests.append(TextRequest(kind, sample.index, prompt, arm.plan(sample), salt, max_tokens))
         return requests
 
     def measure(self, trial: Trial, texts: Mapping[int, str]) -> Measured:
@@ -125,66 +127,55 @@ class Arena:
         )
 
     def compare(self, trial: Trial, texts: Mapping[int, str], others: Mapping[int, str]) -> Comparison:
-        """The judge's verdicts of one arm against another."""
+        """The judge's verdicts on one arm's texts against another's."""
         left, right = self.answered(trial, texts), self.answered(trial, others)
         return Comparison(tuple(self.judge.compare(left, right)))
 
     def answered(self, trial: Trial, texts: Mapping[int, str]) -> list[Answered]:
-        """The trial's samples with their texts."""
+        """The trial's samples with their answers."""
         return [Answered(sample, texts[sample.index], trial.situation) for sample in trial.samples]
 
 
 def candidate_arm(candidate: Candidate, plan: Callable[[Sample], EditPlan | None], name: str = EDITED) -> Arm:
-    """A candidate as an arm; `plan` gives the edit that a sample's request would get."""
+    """A candidate as an arm; `plan` returns the edit that serving would apply to a sample."""
     return Arm(name, candidate.digest, prefix=candidate.prefix, plan=plan)
 
 
 def kind_of(arm: Arm, situation: Situation) -> str:
-    """The kind under which an arm's texts are stored; prompted answers are the model's own help answers."""
+    """`TextChunk.kind` of an arm's texts. The prompted arm shares the answers that the fit made."""
     if arm.name == PROMPT and situation.name == ALONE.name:
         return "help_response"
-    whose = f"{arm.name} {arm.digest}" if arm.digest else arm.name
-    return f"{whose}/{situation.name}"
+    name = f"{arm.name} {arm.digest}" if arm.digest else arm.name
+    return f"{name}/{situation.name}"
 
 
 def user_trials(
-    samples: Sequence[Sample], history: Sequence[tuple[str, str]], count: int, long_tokens: int | None = None
+    run: FitRun, samples: Sequence[Sample], earlier: Sequence[Sample], count: int, long_tokens: int | None = None
 ) -> list[Trial]:
-    """Trials in the situations of users: under a caller's own system message, in a third turn, in long answers.
+    """Trials in situations of real use: an application's system message, a third turn, long answers.
 
     Args:
-        samples: `count` of them are asked in each. history: earlier (query, bare answer) exchanges for the third turn.
-        long_tokens: of the long answers; None: `LONG_TOKENS`.
+        samples: the first `count` are asked in each situation, if they fit the context.
+        earlier: samples whose bare answers exist; the last two are the first turns of the third-turn conversations.
+        long_tokens: maximum new tokens of the long answers; None: `LONG_TOKENS`.
     """
-    asked = tuple(samples[:count])
-    if not asked:
-        return []
-    trials = [Trial(asked, Situation("own_system", system=OWN_SYSTEM))]
-    if len(history) >= 2:
-        turns = tuple((query, answer.strip()) for query, answer in history[:2])
-        trials.append(Trial(asked, Situation("third_turn", history=turns)))
-    trials.append(Trial(asked, Situation("long", max_tokens=long_tokens or LONG_TOKENS)))
-    return trials
+    bare = run.given(f"{BARE}/{ALONE.name}")
+    history = tuple((s.query, bare[s.index].strip()) for s in with_text(earlier[-2:], bare))
+    situations = [Situation("own_system", system=OWN_SYSTEM)]
+    if len(history) == 2:
+        situations.append(Situation("third_turn", history=history))
+    situations.append(Situation("long", max_tokens=long_tokens or LONG_TOKENS))
+    return with_room(run, [Trial(tuple(samples[:count]), situation) for situation in situations])
 
 
 def with_room(run: FitRun, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials with those samples whose longest prompt and answer fit the context; empty trials are left out."""
-    engine = run.engine
-    kept = []
-    for trial in trials:
-        tokens = trial.situation.max_tokens or run.config.answer_tokens
-        room = engine.info.context_length - tokens
-        samples = tuple(
-            sample
-            for sample in trial.samples
-            if all(len(engine.tokenize(prompt)) <= room for prompt in _sides(run, sample, trial.situation))
-        )
-        if samples:
-            kept.append(Trial(samples, trial.situation))
-    return kept
+    """The trials without samples whose prompt and answer may exceed the context, and without empty trials."""
+    engine, form = run.engine, run.engine.prompt_format
 
+    def fits(sample: Sample, situation: Situation) -> bool:
+        room = engine.info.context_length - (situation.max_tokens or run.config.answer_tokens)
+        prompts = (persona_prompt(form, sample.query, sample.persona, side, situation) for side in SIDES)
+        return all(len(engine.tokenize(prompt)) <= room for prompt in prompts)
 
-def _sides(run: FitRun, sample: Sample, situation: Situation) -> list[str]:
-    """The prompts under which a sample's answers are made and judged."""
-    form = run.engine.prompt_format
-    return [persona_prompt(form, sample.query, sample.persona, side, situation) for side in ("help", "harm")]
+    kept = [Trial(tuple(s for s in trial.samples if fits(s, trial.situation)), trial.situation) for trial in trials]
+    return [trial for trial in kept if trial.samples]

@@ -1,7 +1,7 @@
-"""The choice among a method's candidates on the tune split: largest net win within the bounds.
+"""Choice among a method's candidates on the tune split: the largest net win within the bounds.
 
-Two rounds: all candidates on single turns, then the best few where users are (under a caller's own system message, in a
-third turn, in long answers), where repetition appears that single turns do not show.
+Round one asks all candidates in single turns. Round two asks the best of them in situations of real use (an
+application's system message, a third turn, long answers), which show repetition that single turns do not.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from alignez_core.proof.arms import (
     user_trials,
     with_room,
 )
-from alignez_core.proof.bounds import MAX_COHERENCE, MAX_REPETITION
+from alignez_core.proof.gate import MAX_COHERENCE, MAX_REPETITION
 from alignez_core.spec.samples import Sample
 
-#: Candidates that reach the second round, and queries asked in each situation there.
-_FINALISTS = 3
-#: Share of the bounds that a candidate may use and still count as well within them: a handful of tune queries measures
-#: coherence to about a fifth of its bound, and the gate asks again on others.
+_FINALISTS = 3  #: candidates in the second round
+_PER_SITUATION = 3  #: queries per situation in the second round
+#: Largest share of a bound that counts as well within it. The few tune queries measure coherence to about a fifth of
+#: its bound, and the gate measures again on other queries.
 _COMFORT = 0.8
-_PER_SITUATION = 3
-#: Long enough for loops to show, shorter than the proof's for time.
+#: Maximum new tokens of a long answer: enough to show loops, and fewer than in the proof to save time.
 _LONG_TOKENS = 128
 
 PlanOf = Callable[[Candidate, Sample], EditPlan | None]
@@ -43,10 +42,11 @@ PlanOf = Callable[[Candidate, Sample], EditPlan | None]
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen candidate with the evidence.
+    """The chosen candidate with its evidence.
 
     Args:
-        reason: one sentence. trace: every measurement, JSON-able, in the order made.
+        reason: one sentence.
+        trace: all measurements in order, JSON values.
     """
 
     candidate: Candidate
@@ -60,22 +60,22 @@ class _Standing:
 
     candidate: Candidate
     nets: list[tuple[float, int]]  #: net win over the prompt and number of queries, one per trial
-    strain: float = 0.0  #: share of its bounds that it uses, the largest of its trials
-    coherence: float = -math.inf  #: nats per token beyond the prompted answers, the largest of its trials
+    strain: float = 0.0  #: largest `strain` of its trials
+    coherence: float = -math.inf  #: largest coherence of its trials, nats per token
 
     @property
     def within(self) -> bool:
-        """True within the bounds."""
+        """True if the candidate is within the bounds."""
         return self.strain <= 1
 
     @property
     def net(self) -> float:
-        """Net win over the prompt, mean over queries: a situation of three does not outvote eight plain ones."""
+        """Net win over the prompt, weighted by the number of queries of each trial."""
         return sum(net * n for net, n in self.nets) / max(1, sum(n for _, n in self.nets))
 
     @property
     def rank(self) -> tuple[bool, float, bool, float]:
-        """Sort key, best first: within the bounds (else the least strain), well within them, then net win."""
+        """Sort key, best first: within the bounds (otherwise least strain), then well within them, then net win."""
         return not self.within, 0.0 if self.within else self.strain, self.strain > _COMFORT, -self.net
 
 
@@ -91,10 +91,11 @@ def choose(
     """The best candidate on the tune split.
 
     Args:
-        samples: of the tune split. plan_of: the edit that a sample's request would get from a candidate.
-        prompt: the persona as a prompt, chosen when its net win over the best candidate exceeds `prompt_margin`,
-            which is what its tokens in every request are worth; None: not to be chosen.
-    Raises: JudgeUnavailable. FitCancelled and the like: from the progress callback.
+        samples: samples of the tune split.
+        plan_of: returns the edit that serving a candidate would apply to a sample.
+        prompt: the persona as a prompt. It is chosen if its net win over the best candidate exceeds `prompt_margin`
+            (the price of its tokens in every request) or if no candidate is within the bounds. None: never.
+    Raises: JudgeUnavailable. Exceptions of the progress callback, such as FitCancelled.
     """
     if not samples or (len(candidates) == 1 and prompt is None):
         return Choice(candidates[0], "the only candidate" if len(candidates) == 1 else "no query to choose on")
@@ -104,9 +105,7 @@ def choose(
     _round(arena, standings, first, plan_of, trace)
     standings.sort(key=lambda s: s.rank)
     finalists = _finalists(standings)
-    history = [(sample.query, arena.run.given(f"{BARE}/alone").get(sample.index, "")) for sample in samples[-2:]]
-    history = [(query, answer) for query, answer in history if answer.strip()]
-    second = with_room(arena.run, user_trials(samples, history, _PER_SITUATION, _LONG_TOKENS))
+    second = user_trials(arena.run, samples, samples, _PER_SITUATION, _LONG_TOKENS)
     if second and len(finalists) > 1:
         _round(arena, finalists, second, plan_of, trace)
         finalists.sort(key=lambda s: s.rank)
@@ -117,15 +116,15 @@ def choose(
     if prompt is not None and -lead > prompt_margin:
         reason = (
             f"the persona as a prompt beats the best edit ({best.candidate.name}) by a net win of {-lead:.2f}, more "
-            f"than its tokens are worth ({prompt_margin:g})"
+            f"than the margin of {prompt_margin:g}"
         )
         return Choice(prompt, reason, tuple(trace))
-    where = "within the bounds" if best.within else "though beyond the bounds, as every candidate is"
+    where = "within the bounds" if best.within else "but beyond the bounds, like every candidate"
     return Choice(best.candidate, f"largest net win over the prompt, {lead:+.2f}, {where}", tuple(trace))
 
 
 def _finalists(standings: Sequence[_Standing]) -> list[_Standing]:
-    """The best so far, and weaker ones with a similar score, for the strongest often repeat themselves in long answers.
+    """The best candidate, and weaker edits of similar net win, because strong edits often repeat in long answers.
 
     Args:
         standings: best first.
@@ -133,7 +132,7 @@ def _finalists(standings: Sequence[_Standing]) -> list[_Standing]:
     best, *others = standings
     near = [s for s in others if s.within and s.net >= min(best.net / 2, best.net - 0.1)]
     gentle = sorted(near or others, key=lambda s: s.coherence)
-    # Not only the very gentlest: one from the middle, too.
+    # The most coherent one, and the one in the middle.
     chosen = [gentle[i] for i in sorted({0, len(gentle) // 2})] if gentle else []
     return [best, *chosen[: _FINALISTS - 1]]
 
@@ -171,15 +170,15 @@ def _round(
 
 
 def repetition_bound(base: Mapping[str, Measured]) -> float:
-    """The most repetition that is within the bounds beside the bare and the prompted answers."""
+    """Maximum repetition, given that of the bare and the prompted answers."""
     return max(base[BARE].repetition, base[PROMPT].repetition) + MAX_REPETITION
 
 
 def strain(found: Measured, base: Mapping[str, Measured], alone: bool = True) -> float:
-    """Share of its bounds that an arm uses, the larger of coherence and repetition; above 1 it is beyond them.
+    """Share of its bounds that an arm uses: the larger of coherence and repetition; above 1 it exceeds them.
 
     Args:
-        alone: in queries asked alone, where coherence is bounded (`bounds`).
+        alone: True for queries asked alone, the only ones with a bound of coherence.
     """
     coherence = (base[PROMPT].logprob - found.logprob) / MAX_COHERENCE if alone else 0.0
     free = max(base[BARE].repetition, base[PROMPT].repetition)

@@ -1,30 +1,38 @@
-"""The gate: a version is "good" when the held-out proof shows that it works, else "weak" with reasons to act on."""
+"""The gate: a version is "good" if the held-out proof shows that it works, else "weak" with reasons.
+
+Imports no torch, because the API renders reports too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignez_core.proof.bounds import MAX_COHERENCE
 from alignez_core.spec.samples import Sample
 
-#: Least net win over the bare model on held-out queries.
+#: Bound of coherence: nats per token by which answers are less likely than prompted ones under the prompted model.
+#: It applies to queries asked alone. Elsewhere (late in a conversation, for example) the prompted model often does not
+#: show the persona, and its likelihood does not measure the coherence of answers that do.
+MAX_COHERENCE = 0.4
+#: Bound of repetition beyond the larger of the bare and the prompted answers' repetition.
+MAX_REPETITION = 0.06
+#: Minimum net win over the bare model on held-out queries.
 MIN_NET_WIN = 0.2
-#: Least nats per token by which prompted answers are likelier under the persona than under the opposite one, and the
-#: effect size that does as well (`report.expressiveness`). Below both the model does not tell the two apart, and a fit
-#: amplifies noise, which a likelihood judge rewards. Measured (docs/effect.md): on SmolLM2-135M eight personas .029 and
-#: more, three pairs of made-up adjectives .026 and less, a fourth .052 (the model gives it a meaning of its own); on
-#: persona-nano, where a persona is a few decisive tokens, .027 and more with effects above 2, made-up ones .001.
+#: Minimum contrast (nats per token by which prompted answers are likelier under the persona than under its opposite),
+#: and the effect size that suffices in its place (`report.expressiveness`). Below both, the model does not distinguish
+#: the two personas, and a fit amplifies noise that a likelihood judge rewards. Measured (docs/effect.md): on
+#: SmolLM2-135M 8 personas have .029 or more, 3 of 4 pairs of made-up adjectives .026 or less (the fourth .052); on
+#: persona-nano, where few tokens decide a persona, personas have .027 or more with effects above 2, made-up ones .001.
 MIN_CONTRAST, MIN_EFFECT = 0.027, 2.0
-#: Fewer held-out queries show nothing.
+#: Minimum number of held-out queries.
 MIN_HELD_OUT = 8
 
 
 def weak_reasons(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """Reasons why a report's version is weak; empty if it is good.
+    """Reasons why a version is weak; empty if it is good.
 
     Args:
-        report: as `report.prove` makes it.
+        report: result of `report.prove`.
     """
     reasons: list[str] = []
     verdict = report["comparisons"]["over_bare"]
@@ -34,7 +42,7 @@ def weak_reasons(report: Mapping[str, Any]) -> tuple[str, ...]:
     low = verdict["interval"][0]
     if expressed is not None and expressed["contrast"] < MIN_CONTRAST and expressed["effect"] < MIN_EFFECT:
         reasons.append(
-            "the model hardly tells this persona from the opposite one even when prompted: "
+            "the model hardly distinguishes this persona from its opposite even when prompted: "
             f"{expressed['contrast']:.3f} nats per token, {MIN_CONTRAST:g} are needed; use words that the model knows, "
             "or another model"
         )
@@ -46,7 +54,7 @@ def weak_reasons(report: Mapping[str, Any]) -> tuple[str, ...]:
     elif low <= 0:
         reasons.append(
             f"the net win over the bare model, {verdict['net']:+.2f}, could be chance (its interval begins at "
-            f"{low:+.2f}); judge on more held-out queries"
+            f"{low:+.2f}); use more held-out queries"
         )
     for row in report["situations"]:
         edited = row["arms"]["edited"]
@@ -54,12 +62,12 @@ def weak_reasons(report: Mapping[str, Any]) -> tuple[str, ...]:
         if row["situation"] == "alone" and edited["coherence"] > MAX_COHERENCE:
             reasons.append(
                 f"answers{where} lose coherence: {edited['coherence']:.2f} nats per token beyond the prompted ones, "
-                f"{MAX_COHERENCE:g} is the most; lower contrast or strength"
+                f"the maximum is {MAX_COHERENCE:g}; lower contrast or strength"
             )
         if edited["repetition"] > row["repetition_bound"]:
             reasons.append(
                 f"answers{where} repeat themselves: {edited['repetition']:.2f} of their trigrams, "
-                f"{row['repetition_bound']:.2f} is the most; lower contrast or strength"
+                f"the maximum is {row['repetition_bound']:.2f}; lower contrast or strength"
             )
     return tuple(reasons)
 
@@ -67,11 +75,12 @@ def weak_reasons(report: Mapping[str, Any]) -> tuple[str, ...]:
 def data_reasons(
     samples: Sequence[Sample], help_: Mapping[int, str], harm: Mapping[int, str], given_verdicts: Sequence[int] = ()
 ) -> tuple[str, ...]:
-    """Faults of the data that a fit started from.
+    """Reasons in the data of a fit why its version is weak.
 
     Args:
-        samples: of the fit split. help_, harm: answers by index.
-        given_verdicts: of ground-truth pairs, the preferred answer against the dispreferred one.
+        samples: samples of the fit split.
+        help_, harm: answers by sample index.
+        given_verdicts: verdicts on ground-truth pairs, the preferred answer against the dispreferred one.
     """
     reasons: list[str] = []
     texts = [help_.get(s.index, "").strip() for s in samples if s.index in help_]

@@ -1,7 +1,7 @@
-"""Judges behind one port: they say which of two answers to a query shows the persona better.
+"""Judges behind one port: which of two answers to a query shows the persona better.
 
-`self` (default) needs nothing but the model: log p(answer | help) − log p(answer | harm) per token. A likelihood is
-gamed by repetition, which is likely under every context; the choice and the gate bound repetition separately.
+The default `self` compares log p(answer | help) − log p(answer | harm) per token under the model itself. Repetitive
+answers have a high likelihood in every context, so the choice and the gate bound repetition separately.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TIE = 1e-3
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer with what it answers."""
+    """An answer with its sample and situation."""
 
     sample: Sample
     text: str
@@ -32,51 +32,44 @@ class Answered:
 
 
 class Judge(Protocol):
-    """Compares answers; the persona is each sample's own."""
+    """Compares answers under each sample's persona."""
 
-    #: Stored with the evaluation.
+    #: Name that evaluations store.
     name: str
 
     def compare(self, left: Sequence[Answered], right: Sequence[Answered]) -> list[int]:
-        """Per pair +1 (left shows the persona better), 0 or −1.
+        """One verdict per pair: +1 if the left answer shows the persona better, 0 for a tie, else −1.
 
-        Raises: JudgeUnavailable: after bounded retries; never a part of the verdicts.
+        Raises: JudgeUnavailable: a verdict is missing after all attempts.
         """
         ...
 
     def close(self) -> None:
-        """Frees what the judge holds. Safe to call twice."""
+        """Frees the judge's resources; may be called twice."""
         ...
 
 
 class Likelihoods:
-    """Log-probabilities of answers under a persona's contexts, each computed once.
-
-    Args:
-        engine: the model that reads; unedited.
-    """
+    """Log-probabilities of answers under the persona and its opposite, each computed once without an edit."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[tuple[str, int, str, str], Tensor] = {}
 
     def per_token(self, answers: Sequence[Answered], side: Side) -> list[float]:
-        """Mean log-probability per token (nats) of each answer under the persona or its opposite.
-
-        An answer without tokens has −inf.
-        """
+        """Mean log-probability per token (nats) of each answer under one side; −inf for an answer without tokens."""
         return [float(row.mean()) if len(row) else -math.inf for row in self._rows(answers, side)]
 
     def contrast(self, answers: Sequence[Answered], most: float) -> list[float]:
-        """Mean over an answer's tokens of log p(token | help) − log p(token | harm), nats, each clipped to ±most.
+        """Mean over an answer's tokens of log p(token | help) − log p(token | harm), nats; 0 without tokens.
 
-        So a word that an answer copies from one of the prompts does not outweigh all others. 0 without tokens.
+        Each difference is clipped to ±most, so that a word copied from one of the prompts does not outweigh all others.
         """
         rows = zip(self._rows(answers, "help"), self._rows(answers, "harm"), strict=True)
         return [float((a - b).clamp(-most, most).mean()) if len(a) else 0.0 for a, b in rows]
 
     def _rows(self, answers: Sequence[Answered], side: Side) -> list[Tensor]:
-        """(T,) log-probabilities of each answer's tokens; empty for an answer without any."""
+        """(T,) log-probabilities of each answer's tokens; empty for a blank answer."""
         keys = [(a.situation.name, a.sample.index, side, a.text) for a in answers]
         missing = {
             key: answer
@@ -95,11 +88,11 @@ class Likelihoods:
 
 
 class SelfJudge:
-    """The model's own likelihoods: a higher log p(answer | help) − log p(answer | harm) per token wins.
+    """Compares log p(answer | help) − log p(answer | harm) per token; the higher one wins.
 
     Args:
         likelihoods: of the fitted model ("self") or of another one ("model:…").
-        owned: an engine to close with the judge.
+        owned: an engine that `close` closes.
     """
 
     def __init__(self, likelihoods: Likelihoods, name: str = "self", owned: Engine | None = None) -> None:
@@ -108,7 +101,7 @@ class SelfJudge:
         self._owned = owned
 
     def scores(self, answers: Sequence[Answered]) -> list[float]:
-        """Nats per token; −inf for an answer without tokens."""
+        """One score per answer, nats per token; −inf for an answer without tokens."""
         help_ = self._likelihoods.per_token(answers, "help")
         harm = self._likelihoods.per_token(answers, "harm")
         return [a - b if a > -math.inf else -math.inf for a, b in zip(help_, harm, strict=True)]
@@ -122,12 +115,12 @@ class SelfJudge:
 
 
 class NanoJudge:
-    """persona-nano's exact style scorer: preferred style 1, dispreferred −1, anything else 0."""
+    """Scores answers with persona-nano's exact style scorer: preferred style 1, dispreferred −1, otherwise 0."""
 
     name = "nano"
 
     def scores(self, answers: Sequence[Answered]) -> list[float]:
-        """One per answer. Raises: InvalidInput: a persona that nano's scorer does not know."""
+        """One score per answer. Raises: InvalidInput: the scorer does not know the persona."""
         from alignez_core.errors import InvalidInput
         from alignez_core.models.persona_nano.style import style_of
         from alignez_core.models.persona_nano.styles import style_named
@@ -137,7 +130,7 @@ class NanoJudge:
             persona = answer.sample.persona
             wanted, unwanted = style_named(persona.preferred), style_named(persona.dispreferred)
             if wanted is None:
-                raise InvalidInput("judge", f"nano's scorer knows no style of the name {persona.preferred!r}")
+                raise InvalidInput("judge", f"persona-nano has no style named {persona.preferred!r}")
             style = style_of(answer.text)
             found.append(1.0 if style == wanted else -1.0 if style is not None and style == unwanted else 0.0)
         return found
@@ -146,11 +139,11 @@ class NanoJudge:
         return by_score(self.scores(left), self.scores(right), 0.0)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Does nothing."""
 
 
 def by_score(left: Sequence[float], right: Sequence[float], tie: float) -> list[int]:
-    """Verdicts of two lists of scores; differences of at most `tie`, and equal infinities, tie."""
+    """Verdicts on two lists of scores; differences of at most `tie` and equal infinities are ties."""
     verdicts = []
     for a, b in zip(left, right, strict=True):
         difference = 0.0 if a == b else a - b

@@ -1,7 +1,7 @@
-"""A judge behind an OpenAI-compatible endpoint, asked in both orders; a changed verdict is a tie.
+"""A judge behind an OpenAI-compatible endpoint. It rates each pair in both orders; contradicting verdicts are a tie.
 
-Source: AlignEZ (arXiv 2406.03642), appendix A.4.2 (rating from 1 to 10, order shuffled). Deviations: both orders are
-asked in place of a random one, and the persona is named where it is not the paper's "helpful".
+Source: AlignEZ (arXiv 2406.03642), appendix A.4.2 (ratings from 1 to 10, random order). Deviations: both orders instead
+of a random one; the criterion names the persona unless it is the paper's "helpful".
 """
 
 from __future__ import annotations
@@ -33,12 +33,16 @@ _SCORES = re.compile(r"^\s*((?:10|[1-9])(?:\.\d+)?)[\s,/]+((?:10|[1-9])(?:\.\d+)
 
 
 class OpenAIJudge:
-    """Asks a chat completions endpoint.
+    """Judge that asks a chat completions endpoint.
 
     Args:
-        base_url: as an OpenAI client takes it ("https://…/v1"). model: the judge's name there. key: bearer token.
-        timeout_s: of one call. attempts: per call. at_once: calls in flight.
-        pause: waits between attempts; a test passes its own.
+        base_url: base URL of the API, as OpenAI clients take it ("https://…/v1").
+        model: name of the judge model at the endpoint.
+        key: bearer token.
+        timeout_s: timeout of one attempt.
+        attempts: attempts per rating.
+        at_once: concurrent calls.
+        pause: waits some seconds between attempts; tests replace it.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class OpenAIJudge:
         self._client = httpx.Client(base_url=base_url.rstrip("/"), headers=headers, timeout=timeout_s)
 
     def compare(self, left: Sequence[Answered], right: Sequence[Answered]) -> list[int]:
-        calls = [(a, b) for a, b in zip(left, right, strict=True)] + [(b, a) for a, b in zip(left, right, strict=True)]
+        calls = [*zip(left, right, strict=True), *zip(right, left, strict=True)]
         with ThreadPoolExecutor(self._at_once) as pool:
             signs = list(pool.map(lambda call: self._ask(*call), calls))
         return [a if a == -b else 0 for a, b in zip(signs[: len(left)], signs[len(left) :], strict=True)]
@@ -70,7 +74,7 @@ class OpenAIJudge:
         self._client.close()
 
     def _ask(self, first: Answered, second: Answered) -> int:
-        """+1, 0 or −1 for the first. Raises: JudgeUnavailable."""
+        """+1 if the first answer has the higher score, 0 or −1. Raises: JudgeUnavailable: all attempts failed."""
         body = {
             "model": self._model,
             "temperature": 0,
@@ -90,7 +94,7 @@ class OpenAIJudge:
                 reply.raise_for_status()
                 text = str(reply.json()["choices"][0]["message"]["content"])
             except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-                # Not the error's text: it holds the address, which may hold credentials.
+                # The error's text contains the URL, which may contain credentials.
                 status = f" {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else ""
                 reason = f"{type(error).__name__}{status}"
                 continue
@@ -98,12 +102,12 @@ class OpenAIJudge:
             if found:
                 a, b = float(found[1]), float(found[2])
                 return (a > b) - (a < b)
-            reason = f"it answered {' '.join(text.split())[:80]!r} in place of two scores"
+            reason = f"it answered {' '.join(text.split())[:80]!r} instead of two scores"
         raise JudgeUnavailable(f"the judge {self.name} failed {self._attempts} times: {reason}")
 
 
 def criterion(persona: Persona) -> str:
-    """Text that the judge is asked to rate."""
+    """The sentence of the judge's prompt that says what to rate."""
     if persona == Persona():
         return _HELPFUL
     wanted = f"{persona.preferred}; {persona.description}" if persona.description else persona.preferred

@@ -1,16 +1,16 @@
-"""A report as one self-contained HTML page: inline styles and pictures, no script, nothing from elsewhere.
+"""A report as one self-contained HTML page: inline styles and SVG, no scripts, no external resources.
 
-Imports no torch, because a control-plane process renders reports too.
+Imports no torch, because the API renders reports too.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from alignez_core.proof.bounds import MAX_COHERENCE
-from alignez_core.proof.gate import weak_reasons
+from alignez_core.proof.gate import MAX_COHERENCE, weak_reasons
 from alignez_core.proof.pictures import curves, interval_bar, outcome_bar, share_bar, signed, text
 
 _COMPARISONS = {
@@ -28,66 +28,39 @@ _ARMS = {"bare": "bare model", "prompt": "persona as a prompt", "edited": "this 
 _MARKS = {1: "won", 0: "tied", -1: "lost"}
 _CONTRAST = re.compile(r",? ?λ ([0-9.]+)")
 
-_STYLE = """
-:root{color-scheme:light dark;--fg:#1b1f24;--dim:#5b6570;--bg:#fff;--card:#f5f6f8;--rule:#d7dbe0;
---good:#1a7f4b;--bad:#c0362c;--mid:#b9c0c8;--hue:#2f6fd0;--hue1:#b4641a;--hue2:#7a4fc0;--hue3:#0f8a8a}
-@media(prefers-color-scheme:dark){:root{--fg:#e6e9ed;--dim:#9aa4ae;--bg:#14171a;--card:#1e2226;--rule:#343a41;
---good:#4cc38a;--bad:#ff7b72;--mid:#4a525b;--hue:#6ea8fe;--hue1:#e0a15e;--hue2:#b794f6;--hue3:#4fd1c5}}
-*{box-sizing:border-box}body{margin:0 auto;padding:1.2rem;max-width:62rem;background:var(--bg);color:var(--fg);
-font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}h1{font-size:1.5rem;margin:0 0 .5rem}
-h2{font-size:1.1rem;margin:2rem 0 .5rem;border-bottom:1px solid var(--rule)}p{margin:.4rem 0}
-.verdict{font-size:1.15rem;padding:.8rem 1rem;border-left:.4rem solid var(--good);background:var(--card)}
-.verdict.weak{border-color:var(--bad)}.dim,figcaption,.small{color:var(--dim);font-size:.85rem}
-svg{display:block}svg text{fill:var(--fg);font-size:13px}svg text.small{fill:var(--dim);font-size:11px}
-.win{fill:var(--good)}.tie{fill:var(--mid)}.lose{fill:var(--bad)}.fill{fill:var(--hue)}
-.axis{stroke:var(--rule)}.mark{stroke:var(--fg);stroke-width:3}.dot{fill:var(--hue)}.line{stroke:var(--hue);stroke-width:2}
-.line1{stroke:var(--hue1);stroke-dasharray:6 3}.dot1{fill:var(--hue1)}.line2{stroke:var(--hue2);stroke-dasharray:2 3}
-.dot2{fill:var(--hue2)}.line3{stroke:var(--hue3);stroke-dasharray:9 3 2 3}.dot3{fill:var(--hue3)}
-.key{display:inline-block;width:.8rem;height:.8rem;margin-right:.4rem;background:var(--hue)}.key1{background:var(--hue1)}
-.key2{background:var(--hue2)}.key3{background:var(--hue3)}.legend{list-style:none;padding:0;margin:.3rem 0;
-display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;font-size:.85rem}figure{margin:.5rem 0}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem}
-th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid var(--rule);vertical-align:top;
-overflow-wrap:normal}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.over{color:var(--bad);font-weight:600}
-.pair{margin:.8rem 0}.ask{margin:1.2rem 0}.ask h3{font-size:1rem;margin:0 0 .4rem}
-.three{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:.6rem}
-.three div{background:var(--card);padding:.6rem .8rem;white-space:pre-wrap}
-.three b{display:block;font-size:.8rem;color:var(--dim);font-weight:600}
-"""
-
 
 def render(report: Mapping[str, Any], choice: Mapping[str, Any] | None, title: str) -> str:
     """The page of one proof.
 
     Args:
-        report: as `proof.report.prove` makes it, with `explained`; `quality` and `reasons`, where present, are the
-            stored verdict, else the gate's own on this report.
-        choice: why this candidate, with the trace; None: an evaluation, which chose nothing.
-        title: names profile and version.
+        report: result of `proof.report.prove`, with `explained`. `quality` and `reasons`, if present, are the stored
+            verdict; otherwise the gate decides.
+        choice: `FittedProfile.choice`; None for an evaluation, which has no choice.
+        title: name of profile and version.
     """
     sections = [
         ("Wins, ties and losses", _wins(report)),
-        ("Where users are", _situations(report)),
+        ("Situations of real use", _situations(report)),
         ("Dose", _dose(report)),
         ("Choice", _choice(choice)),
-        ("What the edit explains", _explained(report)),
+        ("Gap that the edit closes", _explained(report)),
         ("Cost of a request", _cost(report)),
         ("Harmful and neutral queries", _slices(report)),
         ("Answers side by side", _answers(report)),
-        ("How it was measured", _measured(report)),
+        ("Measurement", _measured(report)),
     ]
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     body = "".join(f"<section><h2>{text(name)}</h2>{html}</section>" for name, html in sections if html)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>{text(title)}</title><style>{style}</style></head><body>"
         f"<h1>{text(title)}</h1>{_verdict(report)}{body}</body></html>"
     )
 
 
 def verdict_line(report: Mapping[str, Any]) -> str:
-    """The net wins of a report as one sentence of plain text."""
+    """The net wins of a report as plain text."""
     over_bare, over_prompt = (report["comparisons"][name] for name in ("over_bare", "over_prompt"))
     return (
         f"net win over the bare model {_net(over_bare)}, over the persona as a prompt {_net(over_prompt)}, "
@@ -114,7 +87,7 @@ def _wins(report: Mapping[str, Any]) -> str:
                 f'<div class="pair"><p>{text(label)}: <strong>{text(_net(row))}</strong></p>'
                 f"{outcome_bar(row['win'], row['tie'], row['lose'])}{interval_bar(row['net'], *row['interval'])}</div>"
             )
-    note = "Green: won, grey: tied, red: lost. The dot is the net win from −1 to +1, the bar its 95 % interval."
+    note = "Green: won, grey: tied, red: lost. The dot shows the net win from −1 to +1, the bar its 95 % interval."
     return f'{"".join(parts)}<p class="dim">{text(note)}</p>'
 
 
@@ -135,9 +108,9 @@ def _situations(report: Mapping[str, Any]) -> str:
         )
     heads = ["", "n", "net over bare", "net over prompt", "coherence (bound)", "repetition (bound)", "words"]
     note = (
-        "Coherence: nats per token of the answers beyond the prompted ones' under the prompted model; bounded for "
-        "questions asked alone. Repetition: share of trigrams that occurred before. Words: of "
-        "the bare, the prompted and this version's answers."
+        "Coherence: nats per token by which the answers are less likely than the prompted ones under the prompted "
+        "model; only questions asked alone have a bound. Repetition: share of trigrams that occurred before. Words: "
+        "mean length of the bare, the prompted and this version's answers."
     )
     return f'{_table(heads, rows)}<p class="dim">{text(note)}</p>' if rows else ""
 
@@ -170,7 +143,7 @@ def _choice(choice: Mapping[str, Any] | None) -> str:
         for row in trace
     ]
     heads = ["candidate", "", "net over prompt", "net over bare", "coherence", "repetition (bound)", "within"]
-    drawn = curves(families, "λ, how far beyond the prompt (net win over it, tune queries)")
+    drawn = curves(families, "λ, distance of the target beyond the prompt (net win over the prompt, tune queries)")
     table = f"<details><summary>Every measurement</summary>{_table(heads, rows)}</details>" if rows else ""
     said = f"<p><strong>{text(chosen)}</strong>: {text(choice.get('reason', ''))}.</p>"
     return said + drawn + table
@@ -181,15 +154,17 @@ def _explained(report: Mapping[str, Any]) -> str:
     if kl := report.get("kl"):
         parts.append(
             f"<p>The edit closes <strong>{kl['closed']:.0%}</strong> of the divergence between the prompted and the "
-            f"bare model: {kl['prompted_bare']:.3f} → {kl['prompted_edited']:.3f} nats a token (it moves the model "
-            f"{kl['edited_bare']:.3f} from bare).</p>"
+            f"bare model: {kl['prompted_bare']:.3f} → {kl['prompted_edited']:.3f} nats per token (the edited model "
+            f"diverges by {kl['edited_bare']:.3f} from the bare one).</p>"
         )
     if shares := report.get("explained"):
         rows = [
             [_number(layer), share_bar(float(share)), _number(f"{share:.2f}")]
             for layer, share in sorted(shares.items(), key=lambda item: int(item[0]))
         ]
-        parts.append(_table(["layer", "share of the gap that the edit fits on queries it has not seen", ""], rows))
+        parts.append(
+            _table(["layer", "share of the gap that the edit closes on other queries than it was fitted on", ""], rows)
+        )
     return "".join(parts)
 
 
@@ -207,7 +182,7 @@ def _cost(report: Mapping[str, Any]) -> str:
         for arm, label in _ARMS.items()
         if arm in cost
     ]
-    heads = ["", "prompt tokens", "beyond bare", "ms a request", "new tokens in it"]
+    heads = ["", "prompt tokens", "beyond bare", "ms per request", "new tokens"]
     return _table(heads, rows) if rows else ""
 
 
@@ -255,7 +230,7 @@ def _net(row: Mapping[str, Any]) -> str:
 
 
 class _Number(str):
-    """A cell that is aligned as a number."""
+    """HTML of a table cell that is aligned as a number."""
 
 
 def _number(value: object) -> _Number:
@@ -270,7 +245,7 @@ def _bounded(value: float, bound: float | None) -> _Number:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already."""
+    """A table; `rows` are HTML, `heads` plain text."""
     rows = list(rows)
     numbers = [any(isinstance(row[i], _Number) for row in rows) for i in range(len(heads))]
     head = "".join(f"<th{' class=n' if n else ''}>{text(h)}</th>" for h, n in zip(heads, numbers, strict=True))

@@ -1,4 +1,4 @@
-"""The held-out proof of one candidate, as one JSON-able report."""
+"""The held-out proof of one candidate as a report of JSON values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alignez_core.editing import EditPlan
 from alignez_core.engines.base import Engine, GenerationRequest, ScoreRequest
 from alignez_core.errors import EngineCannotWalk
 from alignez_core.methods.base import Candidate
-from alignez_core.prompts import persona_prompt, render
+from alignez_core.prompts import persona_prompt
 from alignez_core.proof.arms import (
     BARE,
     BARE_ARM,
@@ -30,22 +30,28 @@ from alignez_core.proof.arms import (
     with_room,
 )
 from alignez_core.proof.choice import repetition_bound
-from alignez_core.proof.measures import mean, refuses
+from alignez_core.proof.measures import Comparison, mean, refuses
 from alignez_core.spec.persona import Persona
-from alignez_core.spec.samples import Sample
+from alignez_core.spec.samples import Sample, with_text
 
-#: Plan of a sample at a strength.
+#: Returns the edit of a sample at a strength.
 DosedPlan = Callable[[Sample, float], EditPlan | None]
+
+#: (arm, situation) → sample index → text.
+_Texts = Mapping[tuple[str, str], Mapping[int, str]]
+
+#: Comparison → the two arms.
+_COMPARED = {"over_bare": (EDITED, BARE), "over_prompt": (EDITED, PROMPT), "prompt_over_bare": (PROMPT, BARE)}
 
 _DOSES = (0.5, 1.5)
 _DOSE_QUERIES = 6
 _KL_QUERIES = 8
 _EXPRESSED_QUERIES, _EXPRESSED_MOST, _LEAST_SPREAD = 32, 0.5, 1e-3
-#: Positions whose probabilities over the vocabulary are held at once, for each of three contexts.
+#: Maximum positions whose probabilities over the vocabulary are in memory at once, for each of three contexts.
 _KL_TOKENS = 256
 _SHOWN = 12
 _TIMED_QUERIES, _TIMED_TOKENS = 4, 8
-#: Indices of queries that are no samples of the fit.
+#: First sample index of queries that are not samples of the fit.
 SLICE_INDEX = 1_000_000
 
 HARMFUL = (
@@ -72,23 +78,22 @@ def prove(
     situation_queries: int = 4,
     persona: Persona | None = None,
 ) -> dict[str, Any]:
-    """Judges a candidate on queries that it has not seen.
+    """Evaluates a candidate on queries that were neither fitted nor chosen on.
 
     Args:
-        held_out: samples. plan_of: the edit that a sample's request would get at a strength.
-        tune: samples whose bare answers are known; two of them open the third-turn conversations.
-        situation_queries: held-out queries asked in each situation beside the plain one.
-        persona: of the slices; None: the first sample's.
-    Returns: the report; its keys are in docs/effect.md.
+        held_out: samples of the held-out split.
+        plan_of: returns the edit that serving would apply to a sample at a strength.
+        tune: samples whose bare answers exist; the last two are the first turns of the third-turn conversations.
+        situation_queries: number of held-out queries in each situation except "alone".
+        persona: persona of the harmful and neutral queries; None: that of the first sample.
+    Returns: the report; docs/effect.md describes its keys.
     Raises: JudgeUnavailable.
     """
     run = arena.run
     edited = candidate_arm(candidate, lambda sample: plan_of(sample, 1.0))
     arms = [BARE_ARM, PROMPT_ARM, edited]
-    history = [(s.query, run.given(f"{BARE}/alone").get(s.index, "")) for s in tune[-2:]]
-    history = [(query, answer) for query, answer in history if answer.strip()]
     alone = with_room(run, [Trial(tuple(held_out))])
-    trials = alone + with_room(run, user_trials(held_out, history, situation_queries))
+    trials = alone + user_trials(run, held_out, tune, situation_queries)
     few = Trial(tuple(held_out[:_DOSE_QUERIES])) if alone else Trial(())
     doses = _dose_arms(candidate, plan_of)
     slices = _slice_trials(persona or (held_out[0].persona if held_out else Persona()))
@@ -96,13 +101,9 @@ def prove(
         "evaluation", [(arms, trials), (doses, with_room(run, [few])), ([BARE_ARM, edited], [*slices.values()])]
     )
     texts = arena.ask("evaluation", arms, trials)
-    rows = [_situation(arena, trial, texts) for trial in trials]
+    situations = [_situation(arena, trial, texts) for trial in trials]
     first = trials[0] if alone else Trial(())
-    comparisons = {
-        "over_bare": arena.compare(first, *_pair(texts, EDITED, BARE)),
-        "over_prompt": arena.compare(first, *_pair(texts, EDITED, PROMPT)),
-        "prompt_over_bare": arena.compare(first, *_pair(texts, PROMPT, BARE)),
-    }
+    comparisons = situations[0][0] if alone else dict.fromkeys(_COMPARED, Comparison(()))
     prompted = texts.get((PROMPT, "alone"), {})
     return {
         "judge": arena.judge.name,
@@ -113,7 +114,7 @@ def prove(
         "temperature": run.config.temperature,
         "comparisons": {name: found.to_dict() for name, found in comparisons.items()},
         "expressiveness": expressiveness(arena, first, prompted),
-        "situations": rows,
+        "situations": [row for _, row in situations],
         "kl": kl_closed(run.engine, first.samples[: _KL_QUERIES if candidate.edits else 0], prompted, edited.plan),
         "dose": _dose(arena, doses, first, texts, comparisons["over_bare"].net),
         "slices": {name: _refusals(arena, edited, trial) for name, trial in slices.items()},
@@ -122,22 +123,17 @@ def prove(
     }
 
 
-def _pair(texts: Mapping[tuple[str, str], dict[int, str]], a: str, b: str) -> tuple[dict[int, str], dict[int, str]]:
-    return texts.get((a, "alone"), {}), texts.get((b, "alone"), {})
-
-
-def _situation(arena: Arena, trial: Trial, texts: Mapping[tuple[str, str], dict[int, str]]) -> dict[str, Any]:
+def _situation(arena: Arena, trial: Trial, texts: _Texts) -> tuple[dict[str, Comparison], dict[str, Any]]:
+    """The comparisons in one situation, and the report's row about it."""
     where = trial.situation.name
     found: dict[str, Measured] = {name: arena.measure(trial, texts[name, where]) for name in (BARE, PROMPT, EDITED)}
-    over_bare = arena.compare(trial, texts[EDITED, where], texts[BARE, where])
-    over_prompt = arena.compare(trial, texts[EDITED, where], texts[PROMPT, where])
-    prompted = arena.compare(trial, texts[PROMPT, where], texts[BARE, where])
-    return {
+    compared = {name: arena.compare(trial, texts[a, where], texts[b, where]) for name, (a, b) in _COMPARED.items()}
+    row = {
         "situation": where,
         "n": len(trial.samples),
-        "net_over_bare": over_bare.to_dict(),
-        "net_over_prompt": over_prompt.to_dict(),
-        "prompt_over_bare": prompted.to_dict(),
+        "net_over_bare": compared["over_bare"].to_dict(),
+        "net_over_prompt": compared["over_prompt"].to_dict(),
+        "prompt_over_bare": compared["prompt_over_bare"].to_dict(),
         "repetition_bound": round(repetition_bound(found), 4),
         "arms": {
             name: {
@@ -148,14 +144,15 @@ def _situation(arena: Arena, trial: Trial, texts: Mapping[tuple[str, str], dict[
             for name, measured in found.items()
         },
     }
+    return compared, row
 
 
 def expressiveness(arena: Arena, trial: Trial, prompted: Mapping[int, str]) -> dict[str, float] | None:
     """Contrast between the persona and its opposite in prompted answers.
 
-    Returns: "contrast", how much likelier an answer is under the persona, mean nats per token, each token counting
-        `_EXPRESSED_MOST` at most, so that a made-up word which answers repeat does not count as a persona; "effect",
-        the same in standard deviations over answers (Cohen's d of paired samples). None of fewer than two answers.
+    Returns: "contrast": mean over answers of the nats per token by which an answer is likelier under the persona, each
+        token clipped to ±`_EXPRESSED_MOST`, so that repetition of a made-up word does not count. "effect": the contrast
+        in standard deviations over answers (Cohen's d of paired samples). None for fewer than two answers.
     """
     answered = [a for a in arena.answered(trial, prompted) if a.text.strip()][:_EXPRESSED_QUERIES]
     if len(answered) < 2:
@@ -166,24 +163,23 @@ def expressiveness(arena: Arena, trial: Trial, prompted: Mapping[int, str]) -> d
 
 
 def _dose_arms(candidate: Candidate, plan_of: DosedPlan) -> list[Arm]:
-    """The candidate at other strengths; none for a prefix alone."""
+    """The candidate at other strengths; none without an edit."""
     if not candidate.edits:
         return []
 
     def arm(dose: float) -> Arm:
-        name = f"{EDITED}*{dose:g}"
-        return Arm(name, candidate.digest, prefix=candidate.prefix, plan=lambda sample: plan_of(sample, dose))
+        return candidate_arm(candidate, lambda sample: plan_of(sample, dose), f"{EDITED}*{dose:g}")
 
     return [arm(dose) for dose in _DOSES]
 
 
-def _dose(
-    arena: Arena, arms: Sequence[Arm], trial: Trial, texts: Mapping[tuple[str, str], dict[int, str]], full: float
-) -> list[dict[str, Any]]:
-    """Net win over bare by strength; strength 0 is the bare model itself.
+def _dose(arena: Arena, arms: Sequence[Arm], trial: Trial, texts: _Texts, full: float) -> list[dict[str, Any]]:
+    """Net win over the bare model by strength; strength 0 is the bare model.
 
     Args:
-        arms: of `_dose_arms`. trial: the held-out queries; the first few are asked. full: net win at strength 1.
+        arms: result of `_dose_arms`.
+        trial: the held-out queries; the first `_DOSE_QUERIES` are asked.
+        full: net win at strength 1.
     """
     few = Trial(trial.samples[:_DOSE_QUERIES])
     if not arms or not few.samples:
@@ -202,7 +198,7 @@ def _dose(
 
 
 def _slice_trials(persona: Persona) -> dict[str, Trial]:
-    """Harmful and neutral queries, whose samples have indices of their own."""
+    """Trials of the harmful and the neutral queries, with sample indices from `SLICE_INDEX` on."""
     trials, index = {}, SLICE_INDEX
     for name, queries in (("harmful", HARMFUL), ("neutral", NEUTRAL)):
         trials[name] = Trial(tuple(Sample(index + i, query, persona) for i, query in enumerate(queries)))
@@ -211,7 +207,7 @@ def _slice_trials(persona: Persona) -> dict[str, Trial]:
 
 
 def _refusals(arena: Arena, edited: Arm, trial: Trial) -> dict[str, Any]:
-    """Share of answers that refuse, bare and edited."""
+    """Shares of bare and of edited answers that refuse."""
     texts = arena.ask("evaluation", [BARE_ARM, edited], [trial])
     shares = {
         arm: round(mean([float(refuses(texts[arm, "alone"][s.index])) for s in trial.samples]), 4)
@@ -221,20 +217,16 @@ def _refusals(arena: Arena, edited: Arm, trial: Trial) -> dict[str, Any]:
 
 
 def _cost(arena: Arena, arms: Sequence[Arm], samples: Sequence[Sample]) -> dict[str, Any]:
-    """Cost of a request in each arm: prompt tokens, and milliseconds for its prompt and eight new tokens."""
+    """Cost of a request in each arm: prompt tokens, and milliseconds for its prompt and `_TIMED_TOKENS` new tokens."""
     engine, found = arena.run.engine, {}
     if not samples:
         return {}
     for arm in arms:
-        prompts = [
-            persona_prompt(engine.prompt_format, s.query, s.persona, "help")
-            if arm.persona
-            else render(engine.prompt_format, s.query, prefix=arm.prefix)
-            for s in samples
-        ]
         requests = [
-            GenerationRequest(p, max_tokens=_TIMED_TOKENS, temperature=0.0, ignore_eos=True, edit=arm.plan(s))
-            for p, s in zip(prompts, samples, strict=True)
+            GenerationRequest(
+                arm.prompt(engine.prompt_format, sample), _TIMED_TOKENS, 0.0, ignore_eos=True, edit=arm.plan(sample)
+            )
+            for sample in samples
         ]
         began = time.perf_counter()
         done = engine.generate(requests)
@@ -247,10 +239,8 @@ def _cost(arena: Arena, arms: Sequence[Arm], samples: Sequence[Sample]) -> dict[
     return found
 
 
-def _shown(
-    trial: Trial, texts: Mapping[tuple[str, str], dict[int, str]], comparisons: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Some queries with the three answers and the verdicts."""
+def _shown(trial: Trial, texts: _Texts, comparisons: Mapping[str, Comparison]) -> list[dict[str, Any]]:
+    """The first `_SHOWN` queries with the answers of all arms and the verdicts."""
     rows = []
     for i, sample in enumerate(trial.samples[:_SHOWN]):
         row: dict[str, Any] = {"query": sample.query}
@@ -266,12 +256,13 @@ def kl_closed(
     prompted: Mapping[int, str],
     plan_of: Callable[[Sample], EditPlan | None],
 ) -> dict[str, float] | None:
-    """Share of KL(prompted ‖ bare) that the edit closes on prompted answers, nats per token.
+    """Divergences between the prompted, bare and edited model on prompted answers, nats per token.
 
-    Returns: "prompted_bare", "prompted_edited", "closed" (1 − their ratio) and "edited_bare", how far the edit moves
-        the model; None where the engine gives no logits or there is nothing to read.
+    Returns: "prompted_bare": KL(prompted ‖ bare); "prompted_edited": KL(prompted ‖ edited); "edited_bare":
+        KL(edited ‖ bare); "closed": 1 − prompted_edited ÷ prompted_bare. None if the engine returns no logits or all
+        answers are blank.
     """
-    rows = [s for s in samples if prompted.get(s.index, "").strip()]
+    rows = with_text(samples, prompted)
     if not rows:
         return None
     form = engine.prompt_format

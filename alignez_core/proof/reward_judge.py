@@ -1,4 +1,4 @@
-"""A judge that is a reward model: a Hugging Face sequence classifier with one output, read for query and answer."""
+"""A judge that scores query and answer with a reward model: a Hugging Face sequence classifier with one output."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from alignez_core.errors import JudgeUnavailable
+from alignez_core.errors import JudgeUnavailable, brief
 from alignez_core.proof.judges import Answered, by_score
 
 _BATCH = 16
 
 
 class RewardJudge:
-    """Scores each answer with the classifier's first output.
+    """Judge that scores each answer with the classifier's output.
 
     Args:
         path: directory or hub id; remote code never runs.
-    Raises: JudgeUnavailable: it cannot be loaded.
+    Raises: JudgeUnavailable: the model cannot be loaded, or has not exactly one output.
     """
 
     def __init__(self, path: str, device: str = "cpu") -> None:
@@ -27,12 +27,11 @@ class RewardJudge:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever the broken file led to
-            reason = " ".join(str(error).split())[:200]
-            raise JudgeUnavailable(f"the reward model {path} cannot be loaded ({reason})") from error
+        except Exception as error:  # transformers raises many types of errors for broken files
+            raise JudgeUnavailable(f"the reward model {path} cannot be loaded ({brief(error)})") from error
         if model.config.num_labels != 1:
             raise JudgeUnavailable(
-                f"the reward model {path} has {model.config.num_labels} outputs; one, higher for better, is needed"
+                f"the reward model {path} has {model.config.num_labels} outputs; a reward model has one"
             )
         self._model: Any = model.to(torch.device(device)).eval()
         if self._tokenizer.pad_token is None:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from alignez_core.errors import InvalidInput, LayerOutOfRange, TooFewSamples
-from alignez_core.spec.checks import number, one_of, whole
 from alignez_core.spec.limits import (
     CONTRAST_FORMS,
     EDIT_RULES,
@@ -21,9 +20,12 @@ from alignez_core.spec.limits import (
     LayerRule,
     MethodName,
     Representation,
+    number,
+    one_of,
+    whole,
 )
 
-#: Used where a setting is left open.
+#: Values of settings that are None.
 DEFAULT_RANK = 3
 DEFAULT_RIDGE = 1.0
 DEFAULT_ALIGNEZ_LAYERS = 5
@@ -33,38 +35,40 @@ DEFAULT_CHARACTERISTICS_TOKENS = 50
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Settings of a fit. None leaves a setting to the method.
+    """Settings of a fit. The method decides a setting that is None.
 
     Args:
-        method: "auto" measures several forms of `distill` beside the persona as a prompt and takes the best; the
-            others are named in `alignez_core.methods`.
-        contrast: λ of `distill`, how far beyond the persona's prompt the target lies. None: chosen on the tune split.
-        contrast_form: how help − harm enters the target: row by row ("full"), as its mean, or with rows clipped at
-            their median norm. None: chosen with `contrast`.
-        rank: rows of `distill` at each layer beside the row for the mean; 3.
-        ridge: penalty of the regression, in units of the mean diagonal of its normal matrix; 1.
-        layers: how many (an int), "all", or explicit 0-based indices. None: the method's own.
-        layer_rule: how `alignez` chooses when `layers` is a number; "consistency".
-        representation: where `alignez` reads; "prompt".
-        edit_rule: of `alignez`; "sequential".
-        strength: dose, 0 to 8; 1 is the method itself.
-        steps: edited positions from the last prompt token on; "default": 1 for `transport`, no end for the others;
-            None: no end.
-        conditional: an edit per request from the nearest fit queries. None: `alignez` yes (the paper), `distill` where
-            queries bring phrases of their own, else no.
+        method: "auto" measures several forms of `distill` and the persona as a prompt, and takes the best. The other
+            names are those of `alignez_core.methods`.
+        contrast: λ of `distill`: distance of the target beyond the prompted model, along help − harm. None: chosen on
+            the tune split.
+        contrast_form: form in which help − harm enters the target: each row ("full"), the mean of all rows ("mean"), or
+            rows clipped at their median norm ("clipped"). None: chosen together with `contrast`.
+        rank: rows of `distill` per layer, without the row for the mean. None: 3.
+        ridge: ridge penalty, in units of the mean diagonal of the normal matrix. None: 1.
+        layers: number of layers, "all", or explicit 0-based indices. None: the method's default.
+        layer_rule: rule by which `alignez` selects layers when `layers` is a number. None: "consistency".
+        representation: position that `alignez` reads. None: "prompt".
+        edit_rule: edit rule of `alignez`. None: "sequential".
+        strength: dose of the edit, 0 to 8; 1 is the edit as fitted.
+        steps: number of edited positions, counted from the last prompt token. "default": 1 for `transport`, unlimited
+            for the other methods. None: unlimited.
+        conditional: each request gets an edit made from its nearest fit queries. None: true for `alignez` (as in the
+            paper), and for `distill` when queries have their own phrases.
         neighbors: K, 1 to the number of fit queries.
         query_encoder: "lm" or a sentence-transformers model.
-        judge: who compares answers: "self", "nano", "openai", "model:PATH" or "reward:PATH".
-        judge_fallback: go on with "self" when the judge cannot be reached; False ends the job.
-        prompt_margin: how much more net win the persona as a prompt needs over the best edit for "auto" to choose it.
-        answers: fit queries that the model answers itself.
-        tune_queries, held_out_queries: for the choice and for the proof; 0 leaves either out.
-        answer_tokens: new tokens of an answer at most.
-        characteristics_tokens: new tokens of a characteristics text at most (the paper's 50).
-        own_queries: queries that the model invents beside the given ones.
-        temperature: of the self-generated data and of the proof's answers.
-        seed: of all sampling. Row seeds derive from it and the query's index, so batching does not matter.
-        chunk_size: texts per stored chunk, the most that a killed worker generates twice.
+        judge: "self", "nano", "openai", "model:PATH" or "reward:PATH".
+        judge_fallback: continue with "self" when the judge is unreachable; False fails the job.
+        prompt_margin: "auto" chooses the persona as a prompt if its net win over the best edit exceeds this margin.
+        answers: number of fit queries that the model answers.
+        tune_queries, held_out_queries: sizes of the splits for the choice and for the proof; 0 leaves a split out.
+        answer_tokens: maximum new tokens of an answer.
+        characteristics_tokens: maximum new tokens of a characteristics text. None: 50, as in the paper.
+        own_queries: number of queries that the model invents in addition to the given ones.
+        temperature: sampling temperature of the fit's texts and of the proof's answers.
+        seed: seed of all sampling. Each row derives its seed from this one and its query's index, so results do not
+            depend on batching.
+        chunk_size: texts per stored chunk: the most that a restarted worker generates again.
     """
 
     method: MethodName = "auto"
@@ -96,34 +100,31 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         one_of("method", self.method, METHODS)
+        left_open = {name for name in METHOD_SETTINGS if getattr(self, name) is None}
         for name, allowed in (
             ("contrast_form", CONTRAST_FORMS),
             ("layer_rule", LAYER_RULES),
             ("representation", REPRESENTATIONS),
             ("edit_rule", EDIT_RULES),
         ):
-            if getattr(self, name) is not None:
+            if name not in left_open:
                 one_of(name, getattr(self, name), allowed)
         for name, methods in METHOD_SETTINGS.items():
-            if getattr(self, name) is not None and self.method not in methods:
+            if name not in left_open and self.method not in methods:
                 raise InvalidInput(
                     name,
                     f"{getattr(self, name)!r} does not go with method {self.method!r}; it is a setting of "
                     f"{', '.join(methods)}",
                 )
-        for name in ("contrast", "ridge", "prompt_margin"):
-            if getattr(self, name) is not None:
+        for name in ("contrast", "ridge", "prompt_margin", "strength", "temperature"):
+            if name not in left_open:
                 number(name, getattr(self, name))
-        number("strength", self.strength)
-        number("temperature", self.temperature)
-        for name in ("rank", "characteristics_tokens"):
-            if getattr(self, name) is not None:
-                whole(name, getattr(self, name))
         for name in (
-            "neighbors", "answers", "tune_queries", "held_out_queries", "answer_tokens", "own_queries", "seed",
-            "chunk_size",
+            "rank", "characteristics_tokens", "neighbors", "answers", "tune_queries", "held_out_queries",
+            "answer_tokens", "own_queries", "seed", "chunk_size",
         ):  # fmt: skip
-            whole(name, getattr(self, name))
+            if name not in left_open:
+                whole(name, getattr(self, name))
         if self.steps is not None and self.steps != "default":
             whole("steps", self.steps)
         self._check_layers()
@@ -148,43 +149,40 @@ class FitConfig:
 
     @property
     def effective_steps(self) -> int | None:
-        """`steps` with "default" resolved: 1 for transport, None (no end) for the others."""
+        """`steps` with "default" resolved; None means unlimited."""
         if self.steps == "default":
             return 1 if self.method == "transport" else None
         return self.steps
 
     def check_model(self, n_layers: int) -> None:
-        """Raises: LayerOutOfRange: a named layer, or more layers than the model has."""
+        """Raises: LayerOutOfRange: a named layer, or the number of layers, exceeds the model's."""
         if isinstance(self.layers, tuple) and self.layers[-1] >= n_layers:
             raise LayerOutOfRange(self.layers[-1], n_layers)
         if isinstance(self.layers, int) and self.layers > n_layers:
             raise LayerOutOfRange(self.layers - 1, n_layers)
 
     def check_samples(self, n_queries: int) -> None:
-        """Raises: TooFewSamples: K > N, naming both."""
+        """Raises: TooFewSamples: `neighbors` exceeds the number of queries."""
         if self.neighbors > n_queries:
             raise TooFewSamples(self.neighbors, n_queries)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, complete; `from_dict` restores it."""
+        """All settings as JSON values; the inverse of `from_dict`."""
         result = asdict(self)
         result["layers"] = list(self.layers) if isinstance(self.layers, tuple) else self.layers
         return result
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FitConfig:
-        """Raises: InvalidInput: an unknown or malformed setting, by name."""
+        """The settings of a `to_dict`. Raises: InvalidInput: an unknown or malformed setting."""
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise InvalidInput(unknown[0], "is not a fit setting")
-        settings = dict(values)
-        if isinstance(settings.get("layers"), list):
-            settings["layers"] = tuple(settings["layers"])
-        return cls(**settings)
+        return cls(**values)
 
 
 def check_judge(judge: object) -> None:
-    """Raises: InvalidInput: not a judge's name, or "model:" or "reward:" without a model."""
+    """Raises: InvalidInput: an unknown judge, or "model:" or "reward:" without a path."""
     if isinstance(judge, str):
         kind, colon, rest = judge.partition(":")
         if f"{kind}{colon}" in JUDGES and bool(colon) == bool(rest):

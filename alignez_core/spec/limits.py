@@ -1,8 +1,10 @@
-"""Names and ranges of every setting, once; the core checks them and the API's bodies are made from them."""
+"""Names, ranges and checks of fit settings. The core applies them, and the API builds its request bodies from them."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
+
+from alignez_core.errors import InvalidInput
 
 MethodName = Literal["auto", "distill", "alignez", "caa", "transport", "prompt", "urial"]
 ContrastForm = Literal["full", "mean", "clipped"]
@@ -16,11 +18,11 @@ CONTRAST_FORMS: tuple[str, ...] = get_args(ContrastForm)
 REPRESENTATIONS: tuple[str, ...] = get_args(Representation)
 EDIT_RULES: tuple[str, ...] = get_args(EditRule)
 LAYER_RULES: tuple[str, ...] = get_args(LayerRule)
-#: Judges that a fit can name; "model:" and "reward:" are followed by a directory or hub id.
+#: Judge names of `FitConfig.judge`; a directory or hub id follows "model:" and "reward:".
 JUDGES: tuple[str, ...] = ("self", "nano", "openai", "model:", "reward:")
 
 MAX_QUERIES = 2000
-#: R, the rows of an edit at one layer that engines make room for.
+#: Largest R, the number of rows of an edit at one layer; engines reserve memory for it.
 MAX_RANK = 8
 MAX_STRENGTH = 8.0
 
@@ -32,7 +34,7 @@ class Range(NamedTuple):
     high: float
 
 
-#: Numeric settings of a fit by name.
+#: Ranges of the numeric settings by name.
 LIMITS: dict[str, Range] = {
     "contrast": Range(0.0, 8.0),
     "rank": Range(1, MAX_RANK - 1),  # one more row holds the mean
@@ -54,7 +56,7 @@ LIMITS: dict[str, Range] = {
     "prompt_margin": Range(0.0, 2.0),
 }
 
-#: Settings that mean something to some methods only; with another method they are refused by name.
+#: Settings that only some methods use, with these methods. `FitConfig` refuses them with any other method.
 METHOD_SETTINGS: dict[str, tuple[str, ...]] = {
     "contrast": ("auto", "distill"),
     "contrast_form": ("auto", "distill"),
@@ -67,3 +69,23 @@ METHOD_SETTINGS: dict[str, tuple[str, ...]] = {
     "characteristics_tokens": ("alignez",),
     "layers": ("auto", "distill", "alignez", "transport", "caa"),
 }
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raises: InvalidInput: the value is not one of the allowed names."""
+    if value not in allowed:
+        raise InvalidInput(name, f"{value!r} is not one of {', '.join(allowed)}")
+
+
+def whole(name: str, value: object, limit: str | None = None) -> None:
+    """Raises: InvalidInput: not a whole number within the range `LIMITS[limit or name]`."""
+    low, high = LIMITS[limit or name]
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidInput(name, f"{value!r} is not a whole number from {low:.0f} to {high:.0f}")
+
+
+def number(name: str, value: object) -> None:
+    """Raises: InvalidInput: not a number within the range `LIMITS[name]`; NaN never is."""
+    low, high = LIMITS[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidInput(name, f"{value!r} is not a number from {low:g} to {high:g}")

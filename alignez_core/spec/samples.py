@@ -1,12 +1,12 @@
-"""The samples of a fit in their fixed order, each with its persona, its group and its split.
+"""Samples of a fit in a fixed order, each with its persona, group and split.
 
-Nothing is judged on what it was fitted or chosen on: the fit split makes the edit, the tune split chooses its form, the
-held-out split proves it.
+The splits are disjoint: the edit is fitted on the fit split, its form is chosen on the tune split, and the result is
+evaluated on the held-out split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from alignez_core.spec.persona import FitSpec, Persona
 Split = Literal["fit", "tune", "held_out", "unused"]
 Origin = Literal["query", "pair", "model", "bank"]
 
-#: With fewer queries of the caller's, all are fitted on, and the bank's are judged on.
+#: Fewer given queries than this all go to the fit split, and the bank fills the other splits.
 SPLIT_FROM = 24
 
 
@@ -24,8 +24,8 @@ class Sample:
     """One sample of a fit.
 
     Args:
-        index: its position; queries first, then pairs, then the model's own, then the bank's.
-        persona: applies to its query. group: of equal personas, 0-based in order of appearance.
+        index: position in the fit: queries first, then pairs, then the model's own queries, then the bank's.
+        group: 0-based number of the persona, in order of first appearance; samples of one persona share it.
         given: (preferred, dispreferred) answers of a ground-truth pair.
     """
 
@@ -41,20 +41,26 @@ class Sample:
 def make_samples(spec: FitSpec, own_queries: Sequence[str] = ()) -> list[Sample]:
     """All samples of a spec.
 
-    Given queries of one persona are split when there are `SPLIT_FROM` or more (a third held out, a sixth to tune);
-    the bank fills both splits up. Queries of several personas are split within each group (a quarter and a sixth),
-    because the bank's do not say to which group they belong. A text that would be in several splits is fitted on.
+    With one persona, `SPLIT_FROM` or more given queries are split (a third held out, a sixth for tuning), and the bank
+    fills both splits up to their configured sizes. With several personas, each group is split on its own (a quarter
+    and a sixth) and the bank is not used, because its queries belong to no group. A text that occurs in several splits
+    is assigned to the fit split.
     """
-    return _apart(_split(spec, own_queries))
+    samples = _split(spec, own_queries)
+    splits: dict[str, set[Split]] = {}
+    for sample in samples:
+        splits.setdefault(sample.query.casefold(), set()).add(sample.split)
+    return [replace(s, split="fit") if len(splits[s.query.casefold()]) > 1 else s for s in samples]
 
 
 def _split(spec: FitSpec, own_queries: Sequence[str]) -> list[Sample]:
-    texts = [(q.text, q.persona(spec.persona), "query", None) for q in spec.queries]
-    texts += [(p.query, spec.persona, "pair", (p.preferred, p.dispreferred)) for p in spec.pairs]  # type: ignore[misc]
+    texts: list[tuple[str, Persona, Origin, tuple[str, str] | None]] = []
+    texts += [(q.text, q.persona(spec.persona), "query", None) for q in spec.queries]
+    texts += [(p.query, spec.persona, "pair", (p.preferred, p.dispreferred)) for p in spec.pairs]
     texts += [(q, spec.persona, "model", None) for q in own_queries]
     personas = list(dict.fromkeys(persona for _, persona, _, _ in texts)) or [spec.persona]
     given = [
-        Sample(i, text, persona, origin, answers, personas.index(persona))  # type: ignore[arg-type]
+        Sample(i, text, persona, origin, answers, personas.index(persona))
         for i, (text, persona, origin, answers) in enumerate(texts)
     ]
     config = spec.config
@@ -74,7 +80,7 @@ def _split(spec: FitSpec, own_queries: Sequence[str]) -> list[Sample]:
         wanted = _scaled([config.tune_queries - tune, config.held_out_queries - held], len(spare))
     else:
         wanted = [0, 0]
-        if len(given) < SPLIT_FROM and len(given) >= 4:  # no bank: a few of the caller's own must do
+        if len(given) < SPLIT_FROM and len(given) >= 4:  # no bank: take a few of the given queries
             given = _spread(given, {
                 "held_out": min(config.held_out_queries, max(1, len(given) // 4)),
                 "tune": min(config.tune_queries, len(given) // 6),
@@ -89,8 +95,13 @@ def of_split(samples: Sequence[Sample], split: Split) -> list[Sample]:
     return [sample for sample in samples if sample.split == split]
 
 
+def with_text(samples: Sequence[Sample], texts: Mapping[int, str]) -> list[Sample]:
+    """The samples whose text, by sample index, is not blank."""
+    return [sample for sample in samples if texts.get(sample.index, "").strip()]
+
+
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most `count` samples, spread evenly within each group, groups as equal as can be; one of each at least."""
+    """At most `count` samples, the same number from each group and evenly spaced within it; at least one per group."""
     if len(samples) <= count:
         return list(samples)
     groups: dict[int, list[Sample]] = {}
@@ -104,23 +115,16 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def fit_query_count(spec: FitSpec) -> int:
-    """Number of queries in the fit split of a spec, which bounds the neighbours of a request."""
+    """Size of the fit split of a spec: the upper bound of `neighbors`."""
     own = [f"\x00{i}" for i in range(spec.config.own_queries)]
     return len(of_split(make_samples(spec, own), "fit"))
 
 
-def _apart(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples, with texts of several splits fitted on: nothing may be judged on what it was fitted or chosen on."""
-    splits: dict[str, set[Split]] = {}
-    for sample in samples:
-        splits.setdefault(sample.query.casefold(), set()).add(sample.split)
-    return [replace(s, split="fit") if len(splits[s.query.casefold()]) > 1 else s for s in samples]
-
-
 def _split_bank(bank: Sequence[Sample], answers: int, tune: int, held: int) -> list[Sample]:
     fit, tune, held = _scaled([answers, tune, held], len(bank))
-    names: list[Split] = [*["fit"] * max(fit, 1), *["tune"] * tune, *["held_out"] * held]  # type: ignore[list-item]
-    return [replace(sample, split=split) for sample, split in zip(bank, names, strict=False)]
+    sizes: dict[Split, int] = {"fit": max(fit, 1), "tune": tune, "held_out": held}
+    splits = [split for split, size in sizes.items() for _ in range(size)]
+    return [replace(sample, split=split) for sample, split in zip(bank, splits, strict=False)]
 
 
 def _split_by_group(samples: Sequence[Sample], groups: int, tunes: bool, holds: bool) -> list[Sample]:
@@ -133,7 +137,7 @@ def _split_by_group(samples: Sequence[Sample], groups: int, tunes: bool, holds: 
 
 
 def _spread(samples: Sequence[Sample], counts: dict[Split, int]) -> list[Sample]:
-    """Moves some samples, evenly spread, from the fit split to others."""
+    """The samples with evenly spaced ones assigned to other splits; `counts` gives the size of each split."""
     splits: list[Split] = ["fit"] * len(samples)
     for split, count in counts.items():
         free = [i for i, taken in enumerate(splits) if taken == "fit"]
@@ -143,7 +147,7 @@ def _spread(samples: Sequence[Sample], counts: dict[Split, int]) -> list[Sample]
 
 
 def _scaled(wanted: Sequence[int], available: int) -> list[int]:
-    """The wanted counts, in proportion if there are too few."""
+    """The wanted counts, reduced in proportion when `available` is smaller than their sum."""
     total = sum(wanted)
     if total <= available:
         return list(wanted)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 
 from alignez_core.engines.slots.engine import TransformersEngine
-from alignez_core.fit import FitSpec, Persona, fit_profile
+from alignez_core.fit import fit_profile
 from alignez_core.models import persona_nano
 from alignez_core.query_bank import queries_for
+from alignez_core.spec.persona import FitSpec, Persona
 from bench.report import Report, options
 
 

@@ -23,7 +23,8 @@ from alignez_core.errors import (
     LayerOutOfRange,
     TooFewSamples,
 )
-from alignez_core.fit import FitEvent, FittedProfile, TextChunk, fit_profile
+from alignez_core.fit import FittedProfile, fit_profile
+from alignez_core.fit_run import FitEvent, TextChunk
 from alignez_core.methods import method_of
 from alignez_core.models import persona_nano
 from alignez_core.proof import arms, report

@@ -31,5 +31,5 @@ def test_a_hub_id_has_no_bank_of_its_own() -> None:
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '["", 3]'])
 def test_a_broken_bank_says_what_to_mend(tmp_path: Path, content: str) -> None:
     (tmp_path / BANK_FILE).write_text(content)
-    with pytest.raises(ModelNotFound, match="mend or remove it"):
+    with pytest.raises(ModelNotFound, match="fix or remove it"):
         queries_for(tmp_path)

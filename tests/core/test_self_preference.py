@@ -10,7 +10,6 @@ from alignez_core.engines.base import Completion, FinishReason, GenerationReques
 from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.prompts import ChatFormat
 from alignez_core.self_preference import (
-    TextPair,
     clean,
     given_answer,
     given_characteristics,
@@ -81,9 +80,7 @@ def test_the_examples_shown_are_given_queries_and_the_text_ends_at_the_line() ->
 def test_no_nul_is_left_in_any_text() -> None:
     assert clean("a\x00b") == "a\ufffdb"
     assert one_line(" a\x00 \n b\tc ") == "a\ufffd b c"
-    assert given_characteristics(("Go\x00od\n\nday", "Bad")) == TextPair(
-        "read like this: Go\ufffdod day", "read like this: Bad"
-    )
+    assert given_characteristics("Go\x00od\n\nday") == "read like this: Go\ufffdod day"
 
 
 def test_a_given_answer_stands_where_the_model_s_own_would() -> None:

@@ -15,11 +15,9 @@ from alignez_core.errors import DegenerateEmbeddings
 from alignez_core.methods.alignez import AlignEZ, neighbor_plan
 from alignez_core.methods.base import Candidate, Material, plan_at, vote
 from alignez_core.methods.caa import CAA
-from alignez_core.methods.prompt import PromptMethod
+from alignez_core.methods.prompt import PromptMethod, Urial
 from alignez_core.methods.transport import TransportMethod
-from alignez_core.methods.urial import Urial
 from alignez_core.readings import Readings, read_sides
-from alignez_core.self_preference import TextPair
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.persona import Persona
 from alignez_core.spec.samples import Sample
@@ -27,7 +25,10 @@ from tests.core.methods.plain_model import PlainModel
 
 PERSONA = Persona("cheerful", "gloomy")
 SAMPLES = [Sample(i, f"Why is {word} so?", PERSONA) for i, word in enumerate(["rain", "the sea", "bread", "x", "moss"])]
-CHARACTERISTICS = {s.index: TextPair(f"be bright {s.index}", "be dull, slow and grey") for s in SAMPLES}
+CHARACTERISTICS = {
+    "help": {s.index: f"be bright {s.index}" for s in SAMPLES},
+    "harm": {s.index: "be dull, slow and grey" for s in SAMPLES},
+}
 HELP = {s.index: f" Oh, lovely {s.query[7:]}" for s in SAMPLES}
 HARM = {s.index: " Go away." for s in SAMPLES}
 ASKED, ANSWER = "Who are you?\nAnswer:", " A friend of the sea."
@@ -50,14 +51,14 @@ def same_logits(engine: TransformersEngine, plain: PlainModel, plan: EditPlan, e
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_alignez_is_the_paper_s_edit(engine: TransformersEngine, plain: PlainModel, strength: float) -> None:
-    readings = read_sides(engine, SAMPLES, CHARACTERISTICS, {}, "prompt")
+    readings = read_sides(engine, SAMPLES, CHARACTERISTICS["help"], CHARACTERISTICS["harm"], "prompt")
     config = FitConfig(method="alignez", layers=(1, 4), neighbors=3)
     [candidate] = AlignEZ().candidates(Material(engine, config, SAMPLES, readings=readings))
 
     rows: dict[str, Tensor] = {}
     for side, role in (("help", "You are a cheerful"), ("harm", "Pretend you are a gloomy")):
         texts = [
-            f"{role} assistant. Your answer should {getattr(CHARACTERISTICS[s.index], side)}\n{s.query}\nAnswer:"
+            f"{role} assistant. Your answer should {CHARACTERISTICS[side][s.index]}\n{s.query}\nAnswer:"
             for s in SAMPLES
         ]
         rows[side] = torch.stack([plain.last_mlp(text) for text in texts])  # (N, L, D)
@@ -126,9 +127,8 @@ def test_transport_moves_the_first_position_to_the_persona_s_level(
 
 
 def test_alignez_by_answers_reads_the_answer_s_tokens(engine: TransformersEngine, plain: PlainModel) -> None:
-    pairs = {i: TextPair(HELP[i], HARM[i]) for i in HELP}
-    last = read_sides(engine, SAMPLES, {}, pairs, "response_last")
-    means = read_sides(engine, SAMPLES, {}, pairs, "response_mean")
+    last = read_sides(engine, SAMPLES, HELP, HARM, "response_last")
+    means = read_sides(engine, SAMPLES, HELP, HARM, "response_mean")
     for row, sample in enumerate(SAMPLES):
         text = f"{sample.query}\nAnswer:{HELP[sample.index]}"
         torch.testing.assert_close(last.help[row], plain.last_mlp(text), atol=1e-4, rtol=1e-3)

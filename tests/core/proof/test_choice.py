@@ -10,8 +10,8 @@ from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.fit_run import FitRun, Stage
 from alignez_core.methods.base import Candidate
 from alignez_core.proof.arms import BARE, PROMPT, Arena, Arm, Measured, Trial
-from alignez_core.proof.bounds import MAX_COHERENCE, MAX_REPETITION
 from alignez_core.proof.choice import Choice, choose, repetition_bound, strain
+from alignez_core.proof.gate import MAX_COHERENCE, MAX_REPETITION
 from alignez_core.proof.measures import Comparison
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.persona import Persona

@@ -35,7 +35,7 @@ def test_a_report_within_all_bounds_is_good() -> None:
     ("path", "value", "says"),
     [
         (("comparisons", "over_bare", "n"), 7, "7 held-out queries are too few, 8 are needed"),
-        (("expressiveness", "contrast"), 0.022, "hardly tells"),
+        (("expressiveness", "contrast"), 0.022, "hardly distinguishes"),
         (("comparisons", "over_bare", "net"), 0.19, r"\+0.19 on 32 .* \+0.20 is needed"),
         (("comparisons", "over_bare", "interval"), [-0.01, 0.7], "could be chance"),
         (("comparisons", "over_bare", "interval"), [0.0, 0.7], "could be chance"),
