@@ -29,7 +29,7 @@ class Live(BaseModel):
 
 
 class Check(BaseModel):
-    """One part."""
+    """The state of a part that `/ready` checks."""
 
     ok: bool
     detail: str | None = None

@@ -39,7 +39,7 @@ class Model:
 
 @dataclass
 class Services:
-    """One process's parts. `model` is None until it has loaded, and always in a control-plane process."""
+    """The parts of an API process. `model` is None until it has loaded, and always in a control-plane process."""
 
     settings: ApiSettings
     database: DatabaseSettings

@@ -46,7 +46,7 @@ def print_verdict(console: Console, proof: dict[str, Any]) -> None:
 
 
 def _cost(cost: dict[str, Any]) -> list[str]:
-    """One line per arm."""
+    """The cost of a request, a line for each arm."""
     bare = cost.get("bare", {}).get("prompt_tokens")
     lines = []
     for arm, label in _ARMS.items():

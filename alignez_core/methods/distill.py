@@ -40,7 +40,7 @@ _MOST_BYTES = 6 << 30
 
 @dataclass(frozen=True)
 class Form:
-    """One form of the edit.
+    """Parameters of an edit that `distill` fits.
 
     Args:
         contrast: λ.

@@ -22,7 +22,7 @@ BARE, PROMPT, EDITED = "bare", "prompt", "edited"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to answer.
+    """An arm of a comparison: the model with a prefix, an edit, both or neither.
 
     Args:
         name: unique in its comparison.

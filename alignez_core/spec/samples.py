@@ -21,7 +21,7 @@ SPLIT_FROM = 24
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of a fit.
+    """A query of a fit at its fixed position, with its persona, group and split.
 
     Args:
         index: position in the fit: queries first, then pairs, then the model's own queries, then the bank's.

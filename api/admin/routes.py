@@ -92,7 +92,7 @@ class KeyCreated(KeyRead):
 
 
 class AuditRead(BaseModel):
-    """One act."""
+    """An entry of the audit log."""
 
     id: int
     tenant_id: UUID

@@ -18,7 +18,7 @@ Weights = Annotated[
 
 
 class AliasTarget(Body):
-    """One version, or several by weight."""
+    """The target of an alias: a version, or several with weights."""
 
     version: VersionNumber | None = None
     weights: Weights | None = None

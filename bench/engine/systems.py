@@ -64,7 +64,7 @@ _VLLM: dict[str, Any] = {"max_num_batched_tokens": 4096, "max_model_len": 512, "
 
 
 class System(ABC):
-    """One way to serve rows."""
+    """A serving system to measure."""
 
     name: ClassVar[str]
     queues: ClassVar[bool] = False  #: takes any number of rows and keeps `concurrency` of them running, not one batch

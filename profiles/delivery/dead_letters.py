@@ -27,7 +27,7 @@ from profiles.errors import BrokerUnavailable
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One message.
+    """A message in the queue of dead letters.
 
     Args:
         task: Celery's name of the task. job: id of the job, if the task has one.

@@ -19,7 +19,7 @@ from profiles.uow import UnitOfWork
 
 @dataclass(frozen=True)
 class Verdict:
-    """One proof.
+    """A proof of a version, as it is stored.
 
     Args:
         judge: name of the judge. quality: "good", or "weak" with reasons.

@@ -28,7 +28,7 @@ REMEMBERED_BYTES = 128 << 20
 
 
 class Channel:
-    """One end.
+    """An end of the channel between the engine's two processes.
 
     Args:
         end: a connected stream socket; the channel owns it.

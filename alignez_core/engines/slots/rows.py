@@ -87,7 +87,7 @@ class ResultList:
 
 
 class ListSink:
-    """One place in a `ResultList`."""
+    """The sink of one row whose result goes into a `ResultList`."""
 
     def __init__(self, results: ResultList, index: int) -> None:
         self._results = results

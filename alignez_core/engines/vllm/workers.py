@@ -19,7 +19,7 @@ class Llm(Protocol):
     output_handler: asyncio.Task[None] | None
 
     async def collective_rpc(self, method: str, *, args: tuple[Any, ...]) -> list[Any]:
-        """One answer of every worker."""
+        """Calls a method of every worker; returns their results in rank order."""
         ...
 
 
@@ -30,7 +30,7 @@ class Workers:
         self._llm = llm
 
     async def call(self, method: str, *args: Any) -> list[Any]:
-        """One answer of every worker.
+        """Calls a method of every worker; returns their results in rank order.
 
         Raises: EngineClosed: the engine core ended before it had answered; whatever the call raises.
         """
