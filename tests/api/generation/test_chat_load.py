@@ -85,7 +85,8 @@ def test_a_client_that_goes_away_mid_stream_stops_its_rows(
         httpx.Client(timeout=20) as client,
         client.stream("POST", f"{slow_url}/v1/chat/completions", json=body, headers=tenant.headers) as reply,
     ):
-        next(reply.iter_lines())  # of one choice; the others may start after it
+        lines = reply.iter_lines()  # httpx closes the connection when nobody holds this iterator any more
+        next(lines)  # of one choice; the others may start after it
         wait_for(lambda: slow.running == choices)
     wait_for(lambda: slow.running == 0, 1.0)
     assert slow.cancelled == choices
