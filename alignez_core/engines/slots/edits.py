@@ -58,6 +58,11 @@ class SlotEdits:
         _, self._ends[slot] = plan.span(prompt_length)
         self._plans[slot] = plan
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables."""
+        return self._u.nbytes + self._v.nbytes + self._c.nbytes
+
     def clear(self) -> None:
         """Forgets all plans and gives all memory back."""
         n_layers, max_slots, hidden = self._shape

@@ -152,8 +152,16 @@ class TransformersEngine:
         path_of_mlp: str | None = None,
         prompt_format: PromptFormatName = "auto",
         compile: bool = False,
+        idle_s: float = 10.0,
+        make_runner: Callable[..., SlotRunner] = SlotRunner,
     ) -> TransformersEngine:
-        """The engine of a model that is in memory; the engine owns and changes it from then on. See `load`."""
+        """The engine of a model that is in memory; the engine owns and changes it from then on.
+
+        Args:
+            idle_s: seconds without work after which the memory of the slots is freed.
+            make_runner: called with `SlotRunner`'s arguments; tests watch the model's calls through it.
+            The others: see `load`.
+        """
         config = model.config.get_text_config()
         # Otherwise GPT-2 looks for padding in every step's tokens, to warn about it.
         model.config.pad_token_id = None
@@ -166,7 +174,7 @@ class TransformersEngine:
         )
         chosen_format = tokens.format(prompt_format)
         mlps, blocks = find_mlp_modules(model, n_layers, path), find_blocks(model, n_layers, path)
-        runner = SlotRunner(model, mlps, max_slots, length, blocks)
+        runner = make_runner(model, mlps, max_slots, length, blocks)
         if compile:
             runner.compile()
         info = EngineInfo(
@@ -183,7 +191,12 @@ class TransformersEngine:
             sampling_defaults=SamplingDefaults.of(model.generation_config),
         )
         scheduler = Scheduler(
-            runner, model.device, max_waiting, max_cache_tokens=max_cache_tokens, prefill_piece=prefill_piece
+            runner,
+            model.device,
+            max_waiting,
+            max_cache_tokens=max_cache_tokens,
+            prefill_piece=prefill_piece,
+            idle_s=idle_s,
         )
         return cls(info, runner, scheduler, tokens, chosen_format, max_cache_tokens)
 

@@ -208,6 +208,12 @@ class SlotRunner:
         return self._compiled is not None
 
     @property
+    def slot_bytes(self) -> int:
+        """Bytes that the keys, values and edits of the slots take."""
+        tensors = [tensor for side in self._cache.tensors() for tensor in side]
+        return sum(tensor.nbytes for tensor in tensors) + self._edits.nbytes
+
+    @property
     def programs(self) -> int:
         """Programs that the compiled decode step is made of by now; 0 without one."""
         return 0 if self._compiled is None else self._compiled.programs

@@ -65,7 +65,7 @@ class LoopThread:
         self._loop.call_soon_threadsafe(begin)
         return cancel
 
-    def call(self, work: Callable[[], None]) -> None:
+    def call(self, work: Callable[[], object]) -> None:
         """Has `work` called on the loop soon."""
         self._loop.call_soon_threadsafe(work)
 

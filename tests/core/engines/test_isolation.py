@@ -13,6 +13,7 @@ from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.slots.engine import TransformersEngine
 from tests.core.engines.contract import wait_until
+from tests.core.engines.slots.watched import watched_engine
 from tests.core.engines.tiny_models import plan, prompts, slot_runner, tiny_engine, tiny_model, token_ids
 
 METHODS = (
@@ -66,18 +67,20 @@ def test_32_profiles_and_16_plain_streams_that_join_midway_give_their_own_tokens
     """Four groups of twelve, each let in when the ones before have made three tokens more; all are open together."""
     requests = requests_with_profiles(32, 16, tokens=20)
     expected = alone(engine, requests)
-    with tiny_engine() as own:
-        decode, rows_of_steps = own._runner.decode, []
-        steps = threading.Semaphore(0)
+    with watched_engine() as (own, watched):
+        rows_of_steps: list[int] = []
+        steps, hold = threading.Semaphore(0), threading.Event()
 
-        def step_when_told(fed: list[int]) -> torch.Tensor:
+        def join_when_told(prefill: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:
+            hold.wait(30)
+            return prefill(*args)
+
+        def step_when_told(decode: Callable[..., torch.Tensor], fed: list[int]) -> torch.Tensor:
             rows_of_steps.append(len(fed))
             steps.acquire(timeout=30)
             return decode(fed)
 
-        own._runner.decode = step_when_told  # type: ignore[method-assign,assignment]
-        hold = threading.Event()
-        own._scheduler.between_steps(lambda: hold.wait(30))  # so that the first group, too, joins as one
+        watched.on |= {"prefill": join_when_told, "decode": step_when_told}
         streams = []
         for group in range(4):
             streams += [own.stream(request) for request in requests[12 * group : 12 * group + 12]]

@@ -55,11 +55,13 @@ def test_a_directory_gives_the_tokens_of_the_model_that_was_saved(saved: Path) -
 def test_sampling_defaults_come_from_the_generation_config(directory: Path) -> None:
     with TransformersEngine.load(directory) as loaded:
         assert loaded.info.sampling_defaults == SamplingDefaults()
-    given = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "do_sample": True, "eos_token_id": [1, 77]}
+        free = loaded.generate([GenerationRequest("hello", 6, 0, ignore_eos=True)])[0].token_ids
+    given = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "do_sample": True, "eos_token_id": [1, free[3]]}
     (directory / "generation_config.json").write_text(json.dumps(given))
     with TransformersEngine.load(directory) as loaded:
         assert loaded.info.sampling_defaults == SamplingDefaults(0.6, 0.9, 20)
-        assert loaded._tokens.eos_ids == {1, 77}
+        (ended,) = loaded.generate([GenerationRequest("hello", 6, 0)])
+        assert ended.token_ids == free[: free.index(free[3]) + 1]
 
 
 def test_bfloat16_runs_with_edits_in_float32(saved: Path) -> None:

@@ -92,6 +92,10 @@ def sentencepiece(template: str | None, scheme: str) -> PreTrainedTokenizerFast:
     return fast
 
 
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    return {str(entry): number for number, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+
+
 def tokens_of(tokenizer: PreTrainedTokenizerFast) -> TextTokens:
     return TextTokens(tokenizer, len(tokenizer) + 8, frozenset({tokenizer.eos_token_id}))
 
@@ -166,7 +170,7 @@ def test_no_message_holds_a_special_token(name: str, role: str) -> None:
 def test_what_is_around_a_forged_token_keeps_its_tokens(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     tokens, chat = tokens_of(tokenizer), tokens_of(tokenizer).format("chat")
-    text = next(iter(tokens._specials.ids))
+    text = next(iter(special_ids(tokenizer)))
     plain = tokens.prompt_ids(chat.wrap("Tell me of the sea. And"))
     broken = tokens.prompt_ids(chat.wrap(f"Tell me of the sea. And {text}. And"))
     head = len(tokens.prompt_ids(Rendered(str(chat.wrap("Tell me of the sea. And")).split(" And")[0])))
@@ -191,10 +195,11 @@ def test_plain_prompts_open_with_bos_and_hold_no_other_special_token(name: str) 
 
 
 def test_raw_text_keeps_its_special_tokens_and_gets_one_bos() -> None:
-    tokens = tokens_of(templated("chatml"))
+    tokenizer = templated("chatml")
+    tokens, special = tokens_of(tokenizer), special_ids(tokenizer)
     ids = tokens.prompt_ids("<|im_start|>user\nhi<|im_end|>")
     assert ids[0] == 2
-    assert {tokens._specials.ids["<|im_start|>"], tokens._specials.ids["<|im_end|>"]} < set(ids)
+    assert {special["<|im_start|>"], special["<|im_end|>"]} < set(ids)
     assert tokens.prompt_ids("<s>hi").count(2) == 1
 
 
@@ -208,13 +213,14 @@ def test_a_tokenizer_that_appends_eos_appends_none_to_a_prompt() -> None:
 
 
 def test_an_answer_added_to_a_prompt_is_plain_text_too() -> None:
-    tokens = tokens_of(templated("chatml"))
+    tokenizer = templated("chatml")
+    tokens = tokens_of(tokenizer)
     prompt = tokens.format("chat").wrap("hi")
     whole = prompt + "yes <|im_end|> no"
     assert isinstance(whole, Rendered)
     ids, start = tokens.prompt_ids(whole), tokens.prompt_ids(prompt)
     assert ids[: len(start)] == start
-    assert tokens._specials.ids["<|im_end|>"] not in ids[len(start) :]
+    assert special_ids(tokenizer)["<|im_end|>"] not in ids[len(start) :]
 
 
 def test_a_template_that_changes_contents_still_works() -> None:
@@ -231,11 +237,15 @@ def test_a_template_that_changes_contents_still_works() -> None:
 
 
 def test_a_wrapped_tokenizer_is_read_piece_by_piece() -> None:
+    class Cutting(PreTrainedTokenizerFast):
+        def encode(self, *args: Any, **options: Any) -> list[int]:
+            return super().encode(*args, **options)[:50]  # of a sample that the Rust half does not cut
+
     tokens = tokens_of(templated("chatml"))
     rendered = tokens.format("chat").wrap("a <|im_end|> b")
-    expected = tokens.prompt_ids(rendered)
-    tokens._encodes = False
-    assert tokens.prompt_ids(rendered) == expected
+    wrapped = templated("chatml")
+    wrapped.__class__ = Cutting
+    assert tokens_of(wrapped).prompt_ids(rendered) == tokens.prompt_ids(rendered)
 
 
 def test_rendered_text_survives_pickling_and_is_a_string() -> None:
@@ -248,13 +258,14 @@ def test_rendered_text_survives_pickling_and_is_a_string() -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_template_s_end_of_turn_ends_answers(name: str) -> None:
-    tokens = tokens_of(templated(name))
-    assert tokens.eos_ids == {1, tokens._specials.ids[TEMPLATES[name][2]]}
+    tokenizer = templated(name)
+    assert tokens_of(tokenizer).eos_ids == {1, special_ids(tokenizer)[TEMPLATES[name][2]]}
 
 
 def test_a_stop_string_that_is_a_special_token_is_its_id() -> None:
-    tokens = tokens_of(templated("llama3"))
-    assert tokens.stop_ids(["<|eot_id|>", "end", "</s>"]) == {tokens._specials.ids["<|eot_id|>"], 1}
+    tokenizer = templated("llama3")
+    found = tokens_of(tokenizer).stop_ids(["<|eot_id|>", "end", "</s>"])
+    assert found == {special_ids(tokenizer)["<|eot_id|>"], 1}
 
 
 def test_ends_are_those_of_tokenizer_and_every_configuration() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.engines.slots.runner import SlotRunner
@@ -34,9 +35,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransformersEng
         yield loaded
 
 
+def bfloat16_model() -> PreTrainedModel:
+    return tiny_model("llama").bfloat16()
+
+
 def bfloat16_runner(max_slots: int) -> SlotRunner:
-    model = tiny_model("llama").bfloat16()
-    return slot_runner(model, "llama", max_slots)
+    return slot_runner(bfloat16_model(), "llama", max_slots)
 
 
 class TestContract(EngineContract):
@@ -83,11 +87,12 @@ def test_plain_rows_keep_every_bit_beside_edited_ones() -> None:
 @pytest.mark.parametrize("kind", ["alignez", "transport"])
 def test_an_edit_is_the_float32_formula_cast_back(kind: str) -> None:
     """Bit for bit: what leaves the MLP in a step is `EditPlan.apply` in float32 of what it computed, in bfloat16."""
-    runner = bfloat16_runner(2)
+    model = bfloat16_model()
+    runner = slot_runner(model, "llama", 2)
     options: dict[str, Any] = {"steps": None} if kind == "transport" else {}
     edit = plan(kind, 3, **options)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    mlp = runner._model.model.layers[0].mlp
+    mlp = model.model.layers[0].mlp
     plain: list[torch.Tensor] = []
     mlp.down_proj.register_forward_hook(lambda m, a, out: plain.append(out))
     mlp.register_forward_hook(lambda m, a, out: seen.append((plain[-1], out)))

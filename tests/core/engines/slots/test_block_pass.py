@@ -13,6 +13,7 @@ from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest, ScoreRequest, pass_bytes
 from alignez_core.engines.slots import engine as transformers_engine
 from alignez_core.engines.slots.engine import TransformersEngine
+from alignez_core.engines.slots.runner import SlotRunner
 from alignez_core.errors import AlignezError, EngineClosed, OutOfMemory
 from alignez_core.hooks import edited_forward
 from tests.core.engines.tiny_models import HIDDEN, N_LAYERS, plan, prompts, tiny_engine, tiny_model
@@ -159,16 +160,16 @@ def test_what_one_batch_raises_ends_all_of_them(engine: TransformersEngine, monk
     walk = engine.walk(REQUESTS)
     walk.after(0)
     calls = 0
-    visit = type(engine._runner).visit
+    visit = SlotRunner.visit
 
-    def failing(self: object, texts: list[list[int]], *rest: object) -> Tensor:
+    def failing(self: SlotRunner, texts: list[list[int]], *rest: object) -> Tensor:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise OutOfMemory("the device is full")
         return visit(self, texts, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(engine._runner), "visit", failing)
+    monkeypatch.setattr(SlotRunner, "visit", failing)
     other = engine.walk(REQUESTS)
     with pytest.raises(OutOfMemory, match="full"):
         other.after(0)

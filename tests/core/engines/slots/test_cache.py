@@ -11,8 +11,9 @@ from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.slots import runner as runner_module
 from alignez_core.engines.slots.cache import SlotCache
 from tests.core.engines.contract import wait_until
+from tests.core.engines.slots.watched import watched_engine
 from tests.core.engines.test_isolation import requests_with_profiles, tokens
-from tests.core.engines.tiny_models import plan, prompts, slot_runner, tiny_engine, tiny_model
+from tests.core.engines.tiny_models import plan, prompts, slot_runner, tiny_model
 
 
 def places(cache: SlotCache) -> int:
@@ -79,13 +80,11 @@ def test_a_long_row_s_memory_comes_back_while_short_ones_go_on(monkeypatch: pyte
 
 def test_an_idle_engine_gives_all_memory_back_and_goes_on_as_before() -> None:
     requests = requests_with_profiles(8, 4)
-    with tiny_engine() as engine:
-        engine._scheduler._idle_s = 0.05
-        runner = engine._runner
+    with watched_engine(idle_s=0.05) as (engine, watched):
         first = tokens(engine, requests)
-        wait_until(lambda: not runner._cache.keys and not runner._edits._u.nbytes)
+        wait_until(lambda: watched.runner.slot_bytes == 0)
         assert tokens(engine, requests) == first
-        wait_until(lambda: not runner._cache.keys and not runner._edits._u.nbytes)
+        wait_until(lambda: watched.runner.slot_bytes == 0)
         stream = engine.stream(GenerationRequest(requests[0].prompt, 5, 0, ignore_eos=True, edit=requests[0].edit))
         got = tuple(token for chunk in stream for token in chunk.token_ids)
         assert got == engine.generate([replace(requests[0], max_tokens=5)])[0].token_ids

@@ -16,6 +16,7 @@ from alignez_core.engines.slots.compiled import key_bucket, row_bucket
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.engines.slots.runner import SlotRunner
 from tests.core.engines.contract import EngineContract
+from tests.core.engines.slots.watched import watched_engine
 from tests.core.engines.test_isolation import alone, requests_with_profiles, tokens
 from tests.core.engines.tiny_models import (
     ARCHITECTURES,
@@ -45,10 +46,10 @@ def runner_of(kind: str, max_slots: int) -> SlotRunner:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[TransformersEngine]:
     """A compiled engine, which makes no program after its start."""
-    with tiny_engine(compile=True) as shared:
-        assert shared._runner.programs == 4
+    with watched_engine(compile=True) as (shared, watched):
+        assert watched.runner.programs == 4
         yield shared
-        assert shared._runner.programs == 4
+        assert watched.runner.programs == 4
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -154,7 +155,9 @@ def test_padding_full_caches_and_all_slots() -> None:
 
 
 @pytest.mark.slow
-def test_an_engine_of_one_slot_and_a_step_that_fails_later(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_engine_of_one_slot_and_a_step_that_fails_later(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runner, plain = runner_of("llama", 1), runner_of("llama", 1)
     assert runner.compile(backend=TRACED)
     for edit in (None, plan("alignez", 1)):
@@ -166,7 +169,7 @@ def test_an_engine_of_one_slot_and_a_step_that_fails_later(caplog: pytest.LogCap
     def broken(*args: object) -> torch.Tensor:
         raise RuntimeError("recompiled too often")
 
-    runner._compiled.__class__ = type("Broken", (compiled.CompiledStep,), {"__call__": broken})
+    monkeypatch.setattr(compiled.CompiledStep, "__call__", broken)
     caplog.clear()
     for each in (runner, plain):
         each.prefill([[5, 6, 7]], [plan("alignez", 1)])

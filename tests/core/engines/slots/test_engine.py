@@ -15,6 +15,7 @@ from alignez_core.engines.common.sampling import BatchSampler
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import AlignezError, EngineClosed, EngineOverloaded, InvalidInput, OutOfMemory
 from tests.core.engines.contract import EngineContract, greedy, plan_for, wait_until
+from tests.core.engines.slots.watched import watched_engine
 from tests.core.engines.tiny_models import (
     CHAT_TEMPLATE,
     CONTEXT,
@@ -156,17 +157,11 @@ def test_closing_while_generate_waits_raises_there() -> None:
     [(torch.OutOfMemoryError("planned"), OutOfMemory), (RuntimeError("planned"), AlignezError)],
 )
 def test_a_failing_prefill_loses_its_own_requests_only(raised: Exception, expected: type[Exception]) -> None:
-    with tiny_engine() as own:
+    with watched_engine() as (own, watched):
         alone = own.generate([greedy(**LONG)])[0].text
         running = iter(own.stream(greedy(**LONG)))
         first = next(running)
-        prefill = own._runner.prefill
-
-        def fail(*args: object) -> torch.Tensor:
-            own._runner.prefill = prefill  # type: ignore[method-assign]
-            raise raised
-
-        own._runner.prefill = fail  # type: ignore[method-assign,assignment]
+        watched.fail_once("prefill", raised)
         with pytest.raises(expected):
             own.generate([greedy()])
         assert first.text + "".join(chunk.text for chunk in running) == alone
@@ -206,15 +201,9 @@ def test_a_top_k_beyond_any_vocabulary_is_refused() -> None:
 
 
 def test_a_failing_step_loses_the_running_requests_and_the_engine_goes_on() -> None:
-    with tiny_engine() as own:
+    with watched_engine() as (own, watched):
         expected = own.generate([greedy()])
-        decode = own._runner.decode
-
-        def fail(*args: object) -> torch.Tensor:
-            own._runner.decode = decode  # type: ignore[method-assign]
-            raise torch.OutOfMemoryError("planned")
-
-        own._runner.decode = fail  # type: ignore[method-assign,assignment]
+        watched.fail_once("decode", torch.OutOfMemoryError("planned"))
         with pytest.raises(OutOfMemory):
             own.generate([greedy()])
         assert own.generate([greedy()]) == expected
@@ -302,12 +291,14 @@ def test_token_ids_outside_the_vocabulary_are_refused(engine: TransformersEngine
 def test_the_end_token_ends_the_answer_and_leaves_no_text() -> None:
     with tiny_engine() as own:
         free = own.generate([GenerationRequest([9, 8, 7], 40, 1.5, seed=3, ignore_eos=True)])[0].token_ids
-        own._tokens.eos_ids = frozenset({free[4]})
+    model = tiny_model("llama")
+    model.config.eos_token_id = free[4]
+    with TransformersEngine.from_model(model, byte_tokenizer(), "x", name="x") as own:
         completion = own.generate([GenerationRequest([9, 8, 7], 40, 1.5, seed=3)])[0]
         first = free.index(free[4])
         assert completion.token_ids == free[: first + 1]
         assert completion.finish_reason == "stop"
-        assert completion.text == own._tokens.text(free[:first])
+        assert completion.text == byte_tokenizer().decode(list(free[:first]), skip_special_tokens=True)
 
 
 def test_a_stop_string_that_is_a_special_token_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import AlignezError, EngineClosed, InvalidInput
 from tests.core.engines.contract import wait_until
+from tests.core.engines.slots.watched import Watched, watched_engine
 from tests.core.engines.test_parity import EDITS
 from tests.core.engines.tiny_models import ARCHITECTURES, plan, prompts, slot_runner, tiny_engine, tiny_model
 
@@ -57,21 +61,18 @@ def test_logits_are_those_of_the_whole_prompt(kind: str, length: int) -> None:
 class Trace:
     """What the engine's thread does, in order: "piece", or how many rows a step or a prefill had."""
 
-    def __init__(self, engine: TransformersEngine) -> None:
+    def __init__(self, watched: Watched) -> None:
         self.events: list[tuple[str, int]] = []
         self.gate = threading.Semaphore(0)
         self.free = False
         for name in ("prefill", "prefill_piece", "decode"):
-            setattr(engine._runner, name, self._traced(name, getattr(engine._runner, name)))
+            watched.on[name] = partial(self._traced, name)
 
-    def _traced(self, name: str, real: object):  # type: ignore[no-untyped-def]
-        def call(given: list[int], *rest: object) -> object:
-            if not self.free:
-                assert self.gate.acquire(timeout=20)
-            self.events.append((name, 1 if name == "prefill_piece" else len(given)))
-            return real(given, *rest)  # type: ignore[operator]
-
-        return call
+    def _traced(self, name: str, real: Callable[..., Any], given: list[int], *rest: object) -> Any:
+        if not self.free:
+            assert self.gate.acquire(timeout=20)
+        self.events.append((name, 1 if name == "prefill_piece" else len(given)))
+        return real(given, *rest)
 
     def let(self, calls: int) -> None:
         """Lets so many calls of the model happen, and waits for them to have begun."""
@@ -86,9 +87,9 @@ class Trace:
 
 
 def test_running_streams_get_a_token_between_any_two_pieces() -> None:
-    with tiny_engine(max_slots=4, prefill_piece=20) as engine:
+    with watched_engine(max_slots=4, prefill_piece=20) as (engine, watched):
         expected = [engine.generate([r])[0].text for r in (long_request(5, new=40), long_request(90))]
-        trace = Trace(engine)
+        trace = Trace(watched)
         running = engine.stream(long_request(5, new=40))
         trace.let(2)
         long = engine.stream(long_request(90))
@@ -105,10 +106,10 @@ def test_running_streams_get_a_token_between_any_two_pieces() -> None:
 
 
 def test_short_requests_pass_a_long_one_by_and_a_second_long_one_waits() -> None:
-    with tiny_engine(max_slots=8, prefill_piece=20) as engine:
+    with watched_engine(max_slots=8, prefill_piece=20) as (engine, watched):
         requests = [long_request(80), long_request(70), long_request(10), long_request(12)]
         expected = engine.generate(requests)
-        trace = Trace(engine)
+        trace = Trace(watched)
         first = engine.stream(replace(requests[0], group="a"))
         wait_until(lambda: engine.load_now.running == 1)  # held in its first piece
         second = engine.stream(replace(requests[1], group="b"))
@@ -123,9 +124,9 @@ def test_short_requests_pass_a_long_one_by_and_a_second_long_one_waits() -> None
 
 
 def test_a_long_request_is_cancelled_between_pieces() -> None:
-    with tiny_engine(max_slots=1, prefill_piece=20) as engine:
+    with watched_engine(max_slots=1, prefill_piece=20) as (engine, watched):
         expected = engine.generate([long_request(85)])
-        trace = Trace(engine)
+        trace = Trace(watched)
         gone = engine.stream(long_request(90))
         trace.let(2)
         gone.close()
@@ -143,20 +144,20 @@ def test_a_long_request_is_cancelled_between_pieces() -> None:
 
 @pytest.mark.parametrize("piece", [1, 3, 5])
 def test_a_failing_piece_loses_its_own_request_only(piece: int) -> None:
-    with tiny_engine(max_slots=2, prefill_piece=20) as engine:
+    with watched_engine(max_slots=2, prefill_piece=20) as (engine, watched):
         alone = engine.generate([long_request(5, new=60), long_request(90)])
         running = iter(engine.stream(long_request(5, new=60)))
         first = next(running)
-        real, calls = engine._runner.prefill_piece, 0
+        calls = 0
 
-        def fail(*args: object) -> torch.Tensor | None:
+        def fail(real: Callable[..., Any], *args: object) -> Any:
             nonlocal calls
             calls += 1
             if calls == piece:
                 raise RuntimeError("planned")
-            return real(*args)  # type: ignore[arg-type]
+            return real(*args)
 
-        engine._runner.prefill_piece = fail  # type: ignore[method-assign,assignment]
+        watched.on["prefill_piece"] = fail
         with pytest.raises(AlignezError, match="planned"):
             engine.generate([long_request(90)])
         assert first.text + "".join(chunk.text for chunk in running) == alone[0].text
@@ -164,22 +165,24 @@ def test_a_failing_piece_loses_its_own_request_only(piece: int) -> None:
         assert engine.generate([long_request(90)]) == alone[1:]
 
 
+def is_closed(engine: TransformersEngine) -> bool:
+    try:
+        engine.stream(long_request(5)).close()
+    except EngineClosed:
+        return True
+    return False
+
+
 def test_a_failing_step_and_a_close_end_the_long_request_too() -> None:
-    with tiny_engine(prefill_piece=20) as engine:
+    with watched_engine(prefill_piece=20) as (engine, watched):
         expected = engine.generate([long_request(90)])
-        decode = engine._runner.decode
-        trace = Trace(engine)
-
-        def fail(*args: object) -> torch.Tensor:
-            engine._runner.decode = decode  # type: ignore[method-assign]
-            raise RuntimeError("planned")
-
+        trace = Trace(watched)
         running = engine.stream(long_request(5, new=60))
         trace.let(1)
         long = engine.stream(long_request(90))
         trace.let(1)
         wait_until(lambda: engine.load_now.running == 2)  # held before the long prompt's first piece
-        engine._runner.decode = fail  # type: ignore[method-assign,assignment]
+        watched.fail_once("decode", RuntimeError("planned"))
         trace.let_all()
         for stream in (running, long):
             with pytest.raises(AlignezError, match="planned"):
@@ -194,7 +197,7 @@ def test_a_failing_step_and_a_close_end_the_long_request_too() -> None:
         trace.let(1)
         closing = threading.Thread(target=engine.close)
         closing.start()
-        wait_until(lambda: engine._scheduler._closed)
+        wait_until(lambda: is_closed(engine))
         trace.let_all()
         closing.join(20)
         with pytest.raises(EngineClosed):
@@ -204,8 +207,8 @@ def test_a_failing_step_and_a_close_end_the_long_request_too() -> None:
 
 
 def test_a_long_request_counts_in_the_memory_while_it_is_read() -> None:
-    with tiny_engine(max_slots=4, prefill_piece=20, max_cache_tokens=100) as engine:
-        trace = Trace(engine)
+    with watched_engine(max_slots=4, prefill_piece=20, max_cache_tokens=100) as (engine, watched):
+        trace = Trace(watched)
         long = engine.stream(long_request(80, new=10, group="a"))
         wait_until(lambda: engine.load_now.running == 1)
         fits, waits = engine.stream(long_request(4, new=6, group="b")), engine.stream(long_request(4, new=6, group="c"))

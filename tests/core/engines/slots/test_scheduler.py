@@ -19,6 +19,7 @@ from alignez_core.engines.slots import rows as engine_rows
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import EngineOverloaded, InvalidInput, RequestTooLarge
 from tests.core.engines.contract import wait_until
+from tests.core.engines.slots.watched import Watched, watched_engine
 from tests.core.engines.tiny_models import tiny_engine
 
 
@@ -28,22 +29,21 @@ def ask(marker: int, group: str | None, *, prompt: int = 3, new: int = 1) -> Gen
 
 
 @contextmanager
-def held(engine: TransformersEngine) -> Iterator[list[int]]:
+def held(engine: TransformersEngine, watched: Watched) -> Iterator[list[int]]:
     """Holds the engine's thread in the prefill of a first request until the block ends.
 
     Yields: the first tokens of the prompts that were let in, in order; complete when everything has been answered.
     """
     gate, inside = threading.Event(), threading.Event()
-    prefill: Callable[..., Tensor] = engine._runner.prefill
     order: list[int] = []
 
-    def gated(prompts: list[list[int]], edits: list[object]) -> Tensor:
+    def gated(prefill: Callable[..., Tensor], prompts: list[list[int]], edits: list[object]) -> Tensor:
         order.extend(prompt[0] for prompt in prompts)
         inside.set()
         assert gate.wait(20)
         return prefill(prompts, edits)
 
-    engine._runner.prefill = gated  # type: ignore[method-assign,assignment]
+    watched.on["prefill"] = gated
     first = engine.stream(ask(4, "first"))
     assert inside.wait(20)
     order.clear()
@@ -60,8 +60,8 @@ def finish(streams: list[QueuedStream]) -> None:
 
 
 def test_one_group_s_many_requests_delay_another_s_first_by_one_turn() -> None:
-    with tiny_engine(max_slots=1) as engine:
-        with held(engine) as order:
+    with watched_engine(max_slots=1) as (engine, watched):
+        with held(engine, watched) as order:
             many = [engine.stream(ask(10 + i, "many")) for i in range(40)]
             few = [engine.stream(ask(100 + i, "few")) for i in range(2)]
             one = engine.stream(ask(200, None))
@@ -71,8 +71,8 @@ def test_one_group_s_many_requests_delay_another_s_first_by_one_turn() -> None:
 
 
 def test_turns_count_within_one_batch_of_newcomers_too() -> None:
-    with tiny_engine(max_slots=4) as engine:
-        with held(engine) as order:
+    with watched_engine(max_slots=4) as (engine, watched):
+        with held(engine, watched) as order:
             many = [engine.stream(ask(10 + i, "many")) for i in range(6)]
             few = [engine.stream(ask(100 + i, "few")) for i in range(2)]
         finish([*many, *few])
@@ -80,8 +80,8 @@ def test_turns_count_within_one_batch_of_newcomers_too() -> None:
 
 
 def test_requests_of_one_generate_call_go_in_order() -> None:
-    with tiny_engine(max_slots=1) as engine:
-        with held(engine) as order:
+    with watched_engine(max_slots=1) as (engine, watched):
+        with held(engine, watched) as order:
             requests = [ask(10 + i, None) for i in range(8)]
             done: list[int] = []
             thread = threading.Thread(target=lambda: done.append(len(engine.generate(requests))))
@@ -93,8 +93,8 @@ def test_requests_of_one_generate_call_go_in_order() -> None:
 
 
 def test_a_cancelled_request_gives_its_turn_to_the_next_of_its_group() -> None:
-    with tiny_engine(max_slots=1) as engine:
-        with held(engine) as order:
+    with watched_engine(max_slots=1) as (engine, watched):
+        with held(engine, watched) as order:
             many = [engine.stream(ask(10 + i, "many")) for i in range(3)]
             gone = engine.stream(ask(100, "few"))
             kept = engine.stream(ask(101, "few"))
@@ -106,8 +106,8 @@ def test_a_cancelled_request_gives_its_turn_to_the_next_of_its_group() -> None:
 
 
 def test_a_queue_full_of_one_group_still_takes_one_request_of_another() -> None:
-    with tiny_engine(max_slots=1, max_waiting=3) as engine:
-        with held(engine) as order:
+    with watched_engine(max_slots=1, max_waiting=3) as (engine, watched):
+        with held(engine, watched) as order:
             many = [engine.stream(ask(10 + i, "many")) for i in range(3)]
             with pytest.raises(EngineOverloaded):
                 engine.stream(ask(13, "many"))
@@ -121,10 +121,10 @@ def test_a_queue_full_of_one_group_still_takes_one_request_of_another() -> None:
 def test_the_first_chunk_says_how_long_the_row_waited(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(engine_rows, "monotonic", lambda: now)
-    with tiny_engine(max_slots=2, prefill_piece=8) as engine:
+    with watched_engine(max_slots=2, prefill_piece=8) as (engine, watched):
         at_once = engine.stream(ask(9, None, new=3))
         assert [chunk.queued_s for chunk in at_once] == [0.0, None, None]
-        with held(engine):
+        with held(engine, watched):
             first = engine.stream(ask(10, None, new=3))
             now += 5.0
             second = engine.stream(ask(11, None, prompt=20, new=2))  # in pieces
@@ -142,22 +142,22 @@ def test_who_asks_has_no_part_in_the_answer() -> None:
     assert first == second
 
 
-def held_tokens(engine: TransformersEngine) -> list[int]:
+def held_tokens(engine: TransformersEngine, watched: Watched) -> list[int]:
     """What the running rows may come to hold together, one entry per step; grows as the engine runs."""
-    decode, sums = engine._runner.decode, []
+    sums: list[int] = []
 
-    def counted(tokens: list[int]) -> Tensor:
-        sums.append(sum(row.cache_tokens for row in engine._scheduler._rows))
+    def counted(decode: Callable[..., Tensor], tokens: list[int]) -> Tensor:
+        sums.append(engine.load_now.cache_tokens)
         return decode(tokens)
 
-    engine._runner.decode = counted  # type: ignore[method-assign,assignment]
+    watched.on["decode"] = counted
     return sums
 
 
 def test_what_does_not_fit_waits_and_holds_up_its_own_group_only() -> None:
-    with tiny_engine(max_slots=4, max_cache_tokens=40) as engine:
-        sums = held_tokens(engine)
-        with held(engine) as order:
+    with watched_engine(max_slots=4, max_cache_tokens=40) as (engine, watched):
+        sums = held_tokens(engine, watched)
+        with held(engine, watched) as order:
             running = engine.stream(ask(10, "running", new=20))
             big = [engine.stream(ask(20, "big", prompt=10, new=20)), engine.stream(ask(21, "big"))]
             small = [engine.stream(ask(100 + i, "small", new=3)) for i in range(4)]
@@ -168,10 +168,13 @@ def test_what_does_not_fit_waits_and_holds_up_its_own_group_only() -> None:
 
 
 def test_a_big_request_is_not_overtaken_for_ever() -> None:
-    with tiny_engine(max_slots=4, max_cache_tokens=40) as engine, tiny_engine(max_slots=4) as free:
+    with (
+        watched_engine(max_slots=4, max_cache_tokens=40) as limited,
+        watched_engine(max_slots=4) as free,
+    ):
         orders = []
-        for own in (engine, free):
-            with held(own) as order:
+        for own, watched in (limited, free):
+            with held(own, watched) as order:
                 streams = [own.stream(ask(10, "running", new=20)), own.stream(ask(20, "big", prompt=10, new=26))]
                 streams += [own.stream(ask(100 + i, "small")) for i in range(100)]
             finish(streams)
@@ -182,8 +185,8 @@ def test_a_big_request_is_not_overtaken_for_ever() -> None:
 
 def test_many_at_once_stay_under_the_limit_and_get_the_answers_they_get_without_it() -> None:
     requests = [ask(10 + i, f"group {i % 3}", prompt=3 + 5 * (i % 4), new=2 + 7 * (i % 3)) for i in range(24)]
-    with tiny_engine(max_cache_tokens=50) as engine, tiny_engine() as free:
-        sums = held_tokens(engine)
+    with watched_engine(max_cache_tokens=50) as (engine, watched), tiny_engine() as free:
+        sums = held_tokens(engine, watched)
         assert engine.generate(requests) == free.generate(requests)
         assert 40 < max(sums) <= 50
 

@@ -152,7 +152,7 @@ class TestStart:
         async def work() -> None:
             begun.append(True)
 
-        loop._loop.call_soon_threadsafe(held.wait)  # so that start and cancel are handled in one turn of the loop
+        loop.call(held.wait)  # so that start and cancel are handled in one turn of the loop
         loop.start(work(), told.set)()
         held.set()
         assert told.wait(5)
