@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,7 +81,8 @@ def count_columns(counts: Sequence[int]) -> list[str]:
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
-    """The arguments that every measurement takes."""
+    """The arguments of every measurement. From here on SIGTERM ends a run, with its processes, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run: small sizes, figures mean little")
     parser.add_argument("--out", type=Path, default=Path("artifacts/bench"), help="folder of results (%(default)s)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
 from bench.report import options
@@ -19,7 +18,6 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=default.streams, help="requests in flight (default %(default)s)")
     given = parser.parse_args()
     chosen = QUICK if given.quick else Options(given.minutes, given.engine, given.streams)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report = judge(run(chosen, given.out / "soak-logs"))
     except KeyboardInterrupt:
