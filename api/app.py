@@ -27,7 +27,7 @@ from api.generation.routes.models import router as models
 from api.http.errors import install_handlers
 from api.http.middleware import RequestContext
 from api.http.pace import Pace
-from api.http.paths import refuse_undecodable
+from api.http.request_line import refuse_undeclared, refuse_undecodable
 from api.jobs.routes import router as jobs
 from api.metrics import Metrics
 from api.openapi import DESCRIPTION, TAGS, describe
@@ -135,7 +135,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,  # keys are sent in a header, so no web page can make a browser send a caller's
-        dependencies=[Depends(refuse_undecodable)],
+        dependencies=[Depends(refuse_undecodable), Depends(refuse_undeclared)],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.services = services

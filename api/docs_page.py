@@ -25,7 +25,7 @@ def serve_docs(app: FastAPI) -> None:
         swagger_favicon_url=f"{_ASSETS}/favicon-32x32.png",
     )
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def docs() -> HTMLResponse:
         return page
 

@@ -5,15 +5,18 @@ Those of database, broker and model live in `profiles/settings.py`.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from alignez_core.engines.load import EngineOptions
 from profiles.settings import ModelSettings, variable_names
 
 Role = Literal["all", "control", "inference"]
+
+_ORIGIN = re.compile(r"https?://[^/?#\s]+")
 
 
 class ApiSettings(ModelSettings):
@@ -100,6 +103,15 @@ class ApiSettings(ModelSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        """Browsers send `scheme://host[:port]`; anything else would match no page."""
+        origins = tuple(origin.removesuffix("/") for origin in origins)
+        if wrong := [origin for origin in origins if origin != "*" and not _ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"must be origins as https://app.example.com or *, got {wrong[0]!r}")
+        return origins
 
     @property
     def serves_control(self) -> bool:

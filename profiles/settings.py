@@ -66,7 +66,8 @@ class DatabaseSettings(BaseSettings):
             raise ValueError("must be amqp://user:password@host:5672/ or redis://host:6379/0") from None
         if parsed.scheme not in _BROKERS:
             raise ValueError(f"must begin with one of {', '.join(_BROKERS)}, got the scheme {parsed.scheme!r}")
-        return url
+        # Brokers' libraries compare schemes as written; a `REDISS://` would lose the certificate check.
+        return parsed.scheme + url[len(parsed.scheme) :]
 
 
 class ModelSettings(BaseSettings):

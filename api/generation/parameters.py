@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -110,6 +110,8 @@ class KnownFields(BaseModel):
         for name, value in values.items():
             known = cls.model_fields.get(name)
             if known is not None:
+                if isinstance(value, bool) and bool not in (known.annotation, *get_args(known.annotation)):
+                    raise field_error(name, "must not be true or false")  # in Python they would count as 1 and 0
                 if value is not None or known.is_required():
                     honoured[name] = value
             elif name in cls.unsupported:

@@ -23,6 +23,7 @@ from api.generation.blame import CHOICE, blaming
 from api.generation.plans import BoundedCache, Loaded, edit_ratio, load_plans, loaded_bytes
 from api.generation.queries import SharedPasses
 from api.generation.selection import Selection
+from api.http.errors import ApiError
 from api.metrics import Metrics
 from profiles.service import (
     Caller,
@@ -213,6 +214,11 @@ class Personaliser:
         if dose == 0:
             said = replace(said, prefix=None)  # strength 0 means the bare model, for prefixes too
         if not loaded.edits:
+            if strength not in (None, 0, 1):
+                raise ApiError(
+                    400, "invalid_strength", f"profile.strength: {picked.profile_name} is a prompt without an edit, "
+                    f"which is used (1) or not (0), got {strength:g}", param="profile.strength",
+                )  # fmt: skip
             return replace(said, kind="none" if said.prefix is None else "prefix")
         # A separate encoder cannot read token ids; the version's first edit is used then.
         readable = query.text is not None or loaded.config.query_encoder == LM_ENCODER

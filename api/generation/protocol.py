@@ -20,6 +20,8 @@ MAX_STOP_IDS = 128
 MAX_MESSAGES = 2000
 MAX_MODEL_NAME = 400
 
+#: Strict: a string or a boolean is not a token.
+TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
 StopText = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
@@ -86,7 +88,7 @@ class SamplingFields(KnownFields):
         Field(description="strings that end the answer; a special token's text means that token"),
     ] = None
     stop_token_ids: Annotated[
-        list[Annotated[int, Field(ge=0, le=2**31 - 1)]],
+        list[TokenId],
         Field(max_length=MAX_STOP_IDS, description="token ids, below the model's vocabulary size, that end the answer"),
     ] | (None) = None
     stream: bool | None = None
@@ -119,8 +121,11 @@ class SamplingFields(KnownFields):
 class TextPart(BaseModel):
     """One part of a message's content; only text has a meaning for these models."""
 
+    model_config = ConfigDict(extra="forbid")
+
     type: Literal["text"]
     text: Text
+    cache_control: Annotated[object, Field(description="no effect")] = None
 
 
 class ChatMessage(KnownFields):
@@ -198,7 +203,7 @@ def last_question(messages: Sequence[ChatMessage]) -> str:
     return next((message.text for message in reversed(messages) if message.role == "user"), "")
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=1_000_000)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
 PromptText = Annotated[Text, Field(min_length=1)]
 
 

@@ -132,7 +132,10 @@ def _best(branches: Sequence[list[_Located]], depth: int) -> list[_Located]:
     least = min(map(unlike, branches))
     best = [errors for errors in branches if unlike(errors) == least]
     firsts = [errors[0] for errors in best]
-    if len(best) == 1 or any(first.path != firsts[0].path for first in firsts):
+    if any(first.path != firsts[0].path for first in firsts):
+        # The branch that accepts most of the value fails furthest into it.
+        return max(best, key=lambda errors: [(isinstance(part, str), part) for part in errors[0].path])
+    if len(best) == 1:
         return best[0]
     messages = list(dict.fromkeys(first.message for first in firsts))
     said = " or ".join([messages[0], *(message.removeprefix("Input should be ") for message in messages[1:])])

@@ -5,29 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Request, routing
-from starlette.exceptions import HTTPException
 
 _DOCS = "/docs"
 _VERSION = "/v1"
 _SHOWN_PATH = 200
 #: Minimum similarity at which a segment counts as a misspelling of another one.
 _ALIKE = 0.75
-
-
-async def refuse_undecodable(request: Request) -> None:
-    """Refuses a path or query that is not UTF-8: servers replace such bytes, which would make different ids equal.
-
-    Raises: HTTPException: 400.
-    """
-    for part, raw in (("path", request.scope.get("raw_path") or b""), ("query", request.scope["query_string"])):
-        if b"%" in raw:
-            try:
-                unquote_to_bytes(raw).decode()
-            except UnicodeDecodeError:
-                raise HTTPException(400, f"the {part} is not valid UTF-8 after its %XX escapes are decoded") from None
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:

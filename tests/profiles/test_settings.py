@@ -66,10 +66,13 @@ def test_options_of_the_url_are_kept_beside_our_own(postgres_url: str) -> None:
     ("url", "expected"),
     [
         ("rediss://h:6379/0", ssl.CERT_REQUIRED),
+        ("REDISS://h:6379/0", ssl.CERT_REQUIRED),
+        ("Rediss://:S%2Fecret@H:6379/0", ssl.CERT_REQUIRED),
         ("rediss://h:6379/0?ssl_cert_reqs=none", ssl.CERT_NONE),
     ],
 )
 def test_redis_over_tls_has_its_certificate_checked_unless_the_url_says_no(url: str, expected: int) -> None:
+    url = DatabaseSettings(broker_url=url).broker_url
     app = Celery(set_as_current=False)
     app.conf.update(broker_configuration(url))
     with app.connection_for_write() as connection:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from api.deps import CallerDep, KeyedRoute, ModelDep, UowDep
 from api.generation.blame import CHOICE, blaming
 from api.generation.protocol import MAX_MODEL_NAME
-from api.generation.selection import profile_in
+from api.generation.selection import full_name, model_not_found, profile_in
 from api.http.fields import MAX_PAGE, EndUserPath, Text
 from api.services import Model
 from profiles.models import BaseModelRow, Profile
@@ -74,7 +74,10 @@ def _show(uow: UnitOfWork, caller: Caller, model: Model, name: str) -> ModelCard
         return _base_card(model, _base_row(uow, model))
     with blaming("model", CHOICE):
         picked = pick_version(uow, caller, chosen.name, alias=chosen.alias, version=chosen.version)
-    return _profile_card(model, get_profile(uow, caller, picked.profile_id), name)
+    profile, row = get_profile(uow, caller, picked.profile_id), _base_row(uow, model)
+    if not _fits(profile, row):
+        raise model_not_found(name, model.name)
+    return _profile_card(model, profile, full_name(name, model.name))
 
 
 def _index(uow: UnitOfWork, caller: Caller, model: Model) -> ModelList:
@@ -91,12 +94,16 @@ def _usable(uow: UnitOfWork, caller: Caller, row: BaseModelRow | None) -> Iterat
         page = list_profiles(uow, caller, cursor, MAX_PAGE)
         aliases = uow.repository.catalog.aliases([profile.id for profile in page.rows])
         for profile in page.rows:
-            fits = row is not None and profile.base_model_id in (None, row.id)
-            if fits and aliases[profile.id].get(DEFAULT_ALIAS):
+            if _fits(profile, row) and aliases[profile.id].get(DEFAULT_ALIAS):
                 yield profile
         cursor = page.next
         if cursor is None:
             return
+
+
+def _fits(profile: Profile, row: BaseModelRow | None) -> bool:
+    """True if the profile is of the served base model."""
+    return row is not None and profile.base_model_id in (None, row.id)
 
 
 def _base_row(uow: UnitOfWork, model: Model) -> BaseModelRow | None:

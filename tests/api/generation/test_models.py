@@ -24,12 +24,12 @@ def test_every_name_that_a_request_may_use_can_be_shown(tenant: Tenant) -> None:
     tenant.ready("p")
     for base in ("/v1", "/v1/users/anna"):
         listed = {row["id"]: row for row in tenant.get(f"{base}/models").json()["data"]}
-        for name in ("fake", "fake@p", "fake@p:default", "fake@p#1"):
+        for name in ("fake", "fake@p", "fake@p:default", "fake@p#1", "base@p"):
             reply = tenant.get(f"{base}/models/{quote(name, safe='')}")
             assert reply.status_code == 200, name
             alike = listed["fake" if name == "fake" else "fake@p"]
             assert alike["created"] > 0
-            assert reply.json() == {**alike, "id": name}
+            assert reply.json() == {**alike, "id": name.replace("base", "fake")}
 
 
 def test_what_cannot_be_used_is_not_shown(tenant: Tenant, stranger: Tenant) -> None:

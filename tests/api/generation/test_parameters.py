@@ -75,6 +75,17 @@ def _padded(values: tuple[object, ...]) -> list[object]:
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_true_is_not_one(tenant: Tenant, path: str) -> None:
+    for field in ("max_tokens", "temperature", "seed"):
+        assert error_of(tenant.post(path, json={**BODIES[path], field: True}), path)["param"] == field
+
+
+def test_true_is_not_token_one(tenant: Tenant) -> None:
+    for prompt in ([True, 5], [1, "5"], [[1], [False]]):
+        assert tenant.post("/v1/completions", json={"model": "fake", "prompt": prompt}).status_code == 400
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_an_unknown_field_is_refused_with_the_nearest_known_name(tenant: Tenant, path: str) -> None:
     for name, known in (("max_tokns", "max_tokens"), ("profil", "profile"), ("temprature", "temperature")):
         if path == "/v1/compare" and known == "profile":

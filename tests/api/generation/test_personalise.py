@@ -294,6 +294,11 @@ def test_a_profile_of_another_model_is_a_conflict(tenant: Tenant, make_app: Any)
     error = reply.json()["error"]
     assert error["code"] == "model_mismatch"
     assert error["details"]["got"] == tenant.engine.info.fingerprint
+    with TestClient(make_app(FakeEngine(name="other"))) as client:
+        assert [row["id"] for row in client.get("/v1/models", headers=tenant.headers).json()["data"]] == ["other"]
+        shown = client.get("/v1/models/other@p", headers=tenant.headers)
+    assert shown.status_code == 404
+    assert shown.json()["error"]["code"] == "model_not_found"
 
 
 def test_a_text_completion_is_looked_up_by_its_prompt(tenant: Tenant) -> None:

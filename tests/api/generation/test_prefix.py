@@ -64,6 +64,15 @@ def test_a_prefix_stands_before_the_callers_own_system_message(
                                "prefix_tokens": len(expected) - len(bare)}  # fmt: skip
 
 
+@pytest.mark.parametrize(("strength", "status"), [(0, 200), (1, 200), (0.5, 400), (2, 400)])
+def test_a_prefix_has_no_dose_but_on_and_off(chat_tenant: Tenant, strength: float, status: int) -> None:
+    ready(chat_tenant)
+    reply = chat_tenant.chat(ASKED, profile={"name": "p", "strength": strength})
+    assert reply.status_code == status
+    if status == 400:
+        assert reply.json()["error"]["param"] == "profile.strength"
+
+
 def test_streams_count_it_too(chat_tenant: Tenant) -> None:
     ready(chat_tenant)
     whole = chat_tenant.chat(ASKED, model="fake@p", max_tokens=3).json()

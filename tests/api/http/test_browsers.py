@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
 from alignez_core.engines.fake.engine import FakeEngine
+from api.settings import ApiSettings
 from tests.api.conftest import Tenant
 
 ORIGIN = "https://app.example.com"
@@ -46,6 +48,13 @@ def test_a_named_origin_may_call_and_reads_errors_and_ids(make_app: Any, tenant:
             assert "access-control-allow-credentials" not in reply.headers
 
 
+@pytest.mark.parametrize("origin", ["app.example.com", "https://", "https://app.example.com/page", "*.example.com"])
+def test_an_origin_that_no_browser_sends_is_a_wrong_setting(origin: str) -> None:
+    with pytest.raises(ValidationError, match="must be origins"):
+        ApiSettings(cors_origins=(origin,))
+    assert ApiSettings(cors_origins=(f"{ORIGIN}:8443/", "*")).cors_origins == (f"{ORIGIN}:8443", "*")
+
+
 def test_another_origin_may_not(make_app: Any) -> None:
     with TestClient(make_app(role="control", cors_origins=[ORIGIN])) as client:
         other = {**PREFLIGHT, "origin": "https://elsewhere.example.com"}
@@ -54,6 +63,7 @@ def test_another_origin_may_not(make_app: Any) -> None:
 
 
 def test_the_documentation_needs_nothing_from_elsewhere(client: TestClient) -> None:
+    assert client.head("/docs").status_code == 200
     page = client.get("/docs").text
     assert not re.search(r"(?:src|href)=[\"'](?:https?:)?//", page)
     links = re.findall(r"(?:src|href)=[\"']([^\"']+)", page)

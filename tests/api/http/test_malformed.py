@@ -36,6 +36,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
     [
         (chat([IMAGE]), "messages.1.content.0.type", "'text'"),
         (chat([{"type": "text", "text": "x"}, IMAGE]), "messages.1.content.1.type", "'image_url'"),
+        (chat([{"type": "text", "text": "x", "prefx": "y"}]), "messages.1.content.0.prefx", "not permitted"),
         (chat([{"type": "text"}]), "messages.1.content.0.text", "required"),
         (chat([{"type": "text", "text": 5}]), "messages.1.content.0.text", "valid string"),
         (chat([]), "messages.1.content", "at least 1 item"),
@@ -66,6 +67,11 @@ def test_chat_bodies(tenant: Tenant, body: dict[str, Any], field: str, message: 
         ([1, -5], "prompt.1", "greater than or equal to 0"),
         ([[1, 2], []], "prompt.1", "at least 1 item"),
         ([[1], [-2]], "prompt.1.0", "greater than or equal to 0"),
+        ([1, "a"], "prompt.1", "valid integer"),
+        ([[1, "a"]], "prompt.0.1", "valid integer"),
+        ([["a"]], "prompt.0.0", "valid integer"),
+        ([[1], 5], "prompt.1", "valid list"),
+        (["a", 1], "prompt.1", "valid string"),
         ({"text": "x"}, "prompt", "valid string or a valid list"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -92,6 +93,19 @@ def test_a_body_of_another_type_gets_one_clear_line(tenant: Tenant, path: str, k
     assert "Content-Type: application/json" in error["message"]
     assert kind in error["message"]
     assert error["details"] == {"field": "Content-Type"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/jobs?statu=failed", "/v1/profiles?limit=5&crsor=x", "/v1/profiles/x/versions?limt=5"]
+)
+def test_a_misspelt_query_parameter_is_refused_by_name(tenant: Tenant, path: str) -> None:
+    error = tenant.get(path).json()["error"]
+    assert (error["code"], error["details"]["field"]) == ("unknown_parameter", re.split("[?&=]", path)[-2])
+    assert "there are" in error["message"]
+
+
+def test_a_route_without_query_parameters_ignores_a_clients_own(tenant: Tenant) -> None:
+    assert tenant.get("/v1/models?api-version=2024-10-21").status_code == 200
 
 
 def test_no_body_at_all_says_so(tenant: Tenant) -> None:
