@@ -14,7 +14,7 @@ import httpx
 from httpx_sse import ServerSentEvent, SSEError, connect_sse
 
 from cli.config import Connection
-from cli.errors import CliError
+from cli.errors import CliError, usage_error
 
 _TIMEOUT_S = 60.0
 _RECONNECT_S = 1.0
@@ -188,6 +188,8 @@ class Client:
                 yield from (event for event in source.iter_sse() if event.data)
         except (httpx.HTTPError, SSEError) as error:
             raise self._unreachable(error) from None
+        except ValueError as error:
+            raise _unsendable(error) from None
 
     def _request(self, method: str, path: str, body: object, query: Mapping[str, str | int | None]) -> httpx.Response:
         params = {name: value for name, value in query.items() if value is not None}
@@ -195,6 +197,13 @@ class Client:
             response = self._http.request(method, path, json=body, params=params)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
+        except ValueError as error:
+            raise _unsendable(error) from None
+        except KeyboardInterrupt:
+            if method == "GET":
+                raise
+            message = "stopped before the server's answer; it may have begun the work: see `alignez jobs list`"
+            raise CliError(message, code="interrupted", exit_status=130) from None
         self._raise_for(response)
         return response
 
@@ -276,7 +285,7 @@ def profile_choice(text: str, strength: float | None = None) -> dict[str, Any]:
     """The request's `profile` field for `name`, `name:alias` or `name#version`."""
     choice: dict[str, Any]
     name, hash_, version = text.partition("#")
-    if hash_ and version.isdigit():
+    if hash_ and version.isdecimal():
         choice = {"name": name, "version": int(version)}
     else:
         name, colon, alias = text.partition(":")
@@ -284,6 +293,13 @@ def profile_choice(text: str, strength: float | None = None) -> dict[str, Any]:
     if strength is not None:
         choice["strength"] = strength
     return choice
+
+
+def _unsendable(error: ValueError) -> Exception:
+    """The error for a body that JSON cannot hold."""
+    if isinstance(error, UnicodeError):
+        return error
+    return usage_error(f"NaN and infinities cannot be sent ({error})")
 
 
 def _refusal(error: Mapping[str, Any]) -> str:

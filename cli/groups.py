@@ -44,6 +44,11 @@ class RootGroup(TyperGroup):
         settings["standalone_mode"] = False
         try:
             status = super().main(words, *rest, **settings)
+        except SystemExit as error:
+            if not isinstance(error.code, str):
+                raise
+            wrong_setting = CliError(error.code.removeprefix("alignez: "), code="wrong_setting")
+            status = _explain(wrong_setting, as_json="--json" in words)
         except Exception as error:
             status = _explain(error, as_json="--json" in words)
         sys.exit(status if isinstance(status, int) else 0)

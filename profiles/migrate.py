@@ -10,11 +10,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, create_engine, make_url
 from sqlalchemy.orm import Session
 
 from profiles.errors import ProfilesError
-from profiles.settings import DatabaseSettings
+from profiles.settings import DatabaseSettings, read_settings
 from profiles.uow import database_errors
 
 
@@ -27,7 +27,8 @@ def upgrade(url: str | None = None) -> bool:
         left unchanged.
     Raises: DatabaseUnavailable.
     """
-    engine = create_engine(url or DatabaseSettings().database_url, connect_args={"connect_timeout": 5})
+    parsed = make_url(url or read_settings(DatabaseSettings).database_url)
+    engine = create_engine(parsed, connect_args={} if "connect_timeout" in parsed.query else {"connect_timeout": 5})
     try:
         with database_errors(), engine.connect() as connection:
             if _is_newer(connection):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -173,7 +174,9 @@ def _set_profile(talk: Conversation, argument: str) -> str:
     if not argument:
         talk.profile = talk.strength = None
         return "the bare model answers"
-    talk.client.call("GET", profile_path(profile_choice(argument)["name"]))  # an unknown name changes nothing
+    # A name, alias or version that cannot answer changes nothing.
+    talk.client.call("GET", profile_path(profile_choice(argument)["name"]))
+    talk.client.call("GET", f"/v1/models/{quote(f'base@{argument}', safe='')}")
     talk.profile = argument
     return f"{argument} answers"
 

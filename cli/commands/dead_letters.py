@@ -52,12 +52,12 @@ def drop(context: typer.Context, limit: LimitOption = 100) -> None:
 def _letters() -> DeadLetters:
     # Imported here, because celery and sqlalchemy load slowly.
     from profiles.delivery.dead_letters import DeadLetters
-    from profiles.settings import DatabaseSettings
+    from profiles.settings import DatabaseSettings, read_settings
     from worker.settings import WorkerSettings
 
-    settings = WorkerSettings()
+    settings = read_settings(WorkerSettings)
     letters = DeadLetters(
-        DatabaseSettings().broker_url, queue=settings.queue, task_time_limit_s=settings.job_time_limit_s
+        read_settings(DatabaseSettings).broker_url, queue=settings.queue, task_time_limit_s=settings.job_time_limit_s
     )
     if not letters.are_kept:
         err.print("Redis keeps no dead letters; the relay sends queued jobs again", style="dim")

@@ -97,10 +97,10 @@ def _state(row: dict[str, Any]) -> str:
 
 def _create_in_database(name: str, role: str, tenant: str, expires: datetime | None) -> str:
     from profiles.service import create_key, ensure_tenant
-    from profiles.settings import DatabaseSettings
+    from profiles.settings import DatabaseSettings, read_settings
     from profiles.uow import UnitOfWork, make_session_factory
 
-    sessions = make_session_factory(DatabaseSettings())
+    sessions = make_session_factory(read_settings(DatabaseSettings))
     try:
         with UnitOfWork.open(sessions) as uow:
             _, secret = create_key(uow, ensure_tenant(uow, tenant).id, role, name, expires)

@@ -102,10 +102,10 @@ def _write_migration(message: str) -> str:
     from sqlalchemy import create_engine
 
     from profiles.migrate import alembic_config
-    from profiles.settings import DatabaseSettings
+    from profiles.settings import DatabaseSettings, read_settings
     from profiles.uow import database_errors
 
-    engine = create_engine(DatabaseSettings().database_url)
+    engine = create_engine(read_settings(DatabaseSettings).database_url)
     try:
         with database_errors(), engine.connect() as connection:
             script = command.revision(alembic_config(connection), message, autogenerate=True)

@@ -44,7 +44,7 @@ def up(
 
     shell = shell_of(context)
     directory = (shell.data_dir or default_data_dir()).expanduser().absolute()
-    _prepare_model(model, directory)
+    _prepare_model(model, directory, as_json=shell.as_json)
 
     def report(line: str) -> None:
         shell.progress.print(f"  {line}", markup=False)
@@ -61,7 +61,7 @@ def up(
     shell.progress.print("stopped; the data stays in", str(directory), markup=False)
 
 
-def _prepare_model(model: str | None, data_dir: Path) -> None:
+def _prepare_model(model: str | None, data_dir: Path, *, as_json: bool) -> None:
     """Adds a model of the catalogue or a GGUF file to the stack's cache; checks that a directory holds a model.
 
     Another process adds the model, so that this one, which lives as long as the stack, does not load torch. That
@@ -76,7 +76,11 @@ def _prepare_model(model: str | None, data_dir: Path) -> None:
     if model is not None and (in_catalogue(model) or is_gguf(model)):
         command = [sys.executable, "-m", "cli.main", "models", "add", model, "--data-dir", str(data_dir)]
         guard = [sys.executable, "-I", "-S", exec_guard.__file__, str(os.getpid()), str(int(signal.SIGTERM))]
-        if subprocess.run([*guard, "-1", "-1", "-1", "--", *command]).returncode != 0:
+        output = None
+        if as_json:  # stdout is for this process's one document
+            command.append("--json")
+            output = subprocess.DEVNULL
+        if subprocess.run([*guard, "-1", "-1", "-1", "--", *command], stdout=output).returncode != 0:
             raise typer.Exit(1)
         return
     if model is None or not (model.startswith((".", "~", "/")) or Path(model).expanduser().exists()):

@@ -175,6 +175,8 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
         409,
         {"error": {"code": "version_not_ready", "message": "version 2 is pending", "details": {}}},
     ),
+    ("GET", "/v1/models/base%40cheerful"): (200, {"id": "nano@cheerful", "parent": "nano"}),
+    ("GET", "/v1/models/base%40cheerful%231"): (200, {"id": "nano@cheerful#1", "parent": "nano"}),
     ("GET", "/v1/models"): (200, {"data": [{"id": "nano"}, {"id": "nano@cheerful", "parent": "nano"}]}),
 }
 #: An end user whose answer never ends.

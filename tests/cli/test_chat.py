@@ -61,6 +61,7 @@ def test_commands_change_the_next_answer(server: Any) -> None:
         ("/profile cheerful\n/strength 9", "write a number from 0 to 8"),
         ("/sytem x", "/sytem is not a command: /help lists them"),
         ("/profile chearful", "did you mean cheerful?"),
+        ("/profile cheerful:nope", "no /v1/models/base%40cheerful%3Anope"),
     ],
 )
 def test_a_wrong_command_ends_a_file_with_one_line(server: Any, line: str, says: str) -> None:

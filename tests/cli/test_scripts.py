@@ -109,6 +109,9 @@ def test_the_same_for_people_is_lines(server: Any, words: list[str]) -> None:
         (["profiles", "delete", "cheerful"], 2, "usage_error"),
         (["chat"], 2, "usage_error"),
         (["aliases", "set", "cheerful", "beta", "1=x"], 2, "usage_error"),
+        (["aliases", "set", "cheerful", "beta", "1=nan", "2=1"], 2, "usage_error"),
+        (["profiles", "create", "x", "--fit", "strength=NaN"], 2, "usage_error"),
+        (["profiles", "create", "x", "--fit", "strength=1e999"], 2, "usage_error"),
         (["keys", "create", "k", "--expires-days", "1e12"], 2, "usage_error"),
         (["profiles", "lst"], 2, "usage_error"),
         (["profiles", "show"], 2, "usage_error"),
@@ -123,6 +126,48 @@ def test_errors_are_json_on_stderr_with_a_status(server: Any, words: list[str], 
     error = json.loads(result.stderr.splitlines()[-1])["error"]
     assert error["code"] == code
     assert set(error) == {"code", "message", "details", "request_id"}
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "value"),
+    [
+        (["migrate"], "ALIGNEZ_DATABASE_URL", "mysql://u:secret@h/d"),
+        (["migrate", "--autogenerate", "x"], "ALIGNEZ_DATABASE_URL", "mysql://u:secret@h/d"),
+        (["keys", "create", "k", "--database"], "ALIGNEZ_DATABASE_URL", "mysql://u:secret@h/d"),
+        (["dead-letters", "list"], "ALIGNEZ_BROKER_URL", "http://u:secret@h"),
+        (["dead-letters", "list"], "ALIGNEZ_WORKER_JOB_TIME_LIMIT_S", "soon"),
+        (["relay"], "ALIGNEZ_BROKER_URL", "http://u:secret@h"),
+        (["worker"], "ALIGNEZ_WORKER_JOB_TIME_LIMIT_S", "soon"),
+        (["api"], "ALIGNEZ_API_PORT", "x"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_wrong_setting_is_one_line_in_every_command(
+    words: list[str], variable: str, value: str, as_json: bool
+) -> None:
+    result = runner.invoke(app, [*words, *(["--json"] if as_json else [])], env={variable: value})
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "secret" not in result.stderr
+    if as_json:
+        error = json.loads(result.stderr)["error"]
+        assert error["code"] == "wrong_setting"
+        assert error["message"].startswith(f"{variable}: ")
+    else:
+        assert result.stderr.startswith(f"error: {variable}: ")
+
+
+def test_ctrl_c_before_a_fits_answer_says_that_it_may_run(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    url, _ = server
+    monkeypatch.setattr("httpx.Client.request", interrupted)
+    for words in (["profiles", "create", "x"], ["profiles", "refit", "dull"], ["profiles", "evaluate", "dull"]):
+        result = runner.invoke(app, [*words, "--json", "--url", url, "--key", "good"])
+        if words[1] == "create":
+            assert json.loads(result.stderr)["error"]["code"] == "interrupted"
+            assert "jobs list" in result.stderr
+        assert result.exit_code == 130
 
 
 def test_a_servers_refusal_keeps_its_details_and_request_id(server: Any) -> None:
