@@ -27,8 +27,6 @@ END_USER_PATTERN = r"^[^\x00-\x1f\x7f/]+$"
 
 #: The method of a spec without one.
 DEFAULT_METHOD = "auto"
-#: Default of K; all fit queries if there are fewer.
-DEFAULT_NEIGHBORS = 10
 
 #: No "@", ":" and "#": they separate the parts of `base@profile:alias` and `base@profile#3`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -125,9 +123,7 @@ def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None
     total = sum(len(text) for text in texts if text)
     if total > TOTAL_LIMIT:
         raise InvalidSpec("queries", f"hold {total} characters, the limit is {TOTAL_LIMIT} in all")
-    result = {"persona": persona, "queries": queries, "pairs": pairs, "fit": merged["fit"]}
-    check_neighbors(result)
-    return result
+    return {"persona": persona, "queries": queries, "pairs": pairs, "fit": merged["fit"]}
 
 
 def check_layers(fit: Mapping[str, Any], n_layers: int, model: str) -> None:
@@ -144,24 +140,6 @@ def check_layers(fit: Mapping[str, Any], n_layers: int, model: str) -> None:
 def uses_bank(spec: Mapping[str, Any]) -> bool:
     """True if a stored spec has no queries, so that it is fitted on the worker's query bank."""
     return not spec["queries"] and not spec["pairs"]
-
-
-def check_neighbors(spec: Mapping[str, Any]) -> None:
-    """Checks `fit.neighbors`. Raises: InvalidSpec: an explicit K exceeds the number of all queries.
-
-    The core knows the number of fit queries (`fit_query_count`); a default K adapts to it.
-    """
-    neighbors = spec["fit"].get("neighbors")
-    if not isinstance(neighbors, int) or uses_bank(spec):
-        return
-    own = spec["fit"].get("own_queries", 0)
-    count = len(spec["queries"]) + len(spec["pairs"]) + (own if isinstance(own, int) else 0)
-    if neighbors > count:
-        raise InvalidSpec(
-            "fit.neighbors",
-            f"neighbors={neighbors} is more than the {count} fit queries; "
-            "lower it, give more queries, or let the model add some with own_queries",
-        )
 
 
 #: Settings with the same meaning for every method. Others are not inherited when the method changes.

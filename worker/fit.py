@@ -14,14 +14,14 @@ from alignez_core.fit import FittedProfile, fit_profile
 from alignez_core.fit_run import OWN_QUERIES, TextChunk
 from alignez_core.prompts import Prefix
 from alignez_core.proof.judges import Judge
-from alignez_core.spec.persona import FitSpec
+from alignez_core.spec.persona import FitQuery, FitSpec
+from alignez_core.spec.samples import complete_spec, make_samples
 from profiles.fitting import content, publishing
 from profiles.models import QuerySource
 from profiles.repository.fits import StoredEdit
 from profiles.uow import UnitOfWork
 from worker.job import ClaimedJob
 from worker.judges import JudgeMaker, judged
-from worker.stored_spec import fit_spec, records_of
 
 
 def run_fit(job: ClaimedJob, make_judge: JudgeMaker) -> FittedProfile:
@@ -30,11 +30,11 @@ def run_fit(job: ClaimedJob, make_judge: JudgeMaker) -> FittedProfile:
     Raises: the errors that stop or fail a job; see `worker.failures`.
     """
     job.bind_model()
-    spec = fit_spec(job.claim.spec, job.bank())
+    spec = complete_spec(job.claim.spec, job.bank())
     job.do(lambda uow: _prepare(uow, job, spec))
 
     def on_queries(uow: UnitOfWork, texts: Mapping[int, str]) -> None:
-        content.save_queries(uow, job.claim, records_of(spec, tuple(texts.values())))
+        content.save_queries(uow, job.claim, _query_rows(spec, tuple(texts.values())))
 
     def fit(judge: Judge | None) -> FittedProfile:
         return fit_profile(job.engine, spec, job.recorder(on_queries), _resume(job), judge)
@@ -54,7 +54,23 @@ def _prepare(uow: UnitOfWork, job: ClaimedJob, spec: FitSpec) -> None:
     The positions of the bank's queries follow those of the invented ones.
     """
     if not spec.config.own_queries and not content.load_queries(uow, job.claim):
-        content.save_queries(uow, job.claim, records_of(spec, ()))
+        content.save_queries(uow, job.claim, _query_rows(spec))
+
+
+def _query_rows(spec: FitSpec, own_queries: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """All queries of a fit for the database.
+
+    Args:
+        own_queries: all queries that the model invented, because the positions of the bank's queries follow theirs.
+    """
+    rows = []
+    for sample in make_samples(spec, own_queries):
+        phrases = spec.queries[sample.index] if sample.origin == "given" else FitQuery(sample.query)
+        rows.append({
+            "position": sample.index, "text": sample.query, "source": sample.origin, "split": sample.split,
+            "preferred": phrases.preferred, "dispreferred": phrases.dispreferred, "persona_group": sample.group,
+        })  # fmt: skip
+    return rows
 
 
 def _resume(job: ClaimedJob) -> list[TextChunk]:

@@ -21,7 +21,6 @@ from profiles.spec import (
     check_end_user,
     check_layers,
     check_name,
-    check_neighbors,
     check_text,
     normal_spec,
     parse_id,
@@ -69,8 +68,6 @@ def refusal(act: Callable[[], object]) -> InvalidSpec:
         ({"pairs": [PAIR, {**PAIR, "preferred": "x" * (ANSWER_LIMIT + 1)}]}, "pairs.1.preferred", str(ANSWER_LIMIT)),
         ({"queries": ["q"] * QUERIES_LIMIT, "pairs": [PAIR]}, "queries", "2000 queries and 1 pairs"),
         ({"queries": ["x" * TEXT_LIMIT] * (TOTAL_LIMIT // TEXT_LIMIT + 1)}, "queries", str(TOTAL_LIMIT)),
-        ({"queries": ["a", "b"], "fit": {"neighbors": 3}}, "fit.neighbors", "neighbors=3 is more than the 2"),
-        ({"queries": ["a"], "pairs": [PAIR], "fit": {"neighbors": 4, "own_queries": 1}}, "fit.neighbors", "the 3"),
     ],
 )  # fmt: skip
 def test_a_bad_spec_is_refused_by_field_and_limit(spec: dict[str, Any], field: str, says: str) -> None:
@@ -126,10 +123,6 @@ class TestParent:
         made = normal_spec({"fit": {"method": None, "neighbors": None, "steps": None, "seed": None}}, self.PARENT)
         assert made["fit"] == {"steps": None}  # the method changed, so its settings went
 
-    def test_fewer_queries_than_an_explicit_k_are_refused_and_an_open_k_adapts(self) -> None:
-        assert refusal(lambda: normal_spec({"queries": ["a"]}, self.PARENT)).field == "fit.neighbors"
-        assert normal_spec({"queries": ["a"], "fit": {"neighbors": None}}, self.PARENT)["queries"][0]["text"] == "a"
-
     def test_settings_of_another_method_are_not_taken_over(self) -> None:
         assert normal_spec({"fit": {"method": "distill", "seed": 5}}, self.PARENT)["fit"] == {
             "method": "distill", "seed": 5,
@@ -138,17 +131,6 @@ class TestParent:
         by_default = normal_spec({"queries": ["a"], "fit": {"contrast": 2.0}})
         assert normal_spec({"fit": {"method": "auto"}}, by_default)["fit"] == {"contrast": 2.0, "method": "auto"}
         assert normal_spec({"fit": {"method": "prompt"}}, by_default)["fit"] == {"method": "prompt"}
-
-
-class TestNeighbors:
-    def spec(self, **fit: Any) -> dict[str, Any]:
-        return normal_spec({"persona": PERSONA, "fit": fit})
-
-    def test_on_the_bank_only_the_core_knows_how_many_there_are(self) -> None:
-        check_neighbors(self.spec(neighbors=2000))
-
-    def test_queries_that_the_model_invents_count_too(self) -> None:
-        check_neighbors(normal_spec({"queries": ["a"], "fit": {"neighbors": 3, "own_queries": 2}}))
 
 
 @pytest.mark.parametrize(
