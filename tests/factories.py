@@ -76,8 +76,10 @@ class Factory:
         return register_base_model(self.uow, ModelFacts(name=name, **{**given, **facts}))
 
     def fit(self, caller: Caller, name: str | None = None, **options: Any) -> FitRequest:
-        """A pending version of a new profile, or (`profile=…`) of an existing one."""
-        spec = options.pop("spec", {"persona": {"preferred": "cheerful", "dispreferred": "gloomy"}})
+        """A pending version of a new profile, or (`profile=…`) of an existing one; queries may be plain strings."""
+        spec = dict(options.pop("spec", {"persona": {"preferred": "cheerful", "dispreferred": "gloomy"}}))
+        if "queries" in spec:
+            spec["queries"] = [{"text": query} if isinstance(query, str) else query for query in spec["queries"]]
         if "profile" not in options:
             options["name"] = name or f"profile-{next(_numbers)}"
         return request_fit(self.uow, caller, spec, **options)
