@@ -141,19 +141,12 @@ def stored_candidate(active: ActiveProfile, rows: StoredRows | None, explained: 
         name=f"version {active.number}",
         method=cast("MethodName", active.method),
         edits=tuple(
-            EditPlan(
-                active.layers, torch.from_numpy(edit.u), torch.from_numpy(edit.v), torch.from_numpy(edit.c),
-                active.steps, active.positions,
-            )
+            EditPlan.from_arrays(active.layers, edit.u, edit.v, edit.c, active.steps, active.positions)
             for edit in active.edits
         ),
-        prefix=None if active.prefix is None else _prefix(active.prefix),
+        prefix=None if active.prefix is None else Prefix.from_dict(active.prefix),
         neighbor_rows=None
         if rows is None or active.lookup != "neighbors"
         else Readings(rows.positions, rows.layers, torch.from_numpy(rows.help), torch.from_numpy(rows.harm)),
         explained={int(layer): float(share) for layer, share in explained.items()},
-    )  # fmt: skip
-
-
-def _prefix(stored: dict[str, Any]) -> Prefix:
-    return Prefix(stored["system"], tuple((user, assistant) for user, assistant in stored["examples"]))
+    )

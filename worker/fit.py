@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from alignez_core.editing import EditPlan
 from alignez_core.embeddings import LM_ENCODER, embedding_layer
 from alignez_core.fit import FittedProfile, fit_profile
 from alignez_core.fit_run import OWN_QUERIES, TextChunk
-from alignez_core.prompts import Prefix
 from alignez_core.proof.judges import Judge
 from alignez_core.spec.persona import FitQuery, FitSpec
 from alignez_core.spec.samples import complete_spec, make_samples
@@ -116,8 +112,8 @@ def _version(job: ClaimedJob, fitted: FittedProfile) -> publishing.FittedVersion
         config=config.to_dict(),
         method=fitted.method,
         layers=fitted.layers,
-        edits=[stored_edit(plan) for plan in edits],
-        prefix=None if fitted.prefix is None else stored_prefix(fitted.prefix),
+        edits=[StoredEdit(plan.U.numpy(), plan.V.numpy(), plan.c.numpy()) for plan in edits],
+        prefix=None if fitted.prefix is None else fitted.prefix.to_dict(),
         steps=edits[0].steps if edits else None,
         positions=edits[0].positions if edits else "answer",
         lookup="neighbors" if fitted.neighbor_rows is not None else "groups" if fitted.looked_up else "none",
@@ -134,17 +130,3 @@ def _version(job: ClaimedJob, fitted: FittedProfile) -> publishing.FittedVersion
         embedding_layer=embedding_layer(job.loaded.facts.n_layers) if encodes else None,
         dropped=fitted.dropped,
     )
-
-
-def stored_edit(plan: EditPlan) -> StoredEdit:
-    """A plan's tables for the database."""
-
-    def table(value: Tensor) -> Any:
-        return value.numpy()
-
-    return StoredEdit(table(plan.U), table(plan.V), table(plan.c))
-
-
-def stored_prefix(prefix: Prefix) -> dict[str, Any]:
-    """A prefix for the database."""
-    return {"system": prefix.system, "examples": [list(example) for example in prefix.examples]}

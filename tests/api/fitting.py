@@ -169,8 +169,7 @@ def _publish(uow: UnitOfWork, version: ProfileVersion, fitted: FittedProfile, ju
     version.layers = list(fitted.layers)
     version.steps = fitted.edits[0].steps if fitted.edits else None
     version.lookup = "neighbors" if fitted.neighbor_rows is not None else "groups" if len(fitted.edits) > 1 else "none"
-    if fitted.prefix is not None:
-        version.prefix = {"system": fitted.prefix.system, "examples": [list(e) for e in fitted.prefix.examples]}
+    version.prefix = None if fitted.prefix is None else fitted.prefix.to_dict()
     version.diagnostics = fitted.diagnostics
     version.quality = fitted.quality
     version.quality_reasons = list(fitted.quality_reasons)
