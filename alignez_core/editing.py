@@ -22,7 +22,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alignez_core.errors import DegenerateEmbeddings, InvalidInput, ModelMismatch
@@ -213,6 +215,20 @@ class EditPlan:
         """
         _check_strength(strength)
         return self if strength == 1.0 else replace(self, V=strength * self.V)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        layers: Sequence[int],
+        u: NDArray[np.float32],
+        v: NDArray[np.float32],
+        c: NDArray[np.float32],
+        steps: int | None,
+        positions: Positions,
+    ) -> EditPlan:
+        """A plan over stored arrays. Args: layers: L, ascending. u, v: (L, R, D). c: (L, R)."""
+        tables = torch.from_numpy(u), torch.from_numpy(v), torch.from_numpy(c)
+        return cls(tuple(layers), *tables, steps, positions)
 
     @classmethod
     def low_rank(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from alignez_core.spec.persona import Persona
 
@@ -51,6 +51,15 @@ class Prefix:
         system = "\n\n".join(text for text in (self.system, own) if text)
         opening: list[Message] = [{"role": "system", "content": system}] if system else []
         return [*opening, *_turns(self.examples), *turns]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The prefix as JSON values; the inverse of `from_dict`."""
+        return {"system": self.system, "examples": [list(example) for example in self.examples]}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Prefix:
+        """The prefix of a `to_dict`."""
+        return cls(stored["system"], tuple((user, assistant) for user, assistant in stored["examples"]))
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,12 @@ END_USER_PATTERN = r"^[^\x00-\x1f\x7f/]+$"
 
 #: The method of a spec without one.
 DEFAULT_METHOD = "auto"
-#: Default of K; all fit queries if there are fewer.
-DEFAULT_NEIGHBORS = 10
 
 #: No "@", ":" and "#": they separate the parts of `base@profile:alias` and `base@profile#3`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _END_USER = re.compile(END_USER_PATTERN)
 #: Not all time zones can express a time outside: the year of a local Python datetime is 1 to 9999.
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
-_SPEC_FIELDS = ("persona", "queries", "pairs", "fit")
 
 
 def check_name(field: str, name: str) -> str:
@@ -98,36 +95,29 @@ def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None
     """The spec as stored with a version: persona, queries, pairs, fit.
 
     Args:
-        spec: any of the four fields; others are an error. `fit` is stored unchanged: the core checks and completes it.
+        spec: any of the four fields, whose shapes and lengths the caller has checked.
         parent: spec of the previous version. It supplies missing fields, and missing settings of `fit` unless the
             method changes, because settings belong to a method. A setting of None is reset to its default, except
             `steps`, where None is a value: no end.
-    Raises: InvalidSpec: with the field and its limit.
+    Raises: InvalidSpec: nothing to fit on, or more than all texts of a spec together may have.
     """
-    unknown = sorted(set(spec) - set(_SPEC_FIELDS))
-    if unknown:
-        raise InvalidSpec(unknown[0], "is not part of a spec")
-    given = {name: value for name, value in spec.items() if value is not None}
-    merged = {**(parent or {}), **given}
-    fit = {**_inherited((parent or {}).get("fit", {}), given.get("fit", {})), **given.get("fit", {})}
+    before = parent or {"persona": None, "queries": [], "pairs": [], "fit": {}}
+    merged = {name: value if spec.get(name) is None else spec[name] for name, value in before.items()}
+    given = spec.get("fit") or {}
+    fit = {**_inherited(before["fit"], given), **given}
     merged["fit"] = {name: value for name, value in fit.items() if value is not None or name == "steps"}
-    persona = _persona(merged.get("persona"))
-    queries = [_query(i, query) for i, query in enumerate(_list("queries", merged.get("queries")))]
-    pairs = [_pair(i, pair) for i, pair in enumerate(_list("pairs", merged.get("pairs")))]
+    queries, pairs = merged["queries"], merged["pairs"]
     if len(queries) + len(pairs) > QUERIES_LIMIT:
         raise InvalidSpec(
             "queries" if queries else "pairs",
             f"{len(queries)} queries and {len(pairs)} pairs, the limit is {QUERIES_LIMIT} in all",
         )
-    if persona is None and not queries and not pairs:
+    if merged["persona"] is None and not queries and not pairs:
         raise InvalidSpec("persona", "a persona, queries or pairs are needed")
-    texts = [text for query in queries for text in query.values()] + [text for pair in pairs for text in pair.values()]
-    total = sum(len(text) for text in texts if text)
+    total = sum(len(text) for row in (*queries, *pairs) for text in row.values() if text)
     if total > TOTAL_LIMIT:
         raise InvalidSpec("queries", f"hold {total} characters, the limit is {TOTAL_LIMIT} in all")
-    result = {"persona": persona, "queries": queries, "pairs": pairs, "fit": merged["fit"]}
-    check_neighbors(result)
-    return result
+    return merged
 
 
 def check_layers(fit: Mapping[str, Any], n_layers: int, model: str) -> None:
@@ -146,24 +136,6 @@ def uses_bank(spec: Mapping[str, Any]) -> bool:
     return not spec["queries"] and not spec["pairs"]
 
 
-def check_neighbors(spec: Mapping[str, Any]) -> None:
-    """Checks `fit.neighbors`. Raises: InvalidSpec: an explicit K exceeds the number of all queries.
-
-    The core knows the number of fit queries (`fit_query_count`); a default K adapts to it.
-    """
-    neighbors = spec["fit"].get("neighbors")
-    if not isinstance(neighbors, int) or uses_bank(spec):
-        return
-    own = spec["fit"].get("own_queries", 0)
-    count = len(spec["queries"]) + len(spec["pairs"]) + (own if isinstance(own, int) else 0)
-    if neighbors > count:
-        raise InvalidSpec(
-            "fit.neighbors",
-            f"neighbors={neighbors} is more than the {count} fit queries; "
-            "lower it, give more queries, or let the model add some with own_queries",
-        )
-
-
 #: Settings with the same meaning for every method. Others are not inherited when the method changes.
 _SHARED_SETTINGS = (
     "seed", "temperature", "judge", "judge_fallback", "query_encoder", "tune_queries", "held_out_queries",
@@ -175,46 +147,3 @@ def _inherited(before: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[s
     if "method" not in given or (given["method"] or DEFAULT_METHOD) == before.get("method", DEFAULT_METHOD):
         return before
     return {name: value for name, value in before.items() if name in _SHARED_SETTINGS}
-
-
-def _persona(value: object) -> dict[str, str | None] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise InvalidSpec("persona", "must be an object")
-    unknown = sorted(set(value) - {"description", "preferred", "dispreferred"})
-    if unknown:
-        raise InvalidSpec(f"persona.{unknown[0]}", "is not part of a persona")
-    limits = {"description": DESCRIPTION_LIMIT, "preferred": PHRASE_LIMIT, "dispreferred": PHRASE_LIMIT}
-    return {name: _optional(f"persona.{name}", value.get(name), limit) for name, limit in limits.items()}
-
-
-def _query(i: int, value: object) -> dict[str, str | None]:
-    if isinstance(value, str):
-        value = {"text": value}
-    if not isinstance(value, Mapping):
-        raise InvalidSpec(f"queries.{i}", "must be text or an object")
-    text = check_text(f"queries.{i}.text", value.get("text"), TEXT_LIMIT)
-    phrases = ("preferred", "dispreferred")
-    return {"text": text, **{name: _optional(f"queries.{i}.{name}", value.get(name), PHRASE_LIMIT) for name in phrases}}
-
-
-def _pair(i: int, value: object) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise InvalidSpec(f"pairs.{i}", "must be an object")
-    limits = {"query": TEXT_LIMIT, "preferred": ANSWER_LIMIT, "dispreferred": ANSWER_LIMIT}
-    return {name: check_text(f"pairs.{i}.{name}", value.get(name), limit) for name, limit in limits.items()}
-
-
-def _optional(field: str, text: object, limit: int) -> str | None:
-    return None if text is None else check_text(field, text, limit)
-
-
-def _list(field: str, value: object) -> Sequence[object]:
-    if value is None:
-        return []
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise InvalidSpec(field, "must be a list")
-    if len(value) > QUERIES_LIMIT:
-        raise InvalidSpec(field, f"has {len(value)} entries, the limit is {QUERIES_LIMIT}")
-    return value

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from profiles.fitting import claims as jobs
-from profiles.fitting.content import QueryRecord, save_embeddings, save_queries, save_representations, save_texts
+from profiles.fitting.content import save_embeddings, save_queries, save_representations, save_texts
 from profiles.fitting.publishing import FittedVersion, Verdict, publish
 from profiles.fitting.request import FitRequest, request_fit
 from profiles.models import BaseModelRow, QuerySource, QuerySplit, Role, Tenant
@@ -76,8 +76,10 @@ class Factory:
         return register_base_model(self.uow, ModelFacts(name=name, **{**given, **facts}))
 
     def fit(self, caller: Caller, name: str | None = None, **options: Any) -> FitRequest:
-        """A pending version of a new profile, or (`profile=…`) of an existing one."""
-        spec = options.pop("spec", {"persona": {"preferred": "cheerful", "dispreferred": "gloomy"}})
+        """A pending version of a new profile, or (`profile=…`) of an existing one; queries may be plain strings."""
+        spec = dict(options.pop("spec", {"persona": {"preferred": "cheerful", "dispreferred": "gloomy"}}))
+        if "queries" in spec:
+            spec["queries"] = [{"text": query} if isinstance(query, str) else query for query in spec["queries"]]
         if "profile" not in options:
             options["name"] = name or f"profile-{next(_numbers)}"
         return request_fit(self.uow, caller, spec, **options)
@@ -138,14 +140,19 @@ def make_content(
     )
 
 
+def query_row(position: int, **columns: Any) -> dict[str, Any]:
+    """A query of a fit, as `save_queries` takes it."""
+    row: dict[str, Any] = {"text": f"query {position}", "source": QuerySource.GIVEN, "split": QuerySplit.FIT}
+    return {"position": position, "persona_group": 0, **row, **columns}
+
+
 def save_content(uow: UnitOfWork, claim: jobs.Claim, content: Content) -> None:
     """Stores queries, texts and vectors as a worker does."""
     n = len(content.embeddings)
     positions = range(n)
-    queries = [QueryRecord(i, f"query {i}", QuerySource.GIVEN, persona_group=content.groups[i]) for i in positions]
+    queries = [query_row(i, persona_group=content.groups[i]) for i in positions]
     queries += [
-        QueryRecord(i, f"query {i}", QuerySource.BANK, split=QuerySplit.HELD_OUT)
-        for i in range(n, n + content.held_out)
+        query_row(i, source=QuerySource.BANK, split=QuerySplit.HELD_OUT) for i in range(n, n + content.held_out)
     ]
     save_queries(uow, claim, queries)
     for kind in ("help_response", "harm_response"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,15 +21,16 @@ from alignez_core.readings import Readings
 from alignez_core.serving_plan import PlanSource
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.limits import MethodName
+from alignez_core.spec.persona import FitQuery, Persona
 from alignez_core.spec.samples import Sample, of_split, spread
 from profiles.errors import JobCancelled, NotFound
 from profiles.fitting import content, publishing
+from profiles.models import FitQueryRow, QuerySource
 from profiles.repository.fits import StoredRows
 from profiles.service import ActiveProfile, load_active
 from profiles.uow import UnitOfWork
 from worker.job import ClaimedJob
 from worker.judges import JudgeMaker, judged
-from worker.stored_spec import samples_of
 
 #: Number of exchanges at the beginning of third-turn conversations.
 _HISTORY = 2
@@ -72,7 +73,7 @@ def _load(uow: UnitOfWork, job: ClaimedJob) -> _Stored:
     version = uow.repository.catalog.version_by_id(claim.version_id)
     return _Stored(
         active,
-        samples_of(claim.spec, content.load_queries(uow, claim)),
+        stored_samples(claim.spec, content.load_queries(uow, claim)),
         content.load_representations(uow, claim),
         content.pair_texts(uow, claim),
         (version.diagnostics or {}).get("explained", {}) if version is not None else {},
@@ -120,25 +121,32 @@ def _prove(
     )
 
 
+def stored_samples(spec: Mapping[str, Any], queries: Sequence[FitQueryRow]) -> list[Sample]:
+    """The samples of a stored version."""
+    persona = Persona.from_dict(spec["persona"])
+    samples = []
+    for row in queries:
+        given = None
+        if row.source is QuerySource.PAIR:  # pairs follow the queries
+            pair = spec["pairs"][row.position - len(spec["queries"])]
+            given = (pair["preferred"], pair["dispreferred"])
+        own = FitQuery(row.text, row.preferred, row.dispreferred).persona(persona)
+        samples.append(Sample(row.position, row.text, own, row.source.value, given, row.persona_group, row.split.value))
+    return samples
+
+
 def stored_candidate(active: ActiveProfile, rows: StoredRows | None, explained: dict[str, Any]) -> Candidate:
     """A ready version as a candidate of the proof."""
     return Candidate(
         name=f"version {active.number}",
         method=cast("MethodName", active.method),
         edits=tuple(
-            EditPlan(
-                active.layers, torch.from_numpy(edit.u), torch.from_numpy(edit.v), torch.from_numpy(edit.c),
-                active.steps, active.positions,
-            )
+            EditPlan.from_arrays(active.layers, edit.u, edit.v, edit.c, active.steps, active.positions)
             for edit in active.edits
         ),
-        prefix=None if active.prefix is None else _prefix(active.prefix),
+        prefix=None if active.prefix is None else Prefix.from_dict(active.prefix),
         neighbor_rows=None
         if rows is None or active.lookup != "neighbors"
         else Readings(rows.positions, rows.layers, torch.from_numpy(rows.help), torch.from_numpy(rows.harm)),
         explained={int(layer): float(share) for layer, share in explained.items()},
-    )  # fmt: skip
-
-
-def _prefix(stored: dict[str, Any]) -> Prefix:
-    return Prefix(stored["system"], tuple((user, assistant) for user, assistant in stored["examples"]))
+    )

@@ -6,22 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from alignez_core.editing import EditPlan
 from alignez_core.embeddings import LM_ENCODER, embedding_layer
 from alignez_core.fit import FittedProfile, fit_profile
 from alignez_core.fit_run import OWN_QUERIES, TextChunk
-from alignez_core.prompts import Prefix
 from alignez_core.proof.judges import Judge
-from alignez_core.spec.persona import FitSpec
+from alignez_core.spec.persona import FitQuery, FitSpec
+from alignez_core.spec.samples import complete_spec, make_samples
 from profiles.fitting import content, publishing
 from profiles.models import QuerySource
 from profiles.repository.fits import StoredEdit
 from profiles.uow import UnitOfWork
 from worker.job import ClaimedJob
 from worker.judges import JudgeMaker, judged
-from worker.stored_spec import fit_spec, records_of
 
 
 def run_fit(job: ClaimedJob, make_judge: JudgeMaker) -> FittedProfile:
@@ -30,11 +26,11 @@ def run_fit(job: ClaimedJob, make_judge: JudgeMaker) -> FittedProfile:
     Raises: the errors that stop or fail a job; see `worker.failures`.
     """
     job.bind_model()
-    spec = fit_spec(job.claim.spec, job.bank())
+    spec = complete_spec(job.claim.spec, job.bank())
     job.do(lambda uow: _prepare(uow, job, spec))
 
     def on_queries(uow: UnitOfWork, texts: Mapping[int, str]) -> None:
-        content.save_queries(uow, job.claim, records_of(spec, tuple(texts.values())))
+        content.save_queries(uow, job.claim, _query_rows(spec, tuple(texts.values())))
 
     def fit(judge: Judge | None) -> FittedProfile:
         return fit_profile(job.engine, spec, job.recorder(on_queries), _resume(job), judge)
@@ -54,7 +50,23 @@ def _prepare(uow: UnitOfWork, job: ClaimedJob, spec: FitSpec) -> None:
     The positions of the bank's queries follow those of the invented ones.
     """
     if not spec.config.own_queries and not content.load_queries(uow, job.claim):
-        content.save_queries(uow, job.claim, records_of(spec, ()))
+        content.save_queries(uow, job.claim, _query_rows(spec))
+
+
+def _query_rows(spec: FitSpec, own_queries: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """All queries of a fit for the database.
+
+    Args:
+        own_queries: all queries that the model invented, because the positions of the bank's queries follow theirs.
+    """
+    rows = []
+    for sample in make_samples(spec, own_queries):
+        phrases = spec.queries[sample.index] if sample.origin == "given" else FitQuery(sample.query)
+        rows.append({
+            "position": sample.index, "text": sample.query, "source": sample.origin, "split": sample.split,
+            "preferred": phrases.preferred, "dispreferred": phrases.dispreferred, "persona_group": sample.group,
+        })  # fmt: skip
+    return rows
 
 
 def _resume(job: ClaimedJob) -> list[TextChunk]:
@@ -100,8 +112,8 @@ def _version(job: ClaimedJob, fitted: FittedProfile) -> publishing.FittedVersion
         config=config.to_dict(),
         method=fitted.method,
         layers=fitted.layers,
-        edits=[stored_edit(plan) for plan in edits],
-        prefix=None if fitted.prefix is None else stored_prefix(fitted.prefix),
+        edits=[StoredEdit(plan.U.numpy(), plan.V.numpy(), plan.c.numpy()) for plan in edits],
+        prefix=None if fitted.prefix is None else fitted.prefix.to_dict(),
         steps=edits[0].steps if edits else None,
         positions=edits[0].positions if edits else "answer",
         lookup="neighbors" if fitted.neighbor_rows is not None else "groups" if fitted.looked_up else "none",
@@ -118,17 +130,3 @@ def _version(job: ClaimedJob, fitted: FittedProfile) -> publishing.FittedVersion
         embedding_layer=embedding_layer(job.loaded.facts.n_layers) if encodes else None,
         dropped=fitted.dropped,
     )
-
-
-def stored_edit(plan: EditPlan) -> StoredEdit:
-    """A plan's tables for the database."""
-
-    def table(value: Tensor) -> Any:
-        return value.numpy()
-
-    return StoredEdit(table(plan.U), table(plan.V), table(plan.c))
-
-
-def stored_prefix(prefix: Prefix) -> dict[str, Any]:
-    """A prefix for the database."""
-    return {"system": prefix.system, "examples": [list(example) for example in prefix.examples]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from alignez_core.errors import InvalidInput
 from alignez_core.spec.config import FitConfig
@@ -23,6 +25,11 @@ class Persona:
     preferred: str = "helpful"
     dispreferred: str = "malicious and useless"
     description: str | None = None
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, str | None] | None) -> Persona:
+        """The persona of a stored spec; a phrase that is None takes its default."""
+        return cls(**{name: text for name, text in (stored or {}).items() if text is not None})
 
 
 @dataclass(frozen=True)
@@ -80,3 +87,17 @@ class FitSpec:
             raise InvalidInput("queries", f"{given} given; at most {MAX_QUERIES} are possible")
         if not given and not self.bank:
             raise InvalidInput("queries", "none given and no bank to take them from")
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any], bank: Sequence[str] = ()) -> FitSpec:
+        """The spec of a version from its JSON form: persona, queries, pairs, fit.
+
+        Raises: InvalidInput: a setting of `fit` is unknown or malformed, or there are no queries.
+        """
+        return cls(
+            Persona.from_dict(stored["persona"]),
+            tuple(FitQuery(**query) for query in stored["queries"]),
+            tuple(GivenPair(**pair) for pair in stored["pairs"]),
+            tuple(bank),
+            FitConfig.from_dict(stored["fit"]),
+        )

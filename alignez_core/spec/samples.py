@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from alignez_core.spec.persona import FitSpec, Persona
 
 Split = Literal["fit", "tune", "held_out", "unused"]
-Origin = Literal["query", "pair", "model", "bank"]
+Origin = Literal["given", "pair", "invented", "bank"]
 
 #: Fewer given queries than this all go to the fit split, and the bank fills the other splits.
 SPLIT_FROM = 24
@@ -32,7 +32,7 @@ class Sample:
     index: int
     query: str
     persona: Persona
-    origin: Origin = "query"
+    origin: Origin = "given"
     given: tuple[str, str] | None = None
     group: int = 0
     split: Split = "fit"
@@ -55,9 +55,9 @@ def make_samples(spec: FitSpec, own_queries: Sequence[str] = ()) -> list[Sample]
 
 def _split(spec: FitSpec, own_queries: Sequence[str]) -> list[Sample]:
     texts: list[tuple[str, Persona, Origin, tuple[str, str] | None]] = []
-    texts += [(q.text, q.persona(spec.persona), "query", None) for q in spec.queries]
+    texts += [(q.text, q.persona(spec.persona), "given", None) for q in spec.queries]
     texts += [(p.query, spec.persona, "pair", (p.preferred, p.dispreferred)) for p in spec.pairs]
-    texts += [(q, spec.persona, "model", None) for q in own_queries]
+    texts += [(q, spec.persona, "invented", None) for q in own_queries]
     personas = list(dict.fromkeys(persona for _, persona, _, _ in texts)) or [spec.persona]
     given = [
         Sample(i, text, persona, origin, answers, personas.index(persona))
@@ -118,6 +118,15 @@ def fit_query_count(spec: FitSpec) -> int:
     """Size of the fit split of a spec: the upper bound of `neighbors`."""
     own = [f"\x00{i}" for i in range(spec.config.own_queries)]
     return len(of_split(make_samples(spec, own), "fit"))
+
+
+def complete_spec(stored: Mapping[str, Any], bank: Sequence[str] = ()) -> FitSpec:
+    """`FitSpec.from_dict`; a K that is left open is at most the number of fit queries."""
+    spec = FitSpec.from_dict(stored, bank)
+    if "neighbors" in stored["fit"]:
+        return spec
+    neighbors = max(1, min(spec.config.neighbors, fit_query_count(spec)))
+    return replace(spec, config=replace(spec.config, neighbors=neighbors))
 
 
 def _split_bank(bank: Sequence[Sample], answers: int, tune: int, held: int) -> list[Sample]:

@@ -90,13 +90,9 @@ def load_plans(active: ActiveProfile) -> Loaded:
     from alignez_core.editing import EditPlan
 
     edits = tuple(
-        EditPlan(active.layers, _tensor(e.u), _tensor(e.v), _tensor(e.c), active.steps, active.positions)
-        for e in active.edits
+        EditPlan.from_arrays(active.layers, e.u, e.v, e.c, active.steps, active.positions) for e in active.edits
     )
-    prefix = None
-    if active.prefix is not None:
-        examples = tuple((user, assistant) for user, assistant in active.prefix.get("examples") or ())
-        prefix = Prefix(active.prefix.get("system"), examples)
+    prefix = None if active.prefix is None else Prefix.from_dict(active.prefix)
     config = FitConfig.from_dict(active.config)
     return Loaded(config, active.method, active.layers, edits, active.lookup, prefix)
 

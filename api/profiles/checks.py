@@ -15,35 +15,41 @@ from alignez_core.prompts import (
     preference_prompt,
 )
 from alignez_core.spec.config import DEFAULT_CHARACTERISTICS_TOKENS, FitConfig, check_judge
-from alignez_core.spec.persona import FitQuery, FitSpec, GivenPair, Persona
-from alignez_core.spec.samples import fit_query_count
+from alignez_core.spec.persona import FitSpec, GivenPair, Persona
+from alignez_core.spec.samples import complete_spec, fit_query_count
 from api.http.errors import ApiError
 from api.services import Model, Services
+from profiles.spec import uses_bank
 
 #: Special tokens that a tokenizer adds to a text on its own, at most.
 _ADDED_TOKENS = 8
 _SIDES: tuple[Side, ...] = ("help", "harm")
+#: In place of the bank, which a process without the model does not have. The splits of given queries depend only on
+#: whether there is one.
+_SOME_BANK = ("",)
 
 
 def check_spec(services: Services, spec: Mapping[str, Any]) -> None:
     """Checks a complete spec (with what it takes over from the version before).
 
     Raises: ApiError: 422 naming the field: settings that the core's `FitConfig` refuses, an encoder or a judge that
-        this deployment does not offer, or, where this process holds the model, more neighbours than fit queries, or
-        a text over the model's context.
+        this deployment does not offer, more neighbours than fit queries, or a text over the model's context. A
+        process without the model leaves the number of the bank's queries and the lengths to the worker.
     """
+    model = services.model
     try:
-        config = FitConfig.from_dict(spec["fit"])
+        whole = complete_spec(spec, _SOME_BANK if model is None else model.query_bank)
     except InvalidInput as error:
         raise _refused(f"fit.{error.field}", str(error).removeprefix(f"{error.field}: ")) from error
+    config = whole.config
     offered = ("lm", *services.settings.query_encoders)
     if config.query_encoder not in offered:
         raise _refused("fit.query_encoder", f"{config.query_encoder!r} is not one of {', '.join(offered)}")
     check_offered(services, "fit.judge", config.judge)
-    if services.model is not None:  # elsewhere the worker reports the rest
-        whole = _core_spec(spec, config, services.model.query_bank)
-        _check_neighbors(whole, spec)
-        _check_lengths(services.model, whole)
+    if model is not None or not uses_bank(spec):
+        _check_neighbors(whole)
+    if model is not None:
+        _check_lengths(model, whole)
 
 
 def check_offered(services: Services, field: str, judge: str) -> None:
@@ -61,24 +67,8 @@ def _refused(field: str, message: str) -> ApiError:
     return ApiError(422, "invalid_spec", f"{field}: {message}", param=field)
 
 
-def _core_spec(spec: Mapping[str, Any], config: FitConfig, bank: tuple[str, ...]) -> FitSpec:
-    """The spec as the worker hands it to the fit."""
-    persona = {name: text for name, text in (spec["persona"] or {}).items() if text is not None}
-    return FitSpec(
-        Persona(**persona),
-        tuple(FitQuery(q["text"], q["preferred"], q["dispreferred"]) for q in spec["queries"]),
-        tuple(GivenPair(p["query"], p["preferred"], p["dispreferred"]) for p in spec["pairs"]),
-        bank,
-        config,
-    )
-
-
-def _check_neighbors(whole: FitSpec, spec: Mapping[str, Any]) -> None:
-    """An explicit K is at most the number of queries that are fitted on; a K left open adapts itself to it."""
-    asked = spec["fit"].get("neighbors")
-    if asked is None:
-        return
-    count = fit_query_count(whole)
+def _check_neighbors(whole: FitSpec) -> None:
+    asked, count = whole.config.neighbors, fit_query_count(whole)
     if asked > count:
         raise _refused(
             "fit.neighbors",

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from alignez_core.spec.limits import LIMITS, ContrastForm, EditRule, LayerRule, MethodName, Representation
 from api.http.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText, field_error
@@ -128,7 +128,17 @@ class FitBody(Body):
         return self.model_dump(exclude_unset=True)
 
 
-Queries = Annotated[list[QueryText | QueryBody], Field(max_length=QUERIES_LIMIT)]
+def _as_object(query: object) -> object:
+    """A plain string as a query without phrases of its own."""
+    if isinstance(query, str):
+        return {"text": query}
+    if not isinstance(query, dict):
+        raise ValueError("must be text or an object")
+    return query
+
+
+_Query = Annotated[QueryBody, BeforeValidator(_as_object, json_schema_input_type=QueryText | QueryBody)]
+Queries = Annotated[list[_Query], Field(max_length=QUERIES_LIMIT)]
 Pairs = Annotated[list[PairBody], Field(max_length=QUERIES_LIMIT)]
 
 
@@ -141,17 +151,9 @@ class SpecBody(Body):
     fit: FitBody | None = None
 
     def to_spec(self) -> dict[str, Any]:
-        """The parts that were given, as `request_fit` takes them."""
-        spec: dict[str, Any] = {}
-        if self.persona is not None:
-            spec["persona"] = self.persona.model_dump()
-        if self.queries is not None:
-            spec["queries"] = [q if isinstance(q, str) else q.model_dump() for q in self.queries]
-        if self.pairs is not None:
-            spec["pairs"] = [pair.model_dump() for pair in self.pairs]
-        if self.fit is not None:
-            spec["fit"] = self.fit.given()
-        return spec
+        """The spec as `request_fit` takes it; a part that was left out is None or missing."""
+        spec = self.model_dump(include={"persona", "queries", "pairs"})
+        return spec if self.fit is None else {**spec, "fit": self.fit.given()}
 
 
 class ProfileCreate(SpecBody):

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from profiles.models import ProfileVersion
-from profiles.service import StoredPair
+from profiles.fitting.content import PAIR_KINDS
+from profiles.models import FitQueryRow, ProfileVersion
 
 
 class VersionSummary(BaseModel):
@@ -87,9 +87,8 @@ class PairRead(BaseModel):
     dropped: str | None = Field(description="why the pair is not used, if it is not")
 
     @classmethod
-    def of(cls, stored: StoredPair) -> Self:
-        """The rows as a reply."""
-        query, pair = stored.query, stored.pair
+    def of(cls, query: FitQueryRow) -> Self:
+        """The row and its pair as a reply."""
         return cls(
             query_id=query.id,
             position=query.position,
@@ -97,11 +96,7 @@ class PairRead(BaseModel):
             source=query.source.value,
             preferred=query.preferred,
             dispreferred=query.dispreferred,
-            help_characteristics=pair.help_characteristics if pair else None,
-            harm_characteristics=pair.harm_characteristics if pair else None,
-            help_response=pair.help_response if pair else None,
-            harm_response=pair.harm_response if pair else None,
-            dropped=pair.dropped if pair else None,
+            **{name: getattr(query.pair, name, None) for name in (*PAIR_KINDS, "dropped")},
         )
 
 

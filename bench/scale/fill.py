@@ -27,7 +27,7 @@ HIDDEN_SIZE, LAYERS = 64, 4
 MODEL = f"fake:?n_layers={LAYERS}&hidden_size={HIDDEN_SIZE}"
 SPEC = {
     "persona": {"preferred": "cheerful", "dispreferred": "gloomy"},
-    "queries": [f"question number {i}" for i in range(QUERIES)],
+    "queries": [{"text": f"question number {i}"} for i in range(QUERIES)],
     "fit": {"method": "alignez", "neighbors": 5, "tune_queries": 0, "held_out_queries": 4, "answer_tokens": 16},
 }
 

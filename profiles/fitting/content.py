@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from typing import Any
 
 from profiles.errors import NotFound
 from profiles.fitting.claims import Claim, fenced, stop_if_cancelled
-from profiles.models import FitQueryRow, JobKind, QuerySource, QuerySplit
+from profiles.models import FitQueryRow, JobKind
 from profiles.repository.fits import StoredRows
 from profiles.text import storable
 from profiles.uow import UnitOfWork
@@ -17,24 +17,14 @@ from profiles.vectors import Vector
 PAIR_KINDS = ("help_characteristics", "harm_characteristics", "help_response", "harm_response")
 
 
-@dataclass(frozen=True)
-class QueryRecord:
-    """The columns of a `FitQueryRow` that a fit sets, by their names. Queries of a group have the same persona."""
+def save_queries(uow: UnitOfWork, claim: Claim, queries: Sequence[Mapping[str, Any]]) -> None:
+    """Stores queries, each given by columns of `FitQueryRow`; of an existing one, updates split and group only.
 
-    position: int
-    text: str
-    source: QuerySource
-    preferred: str | None = None
-    dispreferred: str | None = None
-    split: QuerySplit = QuerySplit.FIT
-    persona_group: int = 0
-
-
-def save_queries(uow: UnitOfWork, claim: Claim, queries: Sequence[QueryRecord]) -> None:
-    """Stores queries; of an existing one, updates split and group only. Raises: LeaseLost."""
+    Raises: LeaseLost.
+    """
     owner = {"tenant_id": claim.tenant_id, "version_id": claim.version_id}
     with fenced(uow, claim):
-        uow.repository.fits.add_queries([{**owner, **asdict(query), "text": storable(query.text)} for query in queries])
+        uow.repository.fits.add_queries([{**query, **owner, "text": storable(query["text"])} for query in queries])
 
 
 def load_queries(uow: UnitOfWork, claim: Claim) -> list[FitQueryRow]:

@@ -24,7 +24,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.orm import Mapped, deferred, mapped_column
+from sqlalchemy.orm import Mapped, deferred, mapped_column, relationship
 
 from profiles.models.base import Base, CreatedAt, PublicId, TenantId, state_column
 
@@ -71,6 +71,8 @@ class FitQueryRow(Base):
     embedding: Mapped[list[float] | None] = deferred(mapped_column(VECTOR()))
     #: (SKETCH_SIZE,) projection of the embedding, stored in line: yields candidates without reading the wide column.
     embedding_sketch: Mapped[list[float] | None] = deferred(mapped_column(VECTOR()))
+    #: Read-only, and loaded only by statements that ask for it.
+    pair: Mapped[PreferencePairRow | None] = relationship(viewonly=True, lazy="raise")
 
 
 def _same_version_as_query() -> ForeignKeyConstraint:

@@ -12,7 +12,7 @@ import numpy as np
 from psycopg.rows import TupleRow
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from profiles import vectors
 from profiles.models import Evaluation, FitQueryRow, PreferencePairRow, QueryRepresentations, QuerySplit, VersionEdit
@@ -140,12 +140,10 @@ class Fits:
         return [(row[0], row[1]) for row in self._session.execute(statement)]
 
     def query_page(self, version_id: UUID, cursor: str | None, limit: int) -> Page[FitQueryRow]:
+        """The queries with their pairs."""
         statement = select(FitQueryRow).where(FitQueryRow.version_id == version_id)
+        statement = statement.options(selectinload(FitQueryRow.pair))
         return fetch_page(self._session, statement, FitQueryRow.position, cursor, limit, newest_first=False)
-
-    def pairs_of(self, query_ids: Sequence[UUID]) -> dict[UUID, PreferencePairRow]:
-        statement = select(PreferencePairRow).where(PreferencePairRow.query_id.in_(query_ids))
-        return {row.query_id: row for row in self._session.scalars(statement)}
 
     # Vectors
 

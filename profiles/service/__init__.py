@@ -42,7 +42,6 @@ from profiles.service.lookup import (
 )
 from profiles.service.models import ModelFacts, list_base_models, register_base_model
 from profiles.service.profiles import (
-    StoredPair,
     all_profiles,
     archive_version,
     delete_profile,
@@ -57,7 +56,7 @@ from profiles.service.usage import UsageCount, record_usage, usage_since
 
 __all__ = [
     "DEFAULT_ALIAS", "ActiveProfile", "AssignedProfile", "Caller", "ModelFacts", "NearestGroups", "ResolvedVersion",
-    "StoredEdit", "StoredPair", "StoredResponse", "Unserved", "UsageCount", "all_profiles", "archive_version",
+    "StoredEdit", "StoredResponse", "Unserved", "UsageCount", "all_profiles", "archive_version",
     "assign_user", "audit_entries", "authenticate", "begin_idempotent", "cancel_job", "create_key", "create_tenant",
     "delete_profile", "ensure_tenant", "finish_idempotent", "get_assignment", "get_job", "get_profile", "get_version",
     "job_events", "list_aliases", "list_base_models", "list_jobs", "list_keys", "list_pairs", "list_profiles",

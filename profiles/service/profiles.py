@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import func
 
 from profiles.errors import Conflict, InvalidSpec, NameTaken, NotFound, StillAssigned, VersionNotReady
-from profiles.models import FitQueryRow, JobStatus, PreferencePairRow, Profile, ProfileVersion, VersionState
+from profiles.models import FitQueryRow, JobStatus, Profile, ProfileVersion, VersionState
 from profiles.paging import Page
 from profiles.service.keys import Caller
 from profiles.spec import DESCRIPTION_LIMIT, check_name, check_text, parse_id
 from profiles.text import storable, unstorable
 from profiles.uow import UnitOfWork
-
-
-@dataclass(frozen=True)
-class StoredPair:
-    """One fit query and its texts (None: not finished, or not made)."""
-
-    query: FitQueryRow
-    pair: PreferencePairRow | None
 
 
 def list_profiles(uow: UnitOfWork, caller: Caller, cursor: str | None = None, limit: int = 50) -> Page[Profile]:
@@ -141,12 +132,10 @@ def not_ready(uow: UnitOfWork, profile: str, number: int, version_id: UUID, stat
 
 def list_pairs(
     uow: UnitOfWork, caller: Caller, profile: UUID | str, number: int, cursor: str | None = None, limit: int = 50
-) -> Page[StoredPair]:
+) -> Page[FitQueryRow]:
     """A version's fit queries by position, with their pairs. Raises: NotFound."""
     version = get_version(uow, caller, profile, number)
-    page = uow.repository.fits.query_page(version.id, cursor, limit)
-    pairs = uow.repository.fits.pairs_of([query.id for query in page.rows])
-    return Page([StoredPair(query, pairs.get(query.id)) for query in page.rows], page.next)
+    return uow.repository.fits.query_page(version.id, cursor, limit)
 
 
 def parse_number(text: str) -> int:

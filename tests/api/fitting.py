@@ -20,7 +20,7 @@ from alignez_core.methods.directions import fit_directions
 from alignez_core.prompts import Prefix, persona_prompt, persona_text
 from alignez_core.readings import Readings
 from alignez_core.spec.config import FitConfig
-from alignez_core.spec.persona import FitQuery, FitSpec, GivenPair, Persona
+from alignez_core.spec.persona import FitSpec
 from alignez_core.spec.samples import Sample, make_samples, of_split
 from profiles.models import (
     Evaluation,
@@ -28,8 +28,6 @@ from profiles.models import (
     JobStatus,
     Profile,
     ProfileVersion,
-    QuerySource,
-    QuerySplit,
     VersionState,
 )
 from profiles.service import StoredEdit
@@ -40,12 +38,6 @@ from tests.reports import make_report
 QUERIES = [f"What is a good way to {what}?" for what in ("cook", "sleep", "run", "read", "save", "rest", "sing", "sew")]
 LAYERS = (1, 3)
 WEAK = "net win over the bare model is +0.03 on 8 held-out queries, +0.20 is needed"
-_SOURCES = {
-    "query": QuerySource.GIVEN,
-    "pair": QuerySource.PAIR,
-    "model": QuerySource.INVENTED,
-    "bank": QuerySource.BANK,
-}
 
 Quality = Literal["good", "weak"]
 
@@ -113,15 +105,8 @@ def end_job(sessions: SessionFactory, job_id: UUID, status: JobStatus, code: str
 
 
 def _spec(stored: Mapping[str, Any]) -> FitSpec:
-    persona = {k: v for k, v in (stored["persona"] or {}).items() if v is not None}
     settings = {"neighbors": 3, "tune_queries": 0, "held_out_queries": 0, **stored["fit"]}
-    return FitSpec(
-        Persona(**persona),
-        tuple(FitQuery(q["text"], q["preferred"], q["dispreferred"]) for q in stored["queries"]),
-        tuple(GivenPair(p["query"], p["preferred"], p["dispreferred"]) for p in stored["pairs"]),
-        tuple(QUERIES),
-        FitConfig.from_dict(settings),
-    )
+    return FitSpec.from_dict({**stored, "fit": settings}, QUERIES)
 
 
 def _made(
@@ -184,8 +169,7 @@ def _publish(uow: UnitOfWork, version: ProfileVersion, fitted: FittedProfile, ju
     version.layers = list(fitted.layers)
     version.steps = fitted.edits[0].steps if fitted.edits else None
     version.lookup = "neighbors" if fitted.neighbor_rows is not None else "groups" if len(fitted.edits) > 1 else "none"
-    if fitted.prefix is not None:
-        version.prefix = {"system": fitted.prefix.system, "examples": [list(e) for e in fitted.prefix.examples]}
+    version.prefix = None if fitted.prefix is None else fitted.prefix.to_dict()
     version.diagnostics = fitted.diagnostics
     version.quality = fitted.quality
     version.quality_reasons = list(fitted.quality_reasons)
@@ -208,8 +192,8 @@ def _query_row(sample: Sample) -> dict[str, Any]:
     return {
         "position": sample.index,
         "text": sample.query,
-        "source": _SOURCES[sample.origin],
-        "split": QuerySplit(sample.split),
+        "source": sample.origin,
+        "split": sample.split,
         "persona_group": sample.group,
     }
 

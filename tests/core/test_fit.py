@@ -243,7 +243,7 @@ def test_invented_queries_come_after_the_given_ones(nano_engine: TransformersEng
     fitted, events = fit(nano_engine, own)
     kinds = [chunk.kind for chunk in chunks_of(events)]
     assert kinds[0] == "queries"
-    assert [s.origin for s in fitted.samples[6:]] == ["model"] * len(fitted.samples[6:])
+    assert [s.origin for s in fitted.samples[6:]] == ["invented"] * len(fitted.samples[6:])
     resumed, _ = fit(nano_engine, own, chunks_of(events)[:1])
     assert resumed.sha256 == fitted.sha256
 

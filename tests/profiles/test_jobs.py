@@ -15,7 +15,6 @@ from profiles.errors import JobCancelled, JobFinished, LeaseLost
 from profiles.fitting import claims as jobs
 from profiles.fitting.claims import Claim
 from profiles.fitting.content import (
-    QueryRecord,
     load_queries,
     load_texts,
     save_embeddings,
@@ -29,7 +28,6 @@ from profiles.models import (
     Job,
     JobStatus,
     OutboxMessage,
-    QuerySource,
     VersionState,
 )
 from profiles.repository import Repository
@@ -41,7 +39,7 @@ from profiles.service import (
     list_jobs,
 )
 from profiles.uow import SessionFactory, UnitOfWork
-from tests.factories import Factory, fitted, make_content, publish_content, save_content
+from tests.factories import Factory, fitted, make_content, publish_content, query_row, save_content
 
 EXPIRED = -1.0  #: a lease that ends before it begins
 
@@ -146,7 +144,7 @@ class TestLease:
         [
             lambda uow, claim: jobs.heartbeat(uow, claim, 60.0),
             lambda uow, claim: jobs.bind_model(uow, claim, Factory(uow).base_model()),
-            lambda uow, claim: save_queries(uow, claim, [QueryRecord(99, "late", QuerySource.GIVEN)]),
+            lambda uow, claim: save_queries(uow, claim, [query_row(99)]),
             lambda uow, claim: save_texts(uow, claim, "help_response", {0: "late"}),
             lambda uow, claim: save_texts(uow, claim, "bare/alone", {0: "late"}),
             lambda uow, claim: save_embeddings(uow, claim, [0], make_content(seed=9).embeddings[:1]),

@@ -11,7 +11,6 @@ from sqlalchemy import func, select, update
 from profiles.errors import Conflict, JobCancelled, ModelConflict, NotFound
 from profiles.fitting import claims as jobs
 from profiles.fitting.content import (
-    QueryRecord,
     load_queries,
     load_texts,
     save_queries,
@@ -35,7 +34,7 @@ from profiles.service import (
     usage_since,
 )
 from profiles.uow import UnitOfWork
-from tests.factories import REPORT, Factory, fitted, make_content, save_content
+from tests.factories import REPORT, Factory, fitted, make_content, query_row, save_content
 
 EXPIRED = -1.0  #: a lease that ends before it begins
 
@@ -93,7 +92,7 @@ class TestTexts:
 
     def test_a_position_keeps_its_first_query_and_gets_its_split(self, uow: UnitOfWork, make: Factory) -> None:
         claim = self.with_queries(uow, make, 2)
-        late = QueryRecord(1, "another", QuerySource.INVENTED, split=QuerySplit.TUNE, persona_group=3)
+        late = query_row(1, text="another", source=QuerySource.INVENTED, split=QuerySplit.TUNE, persona_group=3)
         save_queries(uow, claim, [late])
         first, second = load_queries(uow, claim)
         assert (first.text, second.text) == ("query 0", "query 1")
@@ -116,7 +115,7 @@ class TestTexts:
     @staticmethod
     def with_queries(uow: UnitOfWork, make: Factory, count: int, lease_s: float = 60.0) -> jobs.Claim:
         claim = make.claimed(make.fit(make.caller()), lease_s)
-        save_queries(uow, claim, [QueryRecord(i, f"query {i}", QuerySource.GIVEN) for i in range(count)])
+        save_queries(uow, claim, [query_row(i) for i in range(count)])
         return claim
 
 
@@ -186,7 +185,7 @@ class TestPublish:
         claim = make.claimed(request)
         jobs.bind_model(uow, claim, make.base_model())
         save_content(uow, claim, make_content())
-        save_queries(uow, claim, [QueryRecord(12, "too long", QuerySource.GIVEN)])
+        save_queries(uow, claim, [query_row(12)])
         publish(uow, claim, fitted(make_content(), dropped={12: "no room"}))
         pairs = dict(uow.repository.fits.pairs(request.version.id))
         assert pairs[12].dropped == "no room"

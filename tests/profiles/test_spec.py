@@ -10,10 +10,7 @@ import pytest
 
 from profiles.errors import InvalidSpec
 from profiles.spec import (
-    ANSWER_LIMIT,
-    DESCRIPTION_LIMIT,
     NAME_LIMIT,
-    PHRASE_LIMIT,
     QUERIES_LIMIT,
     TEXT_LIMIT,
     TOTAL_LIMIT,
@@ -21,7 +18,6 @@ from profiles.spec import (
     check_end_user,
     check_layers,
     check_name,
-    check_neighbors,
     check_text,
     normal_spec,
     parse_id,
@@ -43,36 +39,10 @@ def refusal(act: Callable[[], object]) -> InvalidSpec:
     [
         ({}, "persona", "a persona, queries or pairs are needed"),
         ({"persona": None, "queries": [], "pairs": None}, "persona", "needed"),
-        ({"persona": PERSONA, "colour": "blue"}, "colour", "not part of a spec"),
-        ({"persona": "cheerful"}, "persona", "an object"),
-        ({"persona": {**PERSONA, "tone": "x"}}, "persona.tone", "not part of a persona"),
-        ({"persona": {"preferred": ""}}, "persona.preferred", "empty"),
-        ({"persona": {"preferred": " \n"}}, "persona.preferred", "empty"),
-        ({"persona": {"preferred": 5}}, "persona.preferred", "text"),
-        ({"persona": {"preferred": "a\x00b"}}, "persona.preferred", "NUL"),
-        ({"persona": {"preferred": "\ud800"}}, "persona.preferred", "Unicode"),
-        ({"persona": {"preferred": "x" * (PHRASE_LIMIT + 1)}}, "persona.preferred", str(PHRASE_LIMIT)),
-        ({"persona": {"dispreferred": "x" * (PHRASE_LIMIT + 1)}}, "persona.dispreferred", str(PHRASE_LIMIT)),
-        ({"persona": {"description": "x" * (DESCRIPTION_LIMIT + 1)}}, "persona.description", str(DESCRIPTION_LIMIT)),
-        ({"queries": "one"}, "queries", "a list"),
-        ({"queries": {"text": "one"}}, "queries", "a list"),
-        ({"queries": ["q"] * (QUERIES_LIMIT + 1)}, "queries", str(QUERIES_LIMIT)),
-        ({"queries": ["ok", ""]}, "queries.1.text", "empty"),
-        ({"queries": ["ok", 5]}, "queries.1", "text or an object"),
-        ({"queries": [{}]}, "queries.0.text", "text"),
-        ({"queries": ["x" * (TEXT_LIMIT + 1)]}, "queries.0.text", str(TEXT_LIMIT)),
-        ({"queries": [{"text": "q", "preferred": "x" * (PHRASE_LIMIT + 1)}]}, "queries.0.preferred", str(PHRASE_LIMIT)),
-        ({"queries": [{"text": "q", "dispreferred": ""}]}, "queries.0.dispreferred", "empty"),
-        ({"pairs": ["one"]}, "pairs.0", "an object"),
-        ({"pairs": [{"query": "q", "preferred": "p"}]}, "pairs.0.dispreferred", "text"),
-        ({"pairs": [{**PAIR, "query": "x" * (TEXT_LIMIT + 1)}]}, "pairs.0.query", str(TEXT_LIMIT)),
-        ({"pairs": [PAIR, {**PAIR, "preferred": "x" * (ANSWER_LIMIT + 1)}]}, "pairs.1.preferred", str(ANSWER_LIMIT)),
-        ({"queries": ["q"] * QUERIES_LIMIT, "pairs": [PAIR]}, "queries", "2000 queries and 1 pairs"),
-        ({"queries": ["x" * TEXT_LIMIT] * (TOTAL_LIMIT // TEXT_LIMIT + 1)}, "queries", str(TOTAL_LIMIT)),
-        ({"queries": ["a", "b"], "fit": {"neighbors": 3}}, "fit.neighbors", "neighbors=3 is more than the 2"),
-        ({"queries": ["a"], "pairs": [PAIR], "fit": {"neighbors": 4, "own_queries": 1}}, "fit.neighbors", "the 3"),
+        ({"queries": [{"text": "q"}] * QUERIES_LIMIT, "pairs": [PAIR]}, "queries", "2000 queries and 1 pairs"),
+        ({"queries": [{"text": "x" * TEXT_LIMIT}] * (TOTAL_LIMIT // TEXT_LIMIT + 1)}, "queries", str(TOTAL_LIMIT)),
     ],
-)  # fmt: skip
+)
 def test_a_bad_spec_is_refused_by_field_and_limit(spec: dict[str, Any], field: str, says: str) -> None:
     error = refusal(lambda: normal_spec(spec))
     assert error.field == field
@@ -80,36 +50,22 @@ def test_a_bad_spec_is_refused_by_field_and_limit(spec: dict[str, Any], field: s
 
 
 def test_the_normal_form_has_every_field() -> None:
-    assert normal_spec({"queries": ["One?", {"text": "Two?", "preferred": "formal"}], "pairs": [PAIR]}) == {
-        "persona": None,
-        "queries": [
-            {"text": "One?", "preferred": None, "dispreferred": None},
-            {"text": "Two?", "preferred": "formal", "dispreferred": None},
-        ],
-        "pairs": [PAIR],
-        "fit": {},
-    }
-    assert normal_spec({"persona": {"preferred": "kind"}})["persona"] == {
-        "description": None,
-        "preferred": "kind",
-        "dispreferred": None,
-    }
-
-
-def test_texts_just_within_their_limits_are_stored() -> None:
-    phrases = {"preferred": "x" * PHRASE_LIMIT, "dispreferred": "x" * PHRASE_LIMIT}
-    answers = {"preferred": "x" * ANSWER_LIMIT, "dispreferred": "x" * ANSWER_LIMIT}
-    spec = {
-        "persona": {"description": "x" * DESCRIPTION_LIMIT, **phrases},
-        "queries": [{"text": "x" * TEXT_LIMIT, **phrases}],
-        "pairs": [{"query": "x" * TEXT_LIMIT, **answers}],
-    }
-    assert normal_spec(spec) == {**spec, "fit": {}}
+    queries = [{"text": "One?"}]
+    assert normal_spec({"queries": queries, "pairs": None}) == {
+        "persona": None, "queries": queries, "pairs": [], "fit": {},
+    }  # fmt: skip
+    assert normal_spec({"persona": PERSONA, "pairs": [PAIR], "fit": None}) == {
+        "persona": PERSONA, "queries": [], "pairs": [PAIR], "fit": {},
+    }  # fmt: skip
 
 
 class TestParent:
     PARENT = normal_spec(
-        {"persona": PERSONA, "queries": ["a", "b"], "fit": {"method": "alignez", "neighbors": 2, "steps": 3}}
+        {
+            "persona": PERSONA,
+            "queries": [{"text": "a"}, {"text": "b"}],
+            "fit": {"method": "alignez", "neighbors": 2, "steps": 3},
+        }
     )
 
     def test_what_is_not_given_is_taken_over(self) -> None:
@@ -118,7 +74,7 @@ class TestParent:
 
     def test_a_field_is_replaced_as_a_whole_and_the_fit_setting_by_setting(self) -> None:
         made = normal_spec({"persona": {"preferred": "kind"}, "fit": {"strength": 0.5}}, self.PARENT)
-        assert made["persona"] == {"description": None, "preferred": "kind", "dispreferred": None}
+        assert made["persona"] == {"preferred": "kind"}
         assert made["queries"] == self.PARENT["queries"]
         assert made["fit"] == {"method": "alignez", "neighbors": 2, "steps": 3, "strength": 0.5}
 
@@ -126,29 +82,14 @@ class TestParent:
         made = normal_spec({"fit": {"method": None, "neighbors": None, "steps": None, "seed": None}}, self.PARENT)
         assert made["fit"] == {"steps": None}  # the method changed, so its settings went
 
-    def test_fewer_queries_than_an_explicit_k_are_refused_and_an_open_k_adapts(self) -> None:
-        assert refusal(lambda: normal_spec({"queries": ["a"]}, self.PARENT)).field == "fit.neighbors"
-        assert normal_spec({"queries": ["a"], "fit": {"neighbors": None}}, self.PARENT)["queries"][0]["text"] == "a"
-
     def test_settings_of_another_method_are_not_taken_over(self) -> None:
         assert normal_spec({"fit": {"method": "distill", "seed": 5}}, self.PARENT)["fit"] == {
             "method": "distill", "seed": 5,
         }  # fmt: skip
         assert normal_spec({"fit": {"method": "alignez", "seed": 5}}, self.PARENT)["fit"]["steps"] == 3
-        by_default = normal_spec({"queries": ["a"], "fit": {"contrast": 2.0}})
+        by_default = normal_spec({"queries": [{"text": "a"}], "fit": {"contrast": 2.0}})
         assert normal_spec({"fit": {"method": "auto"}}, by_default)["fit"] == {"contrast": 2.0, "method": "auto"}
         assert normal_spec({"fit": {"method": "prompt"}}, by_default)["fit"] == {"method": "prompt"}
-
-
-class TestNeighbors:
-    def spec(self, **fit: Any) -> dict[str, Any]:
-        return normal_spec({"persona": PERSONA, "fit": fit})
-
-    def test_on_the_bank_only_the_core_knows_how_many_there_are(self) -> None:
-        check_neighbors(self.spec(neighbors=2000))
-
-    def test_queries_that_the_model_invents_count_too(self) -> None:
-        check_neighbors(normal_spec({"queries": ["a"], "fit": {"neighbors": 3, "own_queries": 2}}))
 
 
 @pytest.mark.parametrize(

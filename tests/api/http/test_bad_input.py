@@ -134,12 +134,20 @@ def test_malformed_fit_settings(tenant: Tenant, fit: dict[str, Any], named: tupl
     assert all(part in error["message"] + str(error["details"]) for part in named), error
 
 
-def test_more_neighbours_than_queries_names_both(tenant: Tenant) -> None:
-    reply = create(tenant, queries=["one", "two", "three"], fit={"neighbors": 4})
-    assert reply.status_code == 422
-    message = reply.json()["error"]["message"]
-    assert "neighbors=4" in message
-    assert "3 fit queries" in message
+@pytest.mark.parametrize("role", ["all", "control"])
+def test_more_neighbours_than_queries_names_both(tenant: Tenant, make_app: Any, role: str) -> None:
+    pair = {"query": "Tea?", "preferred": "Yes!", "dispreferred": "No."}
+    body: dict[str, Any] = {"name": "p", "queries": ["one", "two", "three"], "pairs": [pair]}
+
+    def status(client: TestClient, **fit: int) -> tuple[int, str]:
+        reply = client.post("/v1/profiles", json={**body, "fit": fit}, headers=tenant.headers)
+        return reply.status_code, reply.json().get("error", {}).get("message", "")
+
+    with TestClient(make_app(role=role)) as client:
+        code, message = status(client, neighbors=6, own_queries=1)
+        assert code == 422
+        assert "neighbors=6 is more than the 5 fit queries" in message
+        assert status(client, neighbors=5, own_queries=1)[0] == 202
 
 
 def test_queries_that_are_kept_for_choice_and_proof_are_no_neighbours(tenant: Tenant) -> None:

@@ -86,7 +86,7 @@ def test_prompts(tenant: Tenant, prompt: object, field: str, message: str) -> No
     [
         ({"queries": ["a", {"text": "x", "preferred": "y" * 201}]}, "queries.1.preferred", "at most 200 characters"),
         ({"queries": ["a", {"txt": "x"}]}, "queries.1.text", "required"),
-        ({"queries": ["a", 5]}, "queries.1", "valid string or"),
+        ({"queries": ["a", 5]}, "queries.1", "text or an object"),
         ({"queries": [""]}, "queries.0", "at least 1 character"),
         ({"fit": {"layers": []}}, "fit.layers", "at least 1 item"),
         ({"fit": {"layers": "most"}}, "fit.layers", "'all'"),

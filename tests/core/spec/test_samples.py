@@ -52,7 +52,7 @@ def test_every_sample_is_in_one_split_and_nothing_is_judged_on_what_was_fitted(s
 
     given_count = len(spec.queries) + len(spec.pairs) + len(invented)
     origins = [s.origin for s in samples[:given_count]]
-    assert origins == ["query"] * len(spec.queries) + ["pair"] * len(spec.pairs) + ["model"] * len(invented)
+    assert origins == ["given"] * len(spec.queries) + ["pair"] * len(spec.pairs) + ["invented"] * len(invented)
     assert all(s.origin == "bank" for s in samples[given_count:])
     assert not {s.query.casefold() for s in samples[:given_count]} & {s.query.casefold() for s in samples[given_count:]}
     # Groups number the personas in order of appearance.
