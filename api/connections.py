@@ -1,4 +1,4 @@
-"""Bounds on what one connection may cost: time for headers and bodies, time unread, and how many there are."""
+"""Limits per connection and process: time for headers, bodies and unread answers, and the number of connections."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def limited_protocol(limits: ConnectionLimits) -> type[H11Protocol]:
 
 class _LimitedProtocol(H11Protocol):
     _limits: ConnectionLimits
-    #: What the connection waits for now, and in which request; the deadline is that of this wait.
+    #: The current wait's limit in seconds, and its request; `_deadline` belongs to this wait.
     _wait: tuple[float, RequestResponseCycle | None] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None

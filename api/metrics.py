@@ -86,7 +86,7 @@ class Metrics:
         self.engine_ready = Gauge("alignez_engine_ready", "1 when the model is loaded.", registry=r)
 
     def watch(self, engine: object) -> None:
-        """Tells of this engine from now on, in place of the one before."""
+        """Exports this engine's metrics, in place of the previous one's."""
         if self._engine is not None:
             self.registry.unregister(self._engine)
         self._engine = EngineCollector(engine)
@@ -110,28 +110,26 @@ class Slotted(Protocol):
 
 
 class EngineCollector(Collector):
-    """Asks the engine at each scrape. An engine that does not say something has no such metric."""
+    """Reads the engine at each scrape; metrics that it lacks are omitted."""
 
     def __init__(self, engine: object) -> None:
         self._engine = engine
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: names are not reserved, for which the engine would have to be asked."""
+        """Describes nothing, because that would need the engine."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
         engine = self._engine
         if isinstance(engine, Loaded):
             load = engine.load_now
-            yield GaugeMetricFamily("alignez_engine_running", "Rows in the engine's batch.", load.running)
-            yield GaugeMetricFamily("alignez_engine_waiting", "Requests that wait for a row.", load.waiting)
-            yield GaugeMetricFamily("alignez_engine_max_running", "Rows that fit into the batch.", load.max_slots)
+            yield GaugeMetricFamily("alignez_engine_running", "Running requests.", load.running)
+            yield GaugeMetricFamily("alignez_engine_waiting", "Waiting requests.", load.waiting)
+            yield GaugeMetricFamily("alignez_engine_max_running", "Capacity of the batch in requests.", load.max_slots)
         if isinstance(engine, Slotted):
             slots = engine.slot_counts
             yield GaugeMetricFamily("alignez_plan_slots_live", "Slots whose plan is in use.", slots.live)
             yield GaugeMetricFamily("alignez_plan_slots_waiting", "Requests that wait for a slot.", slots.waiting)
             yield CounterMetricFamily("alignez_plan_slot_hits", "Requests whose plan was in a slot.", slots.hits)
             yield CounterMetricFamily("alignez_plan_slot_loads", "Plans written into a slot.", slots.loads)
-            yield CounterMetricFamily(
-                "alignez_plan_slot_evictions", "Plans thrown out of their slot for another.", slots.evictions
-            )
+            yield CounterMetricFamily("alignez_plan_slot_evictions", "Plans evicted from their slot.", slots.evictions)

@@ -69,15 +69,15 @@ _MEANINGS = {
     400: "Malformed, unsupported, or over the model's context",
     401: "No valid key",
     403: "The key's role may not do this",
-    404: "Unknown, or somebody else's",
-    405: "No such method here",
-    409: "Contradicts the present state",
+    404: "Not found, or owned by another tenant",
+    405: "Method not allowed",
+    409: "Conflicts with the current state",
     413: "Body too large",
     415: "The body is not declared as JSON",
     422: "Malformed: names the field and its limit",
     429: "Over quota, or the queue is full; see Retry-After",
     500: "The server failed",
-    503: "Database, broker or model away; see Retry-After",
+    503: "Database, broker or model unavailable; see Retry-After",
 }
 
 

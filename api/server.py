@@ -28,12 +28,12 @@ _LAST_BYTES_S = 5
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which tells the app when it begins to end: only then can event streams let go.
+    """uvicorn's server with a graceful shutdown.
 
-    For the settings' `drain_delay_s` it goes on serving then, while `/ready` says 503 and each answer closes its
-    connection. Once no connection is taken any more, running requests have the settings' `drain_s`. Then the engine is
-    closed: whole answers become a 503, and streams end with an error event. uvicorn by itself would cancel their tasks,
-    which a client cannot tell from a broken connection.
+    At a signal it tells the app, so that event streams end, and serves on for `drain_delay_s`, while `/ready` answers
+    503 and each answer closes its connection. Then it accepts no connection, waits up to `drain_s` for running requests
+    and closes the engine: whole answers become a 503, and streams end with an error event. uvicorn alone would cancel
+    their tasks, which a client cannot tell from a broken connection.
     """
 
     def __init__(self, config: uvicorn.Config, services: Services) -> None:
@@ -86,8 +86,7 @@ def server_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
         # Longer than load balancers keep a connection: who closes first must not be the server.
         timeout_keep_alive=75,
         loop="auto",  # uvloop where it is: what one turn of the loop writes to a connection is one system call
-        # h11 and not httptools, which knows no limit on the headers' size. Long prompts come in one body, and the limit
-        # on that is ours.
+        # h11, because httptools does not limit the size of headers. The limit on bodies is ours.
         http=limited_protocol(
             ConnectionLimits(settings.header_timeout_s, settings.body_timeout_s, settings.max_connections)
         ),

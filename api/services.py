@@ -33,7 +33,7 @@ class Model:
     name: str
     served: Served
     personaliser: Personaliser
-    #: What a worker with this model fits a persona on that brings no queries.
+    #: Queries for fits that bring none of their own.
     query_bank: tuple[str, ...]
 
 
@@ -51,11 +51,11 @@ class Services:
     usage: UsageMeter
     tracing: Tracing = field(default_factory=Tracing)
     model: Model | None = None
-    #: Why there is no model, or none any more, for `/ready`.
+    #: Reason why no model is loaded, for `/ready`.
     model_error: str | None = None
     #: Where Prometheus finds this process, when it has a port.
     metrics_port: int | None = None
-    #: Whether the base model's row exists, so that profiles can name it.
+    #: True if the base model's row exists, so that profiles can name it.
     registered: bool = False
     #: The last check of each part behind `/ready`.
     probes: dict[str, asyncio.Task[None]] = field(default_factory=dict)

@@ -34,7 +34,7 @@ class SamplingDefaults:
 
     @classmethod
     def of(cls, generation: object) -> SamplingDefaults:
-        """From a `transformers.GenerationConfig` or None; a value that is absent or out of range counts for nothing."""
+        """From a `transformers.GenerationConfig` or None; missing and out-of-range values are ignored."""
         fallback = cls()
         temperature, top_p, top_k = (getattr(generation, name, None) for name in ("temperature", "top_p", "top_k"))
         return cls(
@@ -133,7 +133,7 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_tokens: int = 0
-    #: Tokens of the prompt whose keys and values an engine had from earlier requests; they change nothing.
+    #: Prompt tokens found in a prefix cache; the answer does not depend on them.
     cached_tokens: int = field(default=0, compare=False)
 
 
@@ -202,7 +202,7 @@ class BlockStates:
 
 
 class BlockPass(Protocol):
-    """A forward pass over prompts with given answers that halts after the blocks it is asked for.
+    """A forward pass over prompts with given answers that pauses after chosen blocks.
 
     T counts the positions of all requests together, in request order: of each, those that predict its answer's
     tokens, the last prompt token first.
@@ -234,11 +234,11 @@ class BlockPass(Protocol):
         ...
 
     def logits(self) -> Tensor:
-        """Goes on to the end; (T, vocabulary) float32. Not of a pass that has forked."""
+        """Runs the remaining blocks; (T, vocabulary) float32. Not allowed after `fork`."""
         ...
 
     def close(self) -> None:
-        """Ends the pass where it stands and frees its memory. Safe to call twice."""
+        """Aborts the pass and frees its memory. Safe to call twice."""
         ...
 
 

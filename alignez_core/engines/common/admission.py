@@ -49,7 +49,7 @@ class _Line(Generic[W]):
     """The requests of one group, first come first served.
 
     Attributes:
-        overtaken: requests of other groups let in since the first of this line had its turn and no room.
+        overtaken: requests of other groups admitted since this line's first had its turn but did not fit.
     """
 
     rows: deque[W] = field(default_factory=deque)
@@ -94,7 +94,7 @@ class FairQueue(Generic[W]):
             room: cache tokens that are free; None: no end of them.
             longest: tokens that a prompt may have now; None: any number. A longer one keeps its turn.
         """
-        # Stable, so that among equals the order of turns stays.
+        # A stable sort: equal groups keep their order of turns.
         self._lines = dict(sorted(self._lines.items(), key=lambda item: running.get(item[0], 0)))
         lines: Iterable[_Line[W]] = self._lines.values()
         if room is not None:

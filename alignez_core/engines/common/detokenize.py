@@ -1,6 +1,6 @@
-"""Token ids to text while they arrive: no half characters, and nothing of a stop string.
+"""Incremental decoding of token ids, which withholds incomplete characters and possible beginnings of stop strings.
 
-The pieces of `IncrementalText` joined are the text of the whole; `full_text` gives the same in one go.
+The pieces of an `IncrementalText`, joined, equal the whole text, which `full_text` decodes at once.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class IncrementalText:
         return text[: len(text) - held]
 
     def _possible_stop(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
+        """Length of the longest suffix of `text` that is a prefix of a stop string."""
         for length in range(min(self._longest_stop - 1, len(text)), 0, -1):
             end = text[-length:]
             if any(stop.startswith(end) for stop in self._stop):

@@ -1,4 +1,4 @@
-"""Loads a causal language model and its tokenizer from a directory or a hub id, or says in one line what is wrong."""
+"""Loads a causal language model and its tokenizer from a directory or a hub id; errors are one line."""
 
 from __future__ import annotations
 

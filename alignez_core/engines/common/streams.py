@@ -207,7 +207,7 @@ def _wake(waiters: Iterable[Waiter | None]) -> None:
         if waiter is not None:
             by_loop.setdefault(waiter[0], []).append(waiter[1])
     for loop, futures in by_loop.items():
-        # A loop that was closed while its stream ran has nobody left to wake.
+        # A loop that was closed while its stream ran has nothing left to wake.
         if not loop.is_closed():
             try:
                 loop.call_soon_threadsafe(_resolve, futures)

@@ -291,7 +291,7 @@ def _token_id(piece: str) -> int:
 
 
 def _held_back(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that a stop string begins with."""
+    """Length of the longest suffix of `text` that is a prefix of a stop string."""
     longest = max((len(stop) - 1 for stop in stops), default=0)
     return next((n for n in range(min(longest, len(text)), 0, -1) if text.endswith(tuple(s[:n] for s in stops))), 0)
 

@@ -1,6 +1,6 @@
-"""`TransformersEngine` in a process of its own: `engine` is the half that callers hold, `child` that with the model.
+"""`TransformersEngine` in a child process: `engine` runs in the caller's process, `child` holds the model.
 
-An event loop and a model in one interpreter take the interpreter's lock from each other at every operation that a step
-dispatches: a server of 64 streams then costs the engine a quarter of its speed. vLLM keeps its engine apart for the
-same reason. A crash of the model's process (out of memory, a driver) also leaves the server able to say so.
+In one interpreter, the event loop and the model compete for the GIL, which costs a quarter of the throughput at 64
+streams. vLLM separates its engine for the same reason. If the child crashes (out of memory, a driver), the server keeps
+running and reports it.
 """

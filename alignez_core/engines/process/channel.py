@@ -1,7 +1,7 @@
-"""Messages between the two halves, in order, each a picklable value; both ends are the same program's.
+"""Ordered messages between both processes, each a picklable value; both ends run the same program.
 
-A message is put from any thread, by a garbage collector's finaliser too, and never waits for the other side: a thread
-of the channel writes what has gathered since its last write as one block. So a step of 64 rows is one block, not 64.
+Any thread, or a finaliser of the garbage collector, may queue a message without blocking. A writer thread sends
+everything queued since its last write as one block, so that a step of 64 requests is one block, not 64.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Channel:
         self._sender.start()
 
     def send(self, message: object) -> None:
-        """Queues a message. When the other side is gone it goes nowhere; `receive` tells."""
+        """Queues a message; it is dropped silently if the other side is gone, which `receive` reports."""
         self._outgoing.put(message)
 
     def receive(self) -> list[Any] | None:
@@ -56,7 +56,7 @@ class Channel:
         return block
 
     def close(self) -> None:
-        """Writes what is queued and hangs up. Not to be called while another thread is in `receive`."""
+        """Flushes the queue and closes the connection. Not to be called while another thread is in `receive`."""
         self._outgoing.put(_HANG_UP)
         self._sender.join()
         self._connection.close()
@@ -104,7 +104,7 @@ class PlanOnTheWire(NamedTuple):
 
 
 class SentPlans:
-    """The sender's memory. Its owner sends in the order in which it asked, and the receiver keeps the same plans.
+    """The sender's cache of plans. Messages must be sent in the order of the calls, or the receiver's would differ.
 
     Args:
         max_bytes: of all remembered plans; a larger plan is sent anew each time.

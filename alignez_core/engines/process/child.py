@@ -1,7 +1,7 @@
-"""The half with the model: `python -m alignez_core.engines.process.child FD`, started by `ProcessEngine` only.
+"""The process that holds the model: `python -m alignez_core.engines.process.child FD`, started by `ProcessEngine` only.
 
-It ends when its parent hangs up, which a parent that is killed does too. Signals of the process group are the parent's
-to answer: it drains first.
+It ends when the connection closes, also if the parent was killed. It ignores signals to the process group, because the
+parent drains first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from alignez_core.errors import AlignezError
 
 
 def main(descriptor: int) -> None:
-    """Loads the model that the first message asks for, says how it went, and serves."""
+    """Loads the model that the first message names, reports success or the error, and serves requests."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=descriptor))
@@ -101,7 +101,7 @@ class _Server:
 
 
 class _Writer:
-    """A row's way to the parent: a `ChunkWriter`."""
+    """A `ChunkWriter` that sends a request's chunks to the parent."""
 
     def __init__(self, number: int, channel: Channel, on_end: Callable[[], object]) -> None:
         self.closed = False

@@ -1,4 +1,4 @@
-"""`ProcessEngine`: the half that callers hold. It checks and counts requests, and hands on what comes back."""
+"""`ProcessEngine`: the caller's side, which checks and counts requests and forwards results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from alignez_core.prompts import PromptFormat
 
 _log = logging.getLogger(__name__)
 
-#: After it, a child that was told to end is killed.
+#: Grace period before a child that was told to end is killed.
 _END_S = 10.0
 
 
@@ -127,7 +127,7 @@ class ProcessEngine:
         try:
             files = locate(path, revision)  # meanwhile the child loads the weights
             info = child.loaded()
-            tokens = TextTokens(files.tokenizer, info.vocab_size, frozenset())  # who ends an answer the child knows
+            tokens = TextTokens(files.tokenizer, info.vocab_size, frozenset())  # the child knows the ends
             chosen_format = tokens.format(prompt_format)
         except BaseException:
             child.kill()
@@ -145,7 +145,7 @@ class ProcessEngine:
 
     @property
     def load_now(self) -> EngineLoad:
-        """Load by the streams of this half; the child's count of steps is not known here and 0."""
+        """Load, counted from this side's streams; the number of steps is not available and is 0."""
         with self._guard:
             self._forget_dropped()
             waiting = sum(stream.waits for stream in self._streams.values())
@@ -191,7 +191,7 @@ class ProcessEngine:
         return [torch.from_numpy(row) for row in scores]
 
     def walk(self, requests: Sequence[ScoreRequest], copies: int = 1) -> NoReturn:
-        """Raises: EngineCannotWalk: a pass cannot halt across two processes; fits run in workers, not behind an API."""
+        """Not supported: fits run in workers. Raises: EngineCannotWalk: a pass cannot pause across two processes."""
         raise EngineCannotWalk("ProcessEngine")
 
     def close(self) -> None:
@@ -247,7 +247,7 @@ class ProcessEngine:
     # On the child's reader thread
 
     def _take(self, block: list[Any]) -> None:
-        """Hands on what one block brought: the chunks of a step wake each event loop once."""
+        """Delivers one block of messages; the chunks of a step wake each event loop once."""
         chunks: list[tuple[ChunkWriter, StreamChunk]] = []
         for kind, number, *content in block:
             if kind == "chunk":
@@ -261,7 +261,7 @@ class ProcessEngine:
                     self._forget(number)
                 chunks.append((stream.writer, chunk))
             elif kind == "failed":
-                # First what came before it: a stream that has failed takes no more chunks.
+                # Deliver earlier chunks first: a failed stream accepts no more.
                 deliver(chunks)
                 chunks = []
                 self._failed(number, content[0])
@@ -311,7 +311,7 @@ class _Child:
         self._process = process
         self._channel = channel
         self._reader: threading.Thread | None = None
-        #: One line when the child has ended by itself.
+        #: Error message if the child has ended unexpectedly.
         self.lost: str | None = None
 
     @classmethod
@@ -333,7 +333,7 @@ class _Child:
         return self._process.pid
 
     def loaded(self) -> EngineInfo:
-        """Waits for the model. Raises: what loading raised; AlignezError: the child ended without a word."""
+        """Waits for the model. Raises: the child's error of loading; AlignezError: the child ended without one."""
         block = self._channel.receive()
         if block is None:
             raise AlignezError(f"the engine's process ended while it loaded the model ({self._exit()})")
@@ -351,7 +351,7 @@ class _Child:
                     take(block)
             except Exception:
                 # No request can be answered after an unreadable message, so the child is treated as lost.
-                _log.exception("the engine's process said what cannot be understood")
+                _log.exception("unreadable message from the engine's process")
                 self._process.kill()
             self.lost = f"the engine's process has ended ({self._exit()})"
             lost(self.lost)
@@ -381,8 +381,8 @@ class _Child:
             self._process.wait(_END_S)
         code = self._process.poll()
         if code is None:
-            return "it hung up"
-        return f"signal {-code}; 9 is often a lack of memory" if code < 0 else f"exit code {code}"
+            return "it closed the connection but is still running"
+        return f"signal {-code}; signal 9 often means out of memory" if code < 0 else f"exit code {code}"
 
 
 def _without_edit(request: GenerationRequest, prompt: list[int]) -> GenerationRequest:

@@ -105,7 +105,7 @@ def _attend(
 ) -> Tensor:
     if softcap is None:
         return scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scaling)
-    # Gemma 2 bends the scores before the mask; the fused kernels cannot.
+    # Gemma 2 soft-caps the scores before the mask; the fused kernels cannot.
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.tanh(scores / softcap) * softcap
     if causal:

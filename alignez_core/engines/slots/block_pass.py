@@ -110,7 +110,7 @@ class HaltingPass:
         rows: list[Tensor] = [torch.empty(0)] * (count * self._forked)
         for part, chosen in zip(parts, self._chosen, strict=True):
             if part is None:
-                raise AlignezError("the pass has not come so far, or is closed")
+                raise AlignezError("the pass has not reached this block, or is closed")
             places = [copy * count + i for copy in range(self._forked) for i in chosen]
             for place, row in zip(places, torch.split(part, [self.lengths[p % count] for p in places]), strict=True):
                 rows[place] = row

@@ -31,7 +31,7 @@ from alignez_core.engines.slots.step_inputs import StepInputs
 _log = logging.getLogger(__name__)
 
 _KEY_STEP = 64
-#: Programs at most. Whatever needs more makes one anew again and again, and the uncompiled step is better than that.
+#: Maximum number of programs. A step that needs more would be recompiled repeatedly; the uncompiled one is faster.
 _MAX_PROGRAMS = 8
 
 
@@ -72,7 +72,7 @@ class CompiledStep:
         )
         self._graphs = _CudaGraphs(model.device) if model.device.type == "cuda" else None
         self.programs = 0
-        #: Whether every step takes a program with edits.
+        #: True if every step runs a program with edits.
         self.always_edits = False
 
     @property
@@ -210,6 +210,6 @@ class _CudaGraphs:
 
 
 def _sizes_unlike(taken: set[int], count: int) -> list[int]:
-    """So many odd numbers from 11 on that are not in `taken`, ascending."""
+    """The first `count` odd numbers from 11 on that are not in `taken`."""
     free = (size for size in itertools.count(11, 2) if size not in taken)
     return list(itertools.islice(free, count))

@@ -16,7 +16,7 @@ from alignez_core.errors import UnknownArchitecture
 _LLAMA = "model.layers.{layer}.mlp"
 _NORMED = "model.layers.{layer}.post_feedforward_layernorm"
 _GPT = "transformer.h.{layer}.mlp"
-#: What an operator sets, and what code passes; it is a module path with "{layer}" in it.
+#: Name of the setting and of the argument: a module path with "{layer}" in it.
 _SETTING = "ALIGNEZ_MLP_PATH (mlp_path in code)"
 
 #: By the configuration's `model_type`: architectures that a parity test covers, so that no self-check runs for them.

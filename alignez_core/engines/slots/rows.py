@@ -42,7 +42,7 @@ class StreamSink:
         return self.writer.closed
 
     def finish(self, completion: Completion) -> None:
-        """Nothing: the last chunk has said it."""
+        """Does nothing: the last chunk carried the finish reason."""
 
     def fail(self, error: BaseException) -> None:
         self.writer.fail(error)
@@ -151,7 +151,7 @@ class Row:
         self._logprobs: list[TokenLogprob] = []
 
     def admit(self) -> None:
-        """The row leaves the queue; its first chunk says how long that took."""
+        """Marks the request as admitted; its first chunk reports the time in the queue."""
         self._queued_s = monotonic() - self._made
 
     def accept(self, token: int, logprob: TokenLogprob | None) -> tuple[FinishReason | None, StreamChunk | None]:

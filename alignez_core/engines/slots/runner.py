@@ -158,14 +158,14 @@ class SlotRunner:
         return self._forward(inputs.tokens[:, None], step, view, positions[:, None])[:, 0]
 
     def _decode_compiled(self, tokens: Sequence[int], edited: np.ndarray) -> Tensor | None:
-        """As `_decode`, or None when there is no compiled step, or none any more."""
+        """As `_decode`; None if the compiled step is missing or has failed."""
         compiled = self._compiled
         if compiled is None:
             return None
         lengths = self._lengths[: self.rows]
         rows, keys = self.rows, int(lengths.max()) + 1
         if self._buckets:
-            # Padding rows are the slots behind the live ones: nobody's, so what they write, a prefill overwrites.
+            # Padding rows are the free slots behind the live ones; a prefill overwrites what they write.
             rows, keys = row_bucket(rows, self.max_slots), key_bucket(keys, self._context_length)
         try:
             # Two slots, where there may be two, because the compiler would make a program of its own for one.
@@ -175,7 +175,7 @@ class SlotRunner:
             logits = compiled(inputs, self._cache, tables, keys, (self._cache.version, self._edits.version))
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception as error:  # whatever the compiler says, requests must not hear of it
+        except Exception as error:  # an error of the compiler must not fail requests
             self._do_without_compiled(error)
             return None
         return logits[: self.rows]
@@ -221,7 +221,7 @@ class SlotRunner:
     def _do_without_compiled(self, reason: object) -> None:
         self._compiled = None
         kind = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
-        what = " ".join(str(reason).split("\n")[:2]).strip()  # pages of trace follow
+        what = " ".join(str(reason).split("\n")[:2]).strip()  # the rest is a long trace
         _log.warning("the decode step runs uncompiled: %s%s", kind, what)
 
     @torch.inference_mode()

@@ -65,11 +65,11 @@ class Scheduler:
             0 is no queue at all.
         prefill_tokens: tokens, padding included, of one batch of joining requests; it bounds how long running
             streams pause for newcomers.
-        prefill_piece: tokens of a long prompt that one turn prefills; a prompt of more goes in pieces, one such prompt
-            at a time, so that running streams never wait for the whole of it and short newcomers pass it by.
-        max_cache_tokens: what the rows in slots may come to hold together, prompts and all that they may generate; a
-            request beyond waits. None: the slots are the only limit.
-        idle_s: after so long without any work the memory of the slots is given back.
+        prefill_piece: chunk of a chunked prefill, in tokens. A longer prompt is prefilled one chunk a turn, one such
+            prompt at a time, so that running streams never wait for all of it and short requests overtake it.
+        max_cache_tokens: limit on prompt and new tokens of all running requests together; a request beyond it waits.
+            None: the slots are the only limit.
+        idle_s: seconds without work after which the memory of the slots is freed.
     """
 
     def __init__(

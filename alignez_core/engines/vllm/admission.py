@@ -18,7 +18,7 @@ from alignez_core.errors import EngineOverloaded
 
 @dataclass(eq=False)
 class Ticket:
-    """One request's place; it satisfies `waiting.Waits`. vLLM pages memory, so sizes have no part in the order."""
+    """One request's place in the queue (a `common.admission.Waits`). vLLM pages memory, so sizes do not count."""
 
     group: str | None
     prompt_tokens: int = 0

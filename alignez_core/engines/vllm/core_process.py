@@ -1,7 +1,7 @@
 """vLLM's engine core as a process that ends with the one that started it, however that ends.
 
-vLLM tells its core to stop when the front end closes. One that is killed tells nobody, and its core would hold a GPU's
-memory for ever.
+vLLM tells its core to stop when the front end closes. A front end that is killed cannot, and its core would hold the
+GPU's memory for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def install() -> None:
 
 
 def run(*args: Any, **kwargs: Any) -> None:
-    """vLLM's own main function of a core, which is not left alone."""
+    """The main function of vLLM's core, with a watch on the parent."""
     # Ctrl-C goes to the whole group of a terminal; the front end, which may have requests to end, closes its core.
     os.setpgrp()
     threading.Thread(target=_end_with_parent, name="alignez-parent", daemon=True).start()

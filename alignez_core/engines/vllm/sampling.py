@@ -1,4 +1,4 @@
-"""A `GenerationRequest` in vLLM's words, and its log-probabilities back in ours."""
+"""Converts a `GenerationRequest` to vLLM's parameters, and vLLM's log-probabilities back."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _PATIENCE = 64
 
 @dataclass
 class _Slot:
-    """A plan in a slot. Until it is loaded it is not given to another plan, whether anybody still wants it or not."""
+    """A plan in a slot. Until it has loaded, the slot is not reused, even if no request needs the plan any more."""
 
     number: int
     sha256: str
@@ -139,7 +139,7 @@ class PlanSlots:
         if error is None:
             slot.loaded.set_result(None)
         else:
-            # Nobody finds it any more; its users give it back one by one.
+            # No new request gets this slot; its users release it.
             del self._by_plan[slot.sha256]
             slot.loaded.set_exception(error if isinstance(error, Exception) else RuntimeError("loading was cancelled"))
             slot.loaded.exception()  # retrieved: a slot without users must not warn
