@@ -4,21 +4,20 @@ tenants."""
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from api.deps import AdminDep, KeyedRoute, ServicesDep, UowDep
-from api.http.fields import Body, Cursor, IdPath, Moment, PageLimit, ShortText
+from api.http.fields import Body, Cursor, IdPath, Moment, PageLimit, Row, ShortText
 from api.http.idempotency import IdempotencyHeader, once
 from api.http.paging import Listed
 from api.profiles.routes import read_profiles
 from api.profiles.schemas import ProfileRead
 from profiles.errors import NotFound
-from profiles.models import ApiKey, AuditEntry, Tenant, Usage
 from profiles.service import (
     all_profiles,
     audit_entries,
@@ -43,18 +42,13 @@ class TenantCreate(Body):
     max_queued_jobs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
-class TenantRead(BaseModel):
+class TenantRead(Row):
     """A customer; `max_queued_jobs` null is the deployment's default."""
 
     id: UUID
     name: str
     max_queued_jobs: int | None
     created_at: datetime
-
-    @classmethod
-    def of(cls, row: Tenant) -> Self:
-        """The row as a reply."""
-        return cls(id=row.id, name=row.name, max_queued_jobs=row.max_queued_jobs, created_at=row.created_at)
 
 
 class KeyCreate(Body):
@@ -66,7 +60,7 @@ class KeyCreate(Body):
     expires_at: Moment | None = None
 
 
-class KeyRead(BaseModel):
+class KeyRead(Row):
     """A key without its secret; `prefix` is the secret's beginning, to recognise it by."""
 
     id: UUID
@@ -79,11 +73,6 @@ class KeyRead(BaseModel):
     last_used_at: datetime | None
     created_at: datetime
 
-    @classmethod
-    def of(cls, row: ApiKey) -> Self:
-        """The row as a reply."""
-        return cls(**_key(row))
-
 
 class KeyCreated(KeyRead):
     """A new key; the secret is shown this once (null when an `Idempotency-Key` replays the answer)."""
@@ -91,7 +80,7 @@ class KeyCreated(KeyRead):
     secret: str | None
 
 
-class AuditRead(BaseModel):
+class AuditRead(Row):
     """An entry of the audit log."""
 
     id: int
@@ -103,22 +92,8 @@ class AuditRead(BaseModel):
     details: dict[str, Any]
     created_at: datetime
 
-    @classmethod
-    def of(cls, row: AuditEntry) -> Self:
-        """The row as a reply."""
-        return cls(
-            id=row.id,
-            tenant_id=row.tenant_id,
-            key_id=row.key_id,
-            action=row.action,
-            subject=row.subject,
-            subject_id=row.subject_id,
-            details=row.details,
-            created_at=row.created_at,
-        )
 
-
-class UsageRead(BaseModel):
+class UsageRead(Row):
     """One tenant's use of one profile on one day (UTC); `profile_id` null is the bare base model."""
 
     tenant_id: UUID
@@ -129,25 +104,12 @@ class UsageRead(BaseModel):
     completion_tokens: int
     fit_tokens: int
 
-    @classmethod
-    def of(cls, row: Usage) -> Self:
-        """The row as a reply."""
-        return cls(
-            tenant_id=row.tenant_id,
-            day=row.day,
-            profile_id=row.profile_id,
-            requests=row.requests,
-            prompt_tokens=row.prompt_tokens,
-            completion_tokens=row.completion_tokens,
-            fit_tokens=row.fit_tokens,
-        )
-
 
 @router.get("/tenants", summary="List tenants")
 def tenants(caller: AdminDep, uow: UowDep, cursor: Cursor = None, limit: PageLimit = 50) -> Listed[TenantRead]:
     """All of them, newest first."""
     page = list_tenants(uow, cursor, limit)
-    return Listed(data=[TenantRead.of(row) for row in page.rows], next=page.next)
+    return Listed(data=[TenantRead.model_validate(row) for row in page.rows], next=page.next)
 
 
 @router.post("/tenants", status_code=201, summary="Create a tenant", response_model=TenantRead)
@@ -157,7 +119,7 @@ def add_tenant(
     """Then create a key for it."""
 
     def make() -> TenantRead:
-        return TenantRead.of(create_tenant(uow, body.name, body.max_queued_jobs, by=caller))
+        return TenantRead.model_validate(create_tenant(uow, body.name, body.max_queued_jobs, by=caller))
 
     return once(uow, caller, idempotency_key, request, body, 201, make)
 
@@ -168,7 +130,7 @@ def keys(
 ) -> Listed[KeyRead]:
     """A tenant's keys, revoked and expired ones too."""
     page = list_keys(uow, tenant or caller.tenant_id, cursor, limit)
-    return Listed(data=[KeyRead.of(row) for row in page.rows], next=page.next)
+    return Listed(data=[KeyRead.model_validate(row) for row in page.rows], next=page.next)
 
 
 @router.post("/keys", status_code=201, summary="Create a key", response_model=KeyCreated)
@@ -181,7 +143,7 @@ def add_key(
         row, secret = create_key(
             uow, body.tenant_id or caller.tenant_id, body.role, body.name, body.expires_at, by=caller
         )
-        return KeyCreated(**_key(row), secret=secret)
+        return KeyCreated(**KeyRead.model_validate(row).model_dump(), secret=secret)
 
     return once(uow, caller, idempotency_key, request, body, 201, make, secret="secret")
 
@@ -194,7 +156,7 @@ def drop_key(key: IdPath, caller: AdminDep, uow: UowDep, services: ServicesDep, 
         raise NotFound("key", key)
     row = revoke_key(uow, tenant or caller.tenant_id, key_id, by=caller)
     services.auth.forget(key_id)
-    return KeyRead.of(row)
+    return KeyRead.model_validate(row)
 
 
 @router.get("/audit", summary="Read the audit log")
@@ -203,7 +165,7 @@ def audit(
 ) -> Listed[AuditRead]:
     """A tenant's entries, newest first."""
     page = audit_entries(uow, tenant or caller.tenant_id, cursor, limit)
-    return Listed(data=[AuditRead.of(row) for row in page.rows], next=page.next)
+    return Listed(data=[AuditRead.model_validate(row) for row in page.rows], next=page.next)
 
 
 @router.get("/usage", summary="Read the usage counters")
@@ -220,7 +182,7 @@ def usage(
     A request that is answered by several profiles, as comparisons are, counts once for each of them.
     """
     page = usage_since(uow, tenant or caller.tenant_id, since, cursor, limit)
-    return Listed(data=[UsageRead.of(row) for row in page.rows], next=page.next)
+    return Listed(data=[UsageRead.model_validate(row) for row in page.rows], next=page.next)
 
 
 class OwnedProfile(ProfileRead):
@@ -241,17 +203,3 @@ def every_profile(caller: AdminDep, uow: UowDep, cursor: Cursor = None, limit: P
         ],
         next=page.next,
     )
-
-
-def _key(row: ApiKey) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "tenant_id": row.tenant_id,
-        "name": row.name,
-        "role": row.role.value,
-        "prefix": row.prefix,
-        "expires_at": row.expires_at,
-        "revoked_at": row.revoked_at,
-        "last_used_at": row.last_used_at,
-        "created_at": row.created_at,
-    }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from alignez_core.spec.limits import LIMITS
 from profiles.errors import InvalidSpec
 from profiles.paging import MAX_LIMIT
 from profiles.spec import (
@@ -41,6 +42,21 @@ class Body(BaseModel):
     """Base of our request bodies. An unknown field is an error, because it may be a misspelt one."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Row(BaseModel):
+    """Base of our responses that show columns of a table: `model_validate` takes the row."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+def within(name: str) -> Any:
+    """The range that the core has for a number, as a constraint of pydantic's."""
+    low, high = LIMITS[name]
+    return Field(ge=low, le=high) if name in _FLOATS else Field(ge=int(low), le=int(high))
+
+
+_FLOATS = ("contrast", "ridge", "strength", "temperature", "prompt_margin")
 
 
 def field_error(field: str, message: str, code: str = "invalid_request") -> PydanticCustomError:

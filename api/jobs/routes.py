@@ -19,7 +19,7 @@ from api.jobs.events import JobWatch
 from api.jobs.schemas import JobRead, JobStatusName
 from profiles.errors import NotFound
 from profiles.models import Job
-from profiles.service import cancel_job, get_job, list_jobs
+from profiles.service import cancel_job, get_job, list_jobs, version_numbers
 from profiles.spec import parse_id
 from profiles.uow import UnitOfWork
 
@@ -95,7 +95,7 @@ def job_id(text: str) -> UUID:
 
 def read_jobs(uow: UnitOfWork, jobs: Sequence[Job]) -> list[JobRead]:
     """Converts jobs, with one query for the numbers of their versions."""
-    numbers = uow.repository.catalog.version_numbers([job.version_id for job in jobs])
+    numbers = version_numbers(uow, jobs)
     return [JobRead.of(job, numbers.get(job.version_id)) for job in jobs]
 
 

@@ -11,13 +11,12 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from alignez_core.proof.page import render
-from alignez_core.spec.limits import LIMITS
 from api.deps import CallerDep, KeyedRoute, ServicesDep, UowDep
-from api.http.fields import Body, NumberPath, ProfilePath, ShortText, Text
+from api.http.fields import Body, NumberPath, ProfilePath, ShortText, Text, within
 from api.http.idempotency import IdempotencyHeader, once
 from api.jobs.schemas import JobRead
 from api.profiles.checks import check_offered
-from api.profiles.routes import job_location
+from api.profiles.routes import JOB_ACCEPTED, job_location
 from profiles.fitting.evaluations import latest_evaluation, request_evaluation
 from profiles.models import Evaluation
 from profiles.service import get_profile
@@ -29,19 +28,14 @@ router = APIRouter(prefix="/v1/profiles/{profile}/versions/{number}", tags=["ver
 _PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "vary": "accept"}
 
 
-def _within(name: str) -> Any:
-    low, high = LIMITS[name]
-    return Field(ge=int(low), le=int(high))
-
-
 class EvaluationCreate(Body):
     """Settings of an evaluation; what is left out is as in the version's fit."""
 
     judge: ShortText | None = Field(None, description="`self`, `nano`, `openai`, `model:PATH` or `reward:PATH`")
     judge_fallback: bool | None = Field(None, description="go on with `self` when the judge cannot be reached")
-    held_out_queries: Annotated[int, _within("held_out_queries")] | None = None
-    answer_tokens: Annotated[int, _within("answer_tokens")] | None = None
-    seed: Annotated[int, _within("seed")] | None = None
+    held_out_queries: Annotated[int, within("held_out_queries")] | None = None
+    answer_tokens: Annotated[int, within("answer_tokens")] | None = None
+    seed: Annotated[int, within("seed")] | None = None
 
 
 class EvaluationAccepted(BaseModel):
@@ -84,7 +78,7 @@ class ReportRead(BaseModel):
     status_code=202,
     summary="Evaluate a version",
     response_model=EvaluationAccepted,
-    responses={202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "the job"}}}},
+    responses=JOB_ACCEPTED,
 )
 def evaluate(
     profile: ProfilePath,

@@ -19,12 +19,17 @@ from api.profiles.schemas import FitAccepted, ProfileCreate, ProfileRead, Profil
 from api.profiles.version_schemas import VersionSummary
 from profiles.fitting.request import FitRequest, request_fit
 from profiles.models import Profile
-from profiles.service import delete_profile, get_profile, list_base_models, list_profiles, update_profile
+from profiles.service import aliases_of, base_model_names, delete_profile, get_profile, list_profiles, update_profile
 from profiles.uow import UnitOfWork
 from telemetry.tracing import Origin
 
 log = structlog.get_logger("api")
 router = APIRouter(prefix="/v1/profiles", tags=["profiles"], route_class=KeyedRoute)
+
+#: The responses of routes that queue a job.
+JOB_ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "the job"}}}
+}
 
 
 @router.post(
@@ -32,7 +37,7 @@ router = APIRouter(prefix="/v1/profiles", tags=["profiles"], route_class=KeyedRo
     status_code=202,
     summary="Create a profile",
     response_model=FitAccepted,
-    responses={202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "the job"}}}},
+    responses=JOB_ACCEPTED,
 )
 def create(
     body: ProfileCreate,
@@ -98,7 +103,7 @@ def accepted(uow: UnitOfWork, made: FitRequest) -> FitAccepted:
     log.info("fit_requested", job_id=str(made.job.id), profile=str(made.profile.id), version=made.version.number)
     return FitAccepted(
         profile=read_profiles(uow, [made.profile])[0],
-        version=VersionSummary.of(made.version),
+        version=VersionSummary.model_validate(made.version),
         job=JobRead.of(made.job, made.version.number),
     )
 
@@ -112,9 +117,5 @@ def read_profiles(uow: UnitOfWork, rows: Sequence[Profile]) -> list[ProfileRead]
     """Profiles with their aliases and base models' names, by two queries however many they are."""
     if not rows:
         return []
-    names = {model.id: model.name for model in list_base_models(uow)}
-    aliases = uow.repository.catalog.aliases([row.id for row in rows])
-    return [
-        ProfileRead.of(row, names.get(row.base_model_id) if row.base_model_id else None, aliases[row.id])
-        for row in rows
-    ]
+    names, aliases = base_model_names(uow), aliases_of(uow, rows)
+    return [ProfileRead.of(row, names.get(row.base_model_id), aliases[row.id]) for row in rows]

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from alignez_core.spec.limits import LIMITS, ContrastForm, EditRule, LayerRule, MethodName, Representation
-from api.http.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText, field_error
+from alignez_core.spec.limits import ContrastForm, EditRule, LayerRule, MethodName, Representation
+from api.http.fields import AnswerText, Body, Description, Name, Phrase, QueryText, ShortText, field_error, within
 from api.jobs.schemas import JobRead
 from api.profiles.version_schemas import VersionSummary
 from profiles.models import Profile
@@ -55,14 +55,7 @@ class PairBody(Body):
     dispreferred: AnswerText
 
 
-def _within(name: str) -> Any:
-    """The range that the core has for a number, as a constraint of pydantic's."""
-    low, high = LIMITS[name]
-    return Field(ge=low, le=high) if name in _FLOATS else Field(ge=int(low), le=int(high))
-
-
-_FLOATS = ("contrast", "ridge", "strength", "temperature", "prompt_margin")
-LayerIndex = Annotated[int, _within("layer_index")]
+LayerIndex = Annotated[int, within("layer_index")]
 
 
 class FitBody(Body):
@@ -75,16 +68,14 @@ class FitBody(Body):
     method: MethodName | None = Field(
         None, description="`auto` measures several forms of `distill` beside the persona as a prompt and takes the best"
     )
-    contrast: Annotated[float, _within("contrast")] | None = Field(
+    contrast: Annotated[float, within("contrast")] | None = Field(
         None, description="λ of `distill`, how far beyond the persona's prompt; chosen by measurement when left out"
     )
     contrast_form: ContrastForm | None = None
-    rank: Annotated[int, _within("rank")] | None = Field(None, description="of `distill`, at each layer")
-    ridge: Annotated[float, _within("ridge")] | None = Field(
-        None, description="of `distill`: penalty of its regression"
-    )
+    rank: Annotated[int, within("rank")] | None = Field(None, description="of `distill`, at each layer")
+    ridge: Annotated[float, within("ridge")] | None = Field(None, description="of `distill`: penalty of its regression")
     layers: (
-        Annotated[int, _within("layers")]
+        Annotated[int, within("layers")]
         | Literal["all"]
         | Annotated[list[LayerIndex], Field(min_length=1, max_length=10_000)]
         | None
@@ -92,12 +83,12 @@ class FitBody(Body):
     layer_rule: LayerRule | None = Field(None, description="of `alignez`, when `layers` is a number")
     representation: Representation | None = Field(None, description="of `alignez`: where it reads")
     edit_rule: EditRule | None = Field(None, description="of `alignez`")
-    strength: Annotated[float, _within("strength")] | None = Field(None, description="dose; 1 is the method itself")
-    steps: Annotated[int, _within("steps")] | Literal["default"] | None = Field(
+    strength: Annotated[float, within("strength")] | None = Field(None, description="dose; 1 is the method itself")
+    steps: Annotated[int, within("steps")] | Literal["default"] | None = Field(
         "default", description="edited positions from the last prompt token on; null: no end"
     )
     conditional: bool | None = Field(None, description="an edit per request, by its nearest fit queries")
-    neighbors: Annotated[int, _within("neighbors")] | None = Field(
+    neighbors: Annotated[int, within("neighbors")] | None = Field(
         None, description="K, at most the number of queries that are fitted on; 10, or all of fewer"
     )
     query_encoder: ShortText | None = None
@@ -107,21 +98,21 @@ class FitBody(Body):
     judge_fallback: bool | None = Field(
         None, description="go on with `self` when the judge cannot be reached; else the job ends"
     )
-    prompt_margin: Annotated[float, _within("prompt_margin")] | None = Field(
+    prompt_margin: Annotated[float, within("prompt_margin")] | None = Field(
         None, description="net win over the best edit from which on `auto` takes the persona as a prompt"
     )
-    answers: Annotated[int, _within("answers")] | None = Field(None, description="fit queries that the model answers")
-    tune_queries: Annotated[int, _within("tune_queries")] | None = Field(None, description="for the choice")
-    held_out_queries: Annotated[int, _within("held_out_queries")] | None = Field(None, description="for the proof")
-    answer_tokens: Annotated[int, _within("answer_tokens")] | None = None
-    characteristics_tokens: Annotated[int, _within("characteristics_tokens")] | None = Field(
+    answers: Annotated[int, within("answers")] | None = Field(None, description="fit queries that the model answers")
+    tune_queries: Annotated[int, within("tune_queries")] | None = Field(None, description="for the choice")
+    held_out_queries: Annotated[int, within("held_out_queries")] | None = Field(None, description="for the proof")
+    answer_tokens: Annotated[int, within("answer_tokens")] | None = None
+    characteristics_tokens: Annotated[int, within("characteristics_tokens")] | None = Field(
         None, description="of `alignez`"
     )
-    own_queries: Annotated[int, _within("own_queries")] | None = Field(
+    own_queries: Annotated[int, within("own_queries")] | None = Field(
         None, description="queries that the model invents beside the given ones"
     )
-    temperature: Annotated[float, _within("temperature")] | None = None
-    seed: Annotated[int, _within("seed")] | None = None
+    temperature: Annotated[float, within("temperature")] | None = None
+    seed: Annotated[int, within("seed")] | None = None
 
     def given(self) -> dict[str, Any]:
         """The settings that were given, also those given as null (see `normal_spec`)."""

@@ -11,12 +11,12 @@ from api.http.fields import Cursor, NumberPath, PageLimit, ProfilePath
 from api.http.idempotency import IdempotencyHeader, once
 from api.http.paging import Listed
 from api.profiles.checks import check_spec
-from api.profiles.routes import accepted, job_location
+from api.profiles.routes import JOB_ACCEPTED, accepted, job_location
 from api.profiles.schemas import FitAccepted, SpecBody
 from api.profiles.version_schemas import PairRead, VersionRead, VersionSummary
 from profiles.fitting.request import request_fit
 from profiles.models import ProfileVersion
-from profiles.service import archive_version, get_version, list_base_models, list_pairs, list_versions
+from profiles.service import archive_version, base_model_names, fit_job, get_version, list_pairs, list_versions
 from profiles.uow import UnitOfWork
 from telemetry.tracing import Origin
 
@@ -34,7 +34,7 @@ class VersionCreate(SpecBody):
     status_code=202,
     summary="Create a version",
     response_model=FitAccepted,
-    responses={202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "the job"}}}},
+    responses=JOB_ACCEPTED,
 )
 def create(
     profile: ProfilePath,
@@ -70,7 +70,7 @@ def index(
 ) -> Listed[VersionSummary]:
     """The profile's versions, highest number first."""
     page = list_versions(uow, caller, profile, cursor, limit)
-    return Listed(data=[VersionSummary.of(row) for row in page.rows], next=page.next)
+    return Listed(data=[VersionSummary.model_validate(row) for row in page.rows], next=page.next)
 
 
 @router.get("/{number}", summary="Show a version")
@@ -111,8 +111,5 @@ def archive(
 
 
 def _in_full(uow: UnitOfWork, row: ProfileVersion) -> VersionRead:
-    names = {model.id: model.name for model in list_base_models(uow)}
-    job = uow.repository.jobs.of_version(row.id)
-    return VersionRead.in_full(
-        row, names.get(row.base_model_id) if row.base_model_id else None, job.id if job else None
-    )
+    job = fit_job(uow, row)
+    return VersionRead.in_full(row, base_model_names(uow).get(row.base_model_id), job.id if job else None)

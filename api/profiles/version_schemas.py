@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
+from api.http.fields import Row
 from profiles.fitting.content import PAIR_KINDS
 from profiles.models import FitQueryRow, ProfileVersion
 
 
-class VersionSummary(BaseModel):
+class VersionSummary(Row):
     """A version in a list. `quality` is "weak" when the held-out proof does not show that it works; `quality_reasons`
     say why."""
 
@@ -20,18 +21,13 @@ class VersionSummary(BaseModel):
     number: int
     state: Literal["pending", "ready", "failed", "archived"]
     quality: Literal["good", "weak"] | None
-    quality_reasons: list[str]
+    quality_reasons: Annotated[list[str], BeforeValidator(lambda reasons: reasons or [])]
     sha256: str | None
     method: str | None = Field(description="that made it; null until it is ready")
     layers: list[int] | None = Field(description="the edited layers; none for a prefix alone")
     created_at: datetime
     ready_at: datetime | None
     archived_at: datetime | None
-
-    @classmethod
-    def of(cls, row: ProfileVersion) -> Self:
-        """The row as a reply."""
-        return cls(**_summary(row))
 
 
 class Prefix(BaseModel):
@@ -59,7 +55,7 @@ class VersionRead(VersionSummary):
     def in_full(cls, row: ProfileVersion, base_model: str | None, job_id: UUID | None) -> Self:
         """The row as a reply, all of it."""
         return cls(
-            **_summary(row),
+            **VersionSummary.model_validate(row).model_dump(),
             prefix=None if row.prefix is None else Prefix(**row.prefix),
             lookup=row.lookup,
             report=None if row.quality is None else f"/v1/profiles/{row.profile_id}/versions/{row.number}/report",
@@ -98,19 +94,3 @@ class PairRead(BaseModel):
             dispreferred=query.dispreferred,
             **{name: getattr(query.pair, name, None) for name in (*PAIR_KINDS, "dropped")},
         )
-
-
-def _summary(row: ProfileVersion) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "number": row.number,
-        "state": row.state.value,
-        "quality": row.quality,
-        "quality_reasons": [str(reason) for reason in row.quality_reasons or []],
-        "sha256": row.sha256,
-        "method": row.method,
-        "layers": row.layers,
-        "created_at": row.created_at,
-        "ready_at": row.ready_at,
-        "archived_at": row.archived_at,
-    }

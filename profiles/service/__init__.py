@@ -6,6 +6,7 @@ A function that acts for a caller has a `Caller` parameter and reads the rows of
 from profiles.service.aliases import (
     DEFAULT_ALIAS,
     AssignedProfile,
+    aliases_of,
     assign_user,
     get_assignment,
     list_aliases,
@@ -16,7 +17,7 @@ from profiles.service.aliases import (
     set_alias,
 )
 from profiles.service.idempotency import StoredResponse, begin_idempotent, finish_idempotent, request_digest
-from profiles.service.jobs import cancel_job, get_job, job_events, list_jobs
+from profiles.service.jobs import cancel_job, fit_job, get_job, job_events, list_jobs, version_numbers
 from profiles.service.keys import (
     Caller,
     audit_entries,
@@ -40,7 +41,7 @@ from profiles.service.lookup import (
     pick_version,
     resolve_for_user,
 )
-from profiles.service.models import ModelFacts, list_base_models, register_base_model
+from profiles.service.models import ModelFacts, base_model_names, list_base_models, register_base_model
 from profiles.service.profiles import (
     all_profiles,
     archive_version,
@@ -56,11 +57,12 @@ from profiles.service.usage import UsageCount, record_usage, usage_since
 
 __all__ = [
     "DEFAULT_ALIAS", "ActiveProfile", "AssignedProfile", "Caller", "ModelFacts", "NearestGroups", "ResolvedVersion",
-    "StoredEdit", "StoredResponse", "Unserved", "UsageCount", "all_profiles", "archive_version",
-    "assign_user", "audit_entries", "authenticate", "begin_idempotent", "cancel_job", "create_key", "create_tenant",
-    "delete_profile", "ensure_tenant", "finish_idempotent", "get_assignment", "get_job", "get_profile", "get_version",
-    "job_events", "list_aliases", "list_base_models", "list_jobs", "list_keys", "list_pairs", "list_profiles",
-    "list_tenants", "list_versions", "load_active", "nearest_groups", "nearest_representations", "pick_version",
-    "promote", "record_usage", "register_base_model", "remove_alias", "remove_assignment", "request_digest",
-    "resolve_for_user", "revoke_key", "roll_back", "set_alias", "update_profile", "usage_since",
+    "StoredEdit", "StoredResponse", "Unserved", "UsageCount", "aliases_of", "all_profiles", "archive_version",
+    "assign_user", "audit_entries", "authenticate", "base_model_names", "begin_idempotent", "cancel_job",
+    "create_key", "create_tenant", "delete_profile", "ensure_tenant", "finish_idempotent", "fit_job",
+    "get_assignment", "get_job", "get_profile", "get_version", "job_events", "list_aliases", "list_base_models",
+    "list_jobs", "list_keys", "list_pairs", "list_profiles", "list_tenants", "list_versions", "load_active",
+    "nearest_groups", "nearest_representations", "pick_version", "promote", "record_usage", "register_base_model",
+    "remove_alias", "remove_assignment", "request_digest", "resolve_for_user", "revoke_key", "roll_back", "set_alias",
+    "update_profile", "usage_since", "version_numbers",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -26,6 +26,11 @@ class AssignedProfile:
     assignment: Assignment
     profile: Profile
     version: int | None
+
+
+def aliases_of(uow: UnitOfWork, profiles: Sequence[Profile]) -> dict[UUID, dict[str, dict[int, float]]]:
+    """The aliases of each profile, by its id: alias → version number → weight."""
+    return uow.repository.catalog.aliases([profile.id for profile in profiles])
 
 
 def list_aliases(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> dict[str, dict[int, float]]:

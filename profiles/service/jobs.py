@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import func
 
 from profiles.errors import InvalidSpec, JobFinished, NotFound
-from profiles.models import FINISHED, Job, JobEvent, JobStatus
+from profiles.models import FINISHED, Job, JobEvent, JobStatus, ProfileVersion
 from profiles.paging import Page
 from profiles.service.keys import Caller
 from profiles.uow import UnitOfWork
@@ -62,3 +63,13 @@ def job_events(uow: UnitOfWork, caller: Caller, job_id: UUID, after_id: int = 0,
     """Events of a job after the one with `after_id`, oldest first. Raises: NotFound."""
     job = get_job(uow, caller, job_id)
     return uow.repository.jobs.events(job.id, max(0, min(after_id, 2**63 - 1)), limit)
+
+
+def fit_job(uow: UnitOfWork, version: ProfileVersion) -> Job | None:
+    """The job that fits or fitted a version."""
+    return uow.repository.jobs.of_version(version.id)
+
+
+def version_numbers(uow: UnitOfWork, jobs: Sequence[Job]) -> dict[UUID, int]:
+    """The number of each job's version, by the version's id."""
+    return uow.repository.catalog.version_numbers([job.version_id for job in jobs])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Protocol
+from uuid import UUID
 
 from profiles.models import BaseModelRow
 from profiles.uow import UnitOfWork
@@ -62,3 +63,8 @@ def register_base_model(uow: UnitOfWork, facts: ModelFacts) -> BaseModelRow:
 def list_base_models(uow: UnitOfWork) -> list[BaseModelRow]:
     """All models that were loaded, the latest first."""
     return uow.repository.catalog.base_models()
+
+
+def base_model_names(uow: UnitOfWork) -> dict[UUID | None, str]:
+    """The names of all base models by id; a profile without one has the id None."""
+    return {row.id: row.name for row in list_base_models(uow)}

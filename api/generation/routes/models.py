@@ -15,7 +15,15 @@ from api.generation.selection import full_name, model_not_found, profile_in
 from api.http.fields import MAX_PAGE, EndUserPath, Text
 from api.services import Model
 from profiles.models import BaseModelRow, Profile
-from profiles.service import DEFAULT_ALIAS, Caller, get_profile, list_base_models, list_profiles, pick_version
+from profiles.service import (
+    DEFAULT_ALIAS,
+    Caller,
+    aliases_of,
+    get_profile,
+    list_base_models,
+    list_profiles,
+    pick_version,
+)
 from profiles.uow import UnitOfWork
 
 router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
@@ -92,7 +100,7 @@ def _usable(uow: UnitOfWork, caller: Caller, row: BaseModelRow | None) -> Iterat
     cursor = None
     for _ in range(_MOST // MAX_PAGE):
         page = list_profiles(uow, caller, cursor, MAX_PAGE)
-        aliases = uow.repository.catalog.aliases([profile.id for profile in page.rows])
+        aliases = aliases_of(uow, page.rows)
         for profile in page.rows:
             if _fits(profile, row) and aliases[profile.id].get(DEFAULT_ALIAS):
                 yield profile
