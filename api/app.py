@@ -52,7 +52,7 @@ log = structlog.get_logger("api")
 
 _CONTROL: tuple[APIRouter, ...] = (profiles, versions, proof, aliases, users, jobs, admin)
 _GENERATION: tuple[APIRouter, ...] = (chat, completions, models, compare)
-#: What a web page's program may use and read; keys are sent in a header of its own making, never by the browser.
+#: Methods and headers of cross-origin requests; a page sends its key in a header, never the browser by itself.
 _CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _CORS_EXPOSED = ("x-request-id", "retry-after", "location", "idempotency-replayed", "allow")
 _REGISTER_RETRY_S = 2.0

@@ -33,7 +33,7 @@ class ApiSettings(ModelSettings):
     role: Role = "all"
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
-    #: Whether /docs and /openapi.json are served, to everybody.
+    #: Serve /docs and /openapi.json, without a key.
     docs: bool = True
     #: Origins of web pages that may call the API, as ["https://app.example.com"]; ["*"]: any. Empty: none may.
     cors_origins: tuple[str, ...] = ()
@@ -41,17 +41,16 @@ class ApiSettings(ModelSettings):
     metrics_port: int | None = Field(None, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
 
-    #: Whether "transformers" runs in a process of its own, so that model and event loop do not take the interpreter's
-    #: lock from each other. vLLM always does.
+    #: Run "transformers" in a child process, so that the model and the event loop do not compete for the GIL.
     engine_process: bool = True
-    #: Whether the transformers engine compiles its decode step when it loads: a minute or more, then faster steps.
+    #: Compile the decode step of "transformers" at the start: a minute or more, then faster steps.
     compile: bool = False
     #: Requests in one batch; more wait.
     max_running: int = Field(64, ge=1, le=4096)
     #: Requests that may wait for a place; one more gets 429, unless its tenant has none waiting.
     max_waiting: int = Field(512, ge=0, le=100_000)
-    #: Prompt and answer tokens, at their longest, of all requests that run at once; more wait, and one that alone is
-    #: over it gets 400. None: `max_running` is the only limit.
+    #: Limit on prompt and answer tokens of all running requests together; more wait, and a request that alone exceeds
+    #: it gets 400. None: `max_running` is the only limit.
     max_cache_tokens: int | None = Field(None, ge=2)
 
     #: Answer length when a chat request names none (the context may allow less).
@@ -71,11 +70,11 @@ class ApiSettings(ModelSettings):
     header_timeout_s: float = Field(15.0, gt=0)
     #: Time for a body to arrive, 408 beyond; and the longest time that a client may leave a response unread.
     body_timeout_s: float = Field(60.0, gt=0)
-    #: An event loop that sends more often than this per second for all streams together takes time from the engine;
-    #: above it, tokens of one stream go out together. One stream alone is never held back.
+    #: Maximum sends per second over all streams, because each costs the engine time; above it, tokens of a stream are
+    #: batched. A single stream is never delayed.
     max_sends_per_s: int = Field(2000, ge=10)
 
-    #: A revoked key works at most this long.
+    #: Longest time that a revoked key still works.
     auth_cache_s: float = Field(3.0, ge=0, le=60)
     auth_cache_size: int = Field(10_000, ge=1)
     #: Versions that are kept in memory, and MiB of their edits; doses other than 1 take as much again at most.
@@ -90,13 +89,12 @@ class ApiSettings(ModelSettings):
     statement_timeout_s: float = Field(5.0, ge=0)
 
     job_poll_s: float = Field(0.3, gt=0)
-    #: Event streams that have nothing to send for so long send a comment, so that clients and proxies keep them open.
+    #: Seconds of silence after which a stream sends a comment, so that clients and proxies keep it open.
     heartbeat_s: float = Field(15.0, gt=0)
-    #: At shutdown the process goes on serving for so long, not ready and closing each connection with its answer, so
-    #: that load balancers forget it before it refuses anybody. 0 where nothing balances.
+    #: Seconds that the process serves on at shutdown (not ready, closing connections after their answers), so that load
+    #: balancers stop routing to it. 0 without a load balancer.
     drain_delay_s: float = Field(0.0, ge=0)
-    #: Time that running requests get to finish then; after it their streams end with an error event. The
-    #: process may live a few seconds longer.
+    #: Seconds that running requests then have to finish; later their streams end with an error event.
     drain_s: float = Field(30.0, ge=0)
     #: Deadline of each of the checks behind `/ready`.
     ready_timeout_s: float = Field(2.0, gt=0)

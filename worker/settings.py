@@ -28,8 +28,7 @@ class WorkerSettings(ModelSettings):
 
     #: Requests in one batch.
     max_batch: int = Field(64, ge=1, le=4096)
-    #: How far the model's process steps back (nice) where it shares processors with an API: live traffic goes before
-    #: fits and evaluations.
+    #: Niceness of the model's process, so that live traffic on the same processors goes before fits.
     niceness: int = Field(10, ge=0, le=19)
 
     queue: str = FIT_QUEUE
@@ -39,7 +38,7 @@ class WorkerSettings(ModelSettings):
     job_time_limit_s: int = Field(6 * 3600, ge=10)
     #: Retryable errors and lost workers that a job survives.
     max_failures: int = Field(MAX_FAILURES, ge=1)
-    #: How long a running job waits for a database that went away.
+    #: Seconds that a running job waits for a lost database.
     database_patience_s: float = Field(120.0, ge=0)
     #: Queries whose representations are stored in one transaction.
     store_rows: int = Field(64, ge=1)
@@ -53,7 +52,7 @@ class WorkerSettings(ModelSettings):
 
     relay_poll_s: float = Field(1.0, gt=0)
     relay_sweep_s: float = Field(2.0, gt=0)
-    #: How long a queued job waits before its message is sent again; doubles with each send.
+    #: Seconds before a queued job's message is sent again; doubles with each send.
     relay_resend_s: float = Field(20.0, gt=0)
 
     #: Own port of the Prometheus endpoint; 0 picks a free one, None serves no metrics. Workers and relays that share a

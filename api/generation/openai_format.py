@@ -18,7 +18,7 @@ class Applied(BaseModel):
     edit_ratio: float | None
     prefix_tokens: int | None = Field(description="tokens that the profile's prefix adds to the prompt")
     reason: Literal["no_default_version"] | None = Field(
-        description="why the bare model answered an end user who has a profile"
+        description="reason why the bare model answered an end user who has a profile"
     )
 
 

@@ -16,7 +16,7 @@ from api.http.fields import field_error
 
 #: Names and values in messages are cut to this many characters.
 _SHOWN = 60
-#: How alike a misspelt name and a known one must be, from 0 to 1, for a hint.
+#: Minimum similarity of a misspelt and a known name, from 0 to 1, for a hint.
 _ALIKE = 0.7
 
 #: Names of fields, and of each the values that mean "off".

@@ -64,7 +64,7 @@ def promote_version(
 def rollback(
     profile: ProfilePath, request: Request, caller: CallerDep, uow: UowDep, idempotency_key: IdempotencyHeader = None
 ) -> JSONResponse:
-    """Points the default to what it pointed to before its latest change; once more goes one further back."""
+    """Restores the previous default version; another call goes one further back."""
 
     def make() -> AliasRead:
         return AliasRead.of(DEFAULT_ALIAS, roll_back(uow, caller, profile))

@@ -53,7 +53,7 @@ class ReportRead(BaseModel):
     quality: Literal["good", "weak"]
     reasons: list[str]
     report: dict[str, Any] = Field(description="its keys are in docs/effect.md")
-    choice: dict[str, Any] | None = Field(description="why the fit took this form; null for a later evaluation")
+    choice: dict[str, Any] | None = Field(description="reason for the chosen form; null for a later evaluation")
     job_id: UUID | None
     created_at: datetime
 

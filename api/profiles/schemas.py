@@ -61,7 +61,7 @@ LayerIndex = Annotated[int, within("layer_index")]
 class FitBody(Body):
     """Settings of the fit: the core's `FitConfig` with its defaults and ranges.
 
-    What is left out takes its default, in a later version what the version before had; null is the default again,
+    Omitted settings take their default; a later version inherits them from the previous one. Null restores the default,
     except for `steps`. Settings of one method are refused with another one.
     """
 
@@ -79,13 +79,13 @@ class FitBody(Body):
         | Literal["all"]
         | Annotated[list[LayerIndex], Field(min_length=1, max_length=10_000)]
         | None
-    ) = Field(None, description="how many, `all`, or which (0-based)")
+    ) = Field(None, description="a number of layers, `all`, or indices from 0")
     layer_rule: LayerRule | None = Field(None, description="of `alignez`, when `layers` is a number")
     representation: Representation | None = Field(None, description="of `alignez`: where it reads")
     edit_rule: EditRule | None = Field(None, description="of `alignez`")
     strength: Annotated[float, within("strength")] | None = Field(None, description="dose; 1 is the method itself")
     steps: Annotated[int, within("steps")] | Literal["default"] | None = Field(
-        "default", description="edited positions from the last prompt token on; null: no end"
+        "default", description="edited positions from the last prompt token on; null: unlimited"
     )
     conditional: bool | None = Field(None, description="an edit per request, by its nearest fit queries")
     neighbors: Annotated[int, within("neighbors")] | None = Field(
@@ -93,13 +93,13 @@ class FitBody(Body):
     )
     query_encoder: ShortText | None = None
     judge: ShortText | None = Field(
-        None, description="who compares answers: `self`, `nano`, `openai`, `model:PATH` or `reward:PATH`"
+        None, description="judge of the comparisons: `self`, `nano`, `openai`, `model:PATH` or `reward:PATH`"
     )
     judge_fallback: bool | None = Field(
         None, description="go on with `self` when the judge cannot be reached; else the job ends"
     )
     prompt_margin: Annotated[float, within("prompt_margin")] | None = Field(
-        None, description="net win over the best edit from which on `auto` takes the persona as a prompt"
+        None, description="minimum net win over the best edit at which `auto` chooses the prompt"
     )
     answers: Annotated[int, within("answers")] | None = Field(None, description="fit queries that the model answers")
     tune_queries: Annotated[int, within("tune_queries")] | None = Field(None, description="for the choice")

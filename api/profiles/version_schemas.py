@@ -38,11 +38,11 @@ class Prefix(BaseModel):
 
 
 class VersionRead(VersionSummary):
-    """A version with what it was made from and the evidence about it."""
+    """A version with its spec, settings and proof."""
 
-    prefix: Prefix | None = Field(description="what stands before every conversation; null: nothing")
+    prefix: Prefix | None = Field(description="text before every conversation; null: none")
     lookup: Literal["none", "groups", "neighbors"] = Field(
-        description="what a request looks up among the fit queries: nothing, its group, or rows for an edit of its own"
+        description="lookup among the fit queries: none, the request's group, or rows for an edit of its own"
     )
     report: str | None = Field(description="where the proof is, once there is one")
     spec: dict[str, Any] = Field(description="as asked for")
@@ -68,7 +68,7 @@ class VersionRead(VersionSummary):
 
 
 class PairRead(BaseModel):
-    """One fit query and what was said for it; null where nothing was made (yet)."""
+    """A fit query with its texts; null if they were not generated (yet)."""
 
     query_id: UUID
     position: int
@@ -80,7 +80,7 @@ class PairRead(BaseModel):
     harm_characteristics: str | None
     help_response: str | None
     harm_response: str | None
-    dropped: str | None = Field(description="why the pair is not used, if it is not")
+    dropped: str | None = Field(description="reason if the pair is unused")
 
     @classmethod
     def of(cls, query: FitQueryRow) -> Self:

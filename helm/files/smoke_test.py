@@ -1,4 +1,4 @@
-"""What `helm test` runs: makes a profile by REST, waits for its job, has a personalised answer generated, cleans up."""
+"""Run by `helm test`: creates a profile by REST, waits for its job, generates a personalised answer, cleans up."""
 
 import json
 import os

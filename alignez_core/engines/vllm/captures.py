@@ -15,7 +15,7 @@ from alignez_core.errors import AlignezError
 
 T = TypeVar("T")
 
-#: What workers hold, and what one message brings, of texts that were run and not yet fetched.
+#: Maximum size of results that workers hold before they are fetched, and of one message.
 _MOST_BYTES = 32 * 2**20
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from alignez_core.errors import EngineClosed
 
-#: What callers and operators read when vLLM's process is gone.
+#: Error message when vLLM's process has ended.
 CORE_ENDED = "vLLM's engine core has ended"
 
 
