@@ -151,6 +151,11 @@ class ChatMessage(KnownFields):
         ),
     ] | (None) = None
 
+    @classmethod
+    def is_off(cls, name: str, values: Mapping[str, Any]) -> bool:
+        """A tool's message is refused for its role."""
+        return (name == "tool_call_id" and values.get("role") == "tool") or super().is_off(name, values)
+
     @model_validator(mode="after")
     def _has_content(self) -> Self:
         if self.content is None and self.role != "assistant":

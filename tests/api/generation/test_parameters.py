@@ -136,6 +136,8 @@ def test_nested_objects_too(tenant: Tenant, path: str, field: str, value: object
     [
         ({"contents": "x"}, "contents", "unknown_parameter"),
         ({"tool_calls": [{"id": "1"}]}, "tool_calls", "unsupported_parameter"),
+        ({"tool_call_id": "1"}, "tool_call_id", "unsupported_parameter"),
+        ({"role": "tool", "tool_call_id": "1"}, "role", "invalid_request"),
     ],
 )
 def test_messages_too(tenant: Tenant, message: dict[str, Any], param: str, code: str) -> None:
