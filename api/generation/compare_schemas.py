@@ -34,7 +34,7 @@ class CompareRequest(KnownFields):
     descriptive: ClassVar[frozenset[str]] = DESCRIPTIVE
 
     prompt: QueryText | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     profiles: Annotated[list[Compared], Field(min_length=1, max_length=32)]
     include_base: bool = True
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None

@@ -6,18 +6,15 @@ OpenAI's or vLLM's that no engine here honours, unless its value says "off".
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from api.http.fields import field_error
+from api.http.fields import field_error, unknown_field
 
-#: Names and values in messages are cut to this many characters.
+#: Values of more characters are not shown in messages.
 _SHOWN = 60
-#: Minimum similarity of a misspelt and a known name, from 0 to 1, for a hint.
-_ALIKE = 0.7
 
 #: Names of fields, and of each the values that mean "off".
 OffValues = Mapping[str, tuple[object, ...]]
@@ -118,7 +115,7 @@ class KnownFields(BaseModel):
                 if not cls.is_off(name, values):
                     raise field_error(name, _unsupported(value, cls.unsupported[name]), "unsupported_parameter")
             elif name not in cls.descriptive:
-                raise field_error(_shown(name), _unknown(name, list(cls.model_fields)), "unknown_parameter")
+                raise unknown_field(name, cls.model_fields)
         return honoured
 
     @classmethod
@@ -137,14 +134,3 @@ def _unsupported(value: object, off: tuple[object, ...]) -> str:
     neutral = "" if off[-1] is None else f", or send {off[-1]!r}"
     got = f" (got {value!r})" if isinstance(value, bool | int | float | str) and len(str(value)) <= _SHOWN else ""
     return f"is not supported here{got}; leave it out{neutral}"
-
-
-def _unknown(name: str, fields: list[str]) -> str:
-    close = difflib.get_close_matches(name[:_SHOWN], fields, n=1, cutoff=_ALIKE)
-    hint = f"did you mean {close[0]!r}?" if close else "leave it out"
-    return f"there is no such parameter; {hint}"
-
-
-def _shown(name: str) -> str:
-    """A caller's field name, cut, and as ASCII because JSON may hold lone surrogates."""
-    return name[:_SHOWN].encode("ascii", "backslashreplace").decode()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.generation.parameters import DESCRIPTIVE, UNSUPPORTED, KnownFields, OffValues
-from api.http.fields import MAX_BIGINT, MAX_ID, MAX_INTEGER, OptionalEndUser, Text, field_error
+from api.http.fields import MAX_BIGINT, MAX_ID, MAX_INTEGER, OptionalEndUser, Text, field_error, refuse_unknown
 from profiles.spec import NAME_LIMIT
 
 MAX_STOPS = 16
@@ -121,11 +121,16 @@ class SamplingFields(KnownFields):
 class TextPart(BaseModel):
     """One part of a message's content; only text has a meaning for these models."""
 
-    model_config = ConfigDict(extra="forbid")
-
     type: Literal["text"]
     text: Text
     cache_control: Annotated[object, Field(description="no effect")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: Any) -> Any:
+        """Of a part of another type, the type is the error."""
+        is_text = isinstance(values, dict) and values.get("type") == "text"
+        return refuse_unknown(values, cls.model_fields) if is_text else values
 
 
 class ChatMessage(KnownFields):
@@ -143,7 +148,7 @@ class ChatMessage(KnownFields):
     }
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)] | None = None
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
     name: Annotated[
         Text,
         Field(
@@ -173,7 +178,7 @@ class ChatMessage(KnownFields):
 class ChatRequest(SamplingFields):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -208,7 +213,7 @@ def last_question(messages: Sequence[ChatMessage]) -> str:
     return next((message.text for message in reversed(messages) if message.role == "user"), "")
 
 
-TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
 PromptText = Annotated[Text, Field(min_length=1)]
 
 

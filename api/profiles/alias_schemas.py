@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from api.http.fields import Body, VersionNumber, field_error
 from profiles.service.aliases import MAX_TARGETS, MAX_WEIGHT, MIN_WEIGHT
 
 Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
 NumberText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+
+
+def _few(weights: object) -> object:
+    """Counted before each is checked: a body of wrong ones would make an error of each."""
+    if isinstance(weights, dict) and len(weights) > MAX_TARGETS:
+        raise ValueError(f"at most {MAX_TARGETS} versions, got {len(weights)}")
+    return weights
+
+
 Weights = Annotated[
-    dict[NumberText, Weight], Field(min_length=1, max_length=MAX_TARGETS, examples=[{"3": 0.9, "4": 0.1}])
+    dict[NumberText, Weight],
+    BeforeValidator(_few),
+    Field(min_length=1, max_length=MAX_TARGETS, examples=[{"3": 0.9, "4": 0.1}]),
 ]
 
 

@@ -7,7 +7,11 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from api.generation.compare_schemas import CompareRequest
+from api.generation.protocol import ChatRequest, CompletionRequest
 from api.http.malformed import findings
+from api.profiles.alias_schemas import AliasTarget
+from api.profiles.schemas import SpecBody
 from tests.api.conftest import Tenant
 
 
@@ -36,7 +40,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
     [
         (chat([IMAGE]), "messages.1.content.0.type", "'text'"),
         (chat([{"type": "text", "text": "x"}, IMAGE]), "messages.1.content.1.type", "'image_url'"),
-        (chat([{"type": "text", "text": "x", "prefx": "y"}]), "messages.1.content.0.prefx", "not permitted"),
+        (chat([{"type": "text", "text": "x", "prefx": "y"}]), "messages.1.content.0.prefx", "no such parameter"),
         (chat([{"type": "text"}]), "messages.1.content.0.text", "required"),
         (chat([{"type": "text", "text": 5}]), "messages.1.content.0.text", "valid string"),
         (chat([]), "messages.1.content", "at least 1 item"),
@@ -85,7 +89,7 @@ def test_prompts(tenant: Tenant, prompt: object, field: str, message: str) -> No
     ("body", "field", "message"),
     [
         ({"queries": ["a", {"text": "x", "preferred": "y" * 201}]}, "queries.1.preferred", "at most 200 characters"),
-        ({"queries": ["a", {"txt": "x"}]}, "queries.1.text", "required"),
+        ({"queries": ["a", {"txt": "x"}]}, "queries.1.txt", "did you mean 'text'?"),
         ({"queries": ["a", 5]}, "queries.1", "text or an object"),
         ({"queries": [""]}, "queries.0", "at least 1 character"),
         ({"fit": {"layers": []}}, "fit.layers", "at least 1 item"),
@@ -148,3 +152,37 @@ def test_a_million_wrong_values_are_reported_as_twenty() -> None:
         TypeAdapter(Home).validate_python(body)
     errors = [{**error, "loc": ("body", *error["loc"])} for error in raised.value.errors()]
     assert [each.field for each in findings(errors, body)] == [f"pets.{i}" for i in range(20)]
+
+
+UNKNOWN = {f"k{i}": 1 for i in range(5000)}
+TURN = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("body", "given"),
+    [
+        (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 600}] * 100}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", **UNKNOWN}]}]}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{"type": "image", **UNKNOWN}]}]}),
+        (ChatRequest, {"messages": [[]] * 5000}),
+        (ChatRequest, {"messages": [{**TURN, **UNKNOWN}] * 2}),
+        (ChatRequest, {"messages": [TURN], **UNKNOWN}),
+        (ChatRequest, {"messages": [TURN], "stop": [5] * 5000}),
+        (CompletionRequest, {"prompt": [-1] * 5000}),
+        (CompletionRequest, {"prompt": [""] * 5000}),
+        (CompletionRequest, {"prompt": [[-1] * 5000] * 128}),
+        (CompletionRequest, {"prompt": "x", "stop_token_ids": [-1] * 5000}),
+        (CompareRequest, {"prompt": "x", "profiles": [{}] * 5000}),
+        (CompareRequest, {"messages": [[]] * 5000, "profiles": [{"name": "p"}]}),
+        (AliasTarget, {"weights": UNKNOWN}),
+        (SpecBody, UNKNOWN),
+        (SpecBody, {"persona": UNKNOWN, "fit": UNKNOWN, "queries": [UNKNOWN], "pairs": [UNKNOWN]}),
+        (SpecBody, {"queries": [1] * 50_000, "pairs": [{}] * 50_000}),
+        (SpecBody, {"fit": {"layers": ["a"] * 20_000}}),
+    ],
+)
+def test_no_body_makes_an_error_of_each_of_its_many_faults(body: type[BaseModel], given: dict[str, Any]) -> None:
+    """Each of pydantic's errors takes 15 µs and 3 kB, on the event loop."""
+    with pytest.raises(ValidationError) as raised:
+        body.model_validate(given)
+    assert raised.value.error_count() < 300

@@ -69,9 +69,10 @@ def test_32_profiles_and_16_plain_streams_that_join_midway_give_their_own_tokens
     expected = alone(engine, requests)
     with watched_engine() as (own, watched):
         rows_of_steps: list[int] = []
-        steps, hold = threading.Semaphore(0), threading.Event()
+        steps, inside, hold = threading.Semaphore(0), threading.Event(), threading.Event()
 
         def join_when_told(prefill: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:
+            inside.set()
             hold.wait(30)
             return prefill(*args)
 
@@ -81,6 +82,9 @@ def test_32_profiles_and_16_plain_streams_that_join_midway_give_their_own_tokens
             return decode(fed)
 
         watched.on |= {"prefill": join_when_told, "decode": step_when_told}
+        # Its prefill is held until the first group has been queued, so that this group, too, joins as one.
+        first = own.stream(GenerationRequest([5], 1, 0, ignore_eos=True))
+        assert inside.wait(30)
         streams = []
         for group in range(4):
             streams += [own.stream(request) for request in requests[12 * group : 12 * group + 12]]
@@ -88,6 +92,7 @@ def test_32_profiles_and_16_plain_streams_that_join_midway_give_their_own_tokens
             steps.release(3)
             wait_until(lambda group=group: len(rows_of_steps) == 3 * group + 4)  # held before the next step
         steps.release(200)
+        assert len(list(first)) == 1
         got = [tuple(token for chunk in stream for token in chunk.token_ids) for stream in streams]
     assert rows_of_steps[:13] == [12] * 4 + [24] * 3 + [36] * 3 + [48] * 3
     assert got == expected
