@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
+from weakref import WeakValueDictionary
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, Lock, to_thread
 
 from alignez_core.errors import ContextTooLong
 from api.generation.personalise import BARE, Personalisation
@@ -31,12 +33,14 @@ class Prompts:
     """Makes the prompts of one engine.
 
     Tokenising takes about 100 bytes of memory per character. So texts that are long enough to need a thread are
-    tokenised one at a time, for all callers together.
+    tokenised one at a time, for all callers together, and tenants take turns.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._long_texts = CapacityLimiter(1)
+        # One text of each tenant at most waits for the thread, which serves in the order of arrival.
+        self._turns: WeakValueDictionary[UUID, Lock] = WeakValueDictionary()
 
     def check_length(self, characters: int, param: str) -> None:
         """Refuses a text that is over the context for certain, before anything is made of it.
@@ -54,7 +58,7 @@ class Prompts:
             )  # fmt: skip
 
     async def chat(
-        self, messages: Sequence[ChatMessage], personal: Personalisation = BARE
+        self, tenant_id: UUID, messages: Sequence[ChatMessage], personal: Personalisation = BARE
     ) -> tuple[list[int], Personalisation]:
         """Token ids of the conversation, answer cue included, after the profile's prefix.
 
@@ -63,27 +67,27 @@ class Prompts:
         """
         turns = turns_of(messages)
         characters = sum(len(turn["content"]) for turn in turns)
-        bare = await self._run(characters, lambda: self._rendered(turns))
+        bare = await self._run(tenant_id, characters, lambda: self._rendered(turns))
         if personal.prefix is None:
             return bare, personal
         whole = personal.prefix.apply(turns)
-        ids = await self._run(characters, lambda: self._rendered(whole))
+        ids = await self._run(tenant_id, characters, lambda: self._rendered(whole))
         return ids, replace(personal, prefix_tokens=max(0, len(ids) - len(bare)))
 
-    async def text(self, prompt: str | list[int]) -> list[int]:
+    async def text(self, tenant_id: UUID, prompt: str | list[int]) -> list[int]:
         """Token ids of a text completion's prompt; ids are checked against the vocabulary.
 
         Raises: ApiError: an id outside it.
         """
         if isinstance(prompt, str):
-            return await self._run(len(prompt), lambda: self._engine.tokenize(prompt))
+            return await self._run(tenant_id, len(prompt), lambda: self._engine.tokenize(prompt))
         size = self._engine.info.vocab_size
         if max(prompt) >= size:
             raise ApiError(400, "invalid_prompt", f"token {max(prompt)} is not below {size}", param="prompt")
         return prompt
 
     async def prefixed(
-        self, prompt: str | list[int], ids: list[int], personal: Personalisation
+        self, tenant_id: UUID, prompt: str | list[int], ids: list[int], personal: Personalisation
     ) -> tuple[list[int], Personalisation]:
         """A text completion's prompt after the profile's prefix, as `chat` has a conversation's.
 
@@ -100,7 +104,10 @@ class Prompts:
                 "model reads in chat turns only; use /v1/chat/completions", param="model",
             )  # fmt: skip
         opening = form.render(personal.prefix.apply([{"role": "user", "content": ""}])).removesuffix(form.wrap(""))
-        whole = await self.text(opening + prompt) if isinstance(prompt, str) else [*await self.text(opening), *ids]
+        if isinstance(prompt, str):
+            whole = await self.text(tenant_id, opening + prompt)
+        else:
+            whole = [*await self.text(tenant_id, opening), *ids]
         return whole, replace(personal, prefix_tokens=max(0, len(whole) - len(ids)))
 
     def _rendered(self, turns: Sequence[Message]) -> list[int]:
@@ -113,7 +120,8 @@ class Prompts:
             ) from error  # fmt: skip
         return self._engine.tokenize(text)
 
-    async def _run(self, characters: int, read: Callable[[], T]) -> T:
+    async def _run(self, tenant_id: UUID, characters: int, read: Callable[[], T]) -> T:
         if characters < _INLINE:
             return read()
-        return await to_thread.run_sync(read, limiter=self._long_texts)
+        async with self._turns.setdefault(tenant_id, Lock()):
+            return await to_thread.run_sync(read, limiter=self._long_texts)

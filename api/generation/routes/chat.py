@@ -57,7 +57,7 @@ async def _answer(
 
     async def prepare() -> Prepared:
         personal = await personal_of(model.personaliser, caller, selection, Query(last_question(body.messages)))
-        prompt, personal = await served.prompts.chat(body.messages, personal)
+        prompt, personal = await served.prompts.chat(caller.tenant_id, body.messages, personal)
         made = engine_requests(served, body, prompt, body.answer_tokens, body.alternatives, personal, chat=True)
         return made, [personal] * len(made)
 

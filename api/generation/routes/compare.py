@@ -56,7 +56,9 @@ async def compare(
             *(personal_of(model.personaliser, caller, selection, query) for selection in chosen)
         )
         columns = ([BARE] if body.include_base else []) + list(found)
-        rendered = await asyncio.gather(*(served.prompts.chat(messages, personal) for personal in columns))
+        rendered = await asyncio.gather(
+            *(served.prompts.chat(caller.tenant_id, messages, personal) for personal in columns)
+        )
         requests = [
             each
             for prompt, personal in rendered

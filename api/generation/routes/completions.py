@@ -72,7 +72,7 @@ async def _answer(
             served.prompts.check_length(len(prompt), "prompt")
 
     async def prepare() -> Prepared:
-        ids = [await served.prompts.text(prompt) for prompt in prompts]
+        ids = [await served.prompts.text(caller.tenant_id, prompt) for prompt in prompts]
         queries = [
             Query(prompt if isinstance(prompt, str) else None, tokens)
             for prompt, tokens in zip(prompts, ids, strict=True)
@@ -82,7 +82,7 @@ async def _answer(
         )
         requests, whose = [], []
         for asked, tokens, applied in zip(prompts, ids, personal, strict=True):
-            prompt, whom = await served.prompts.prefixed(asked, tokens, applied)
+            prompt, whom = await served.prompts.prefixed(caller.tenant_id, asked, tokens, applied)
             made = engine_requests(served, body, prompt, body.max_tokens, body.logprobs, whom, chat=False)
             requests += made
             whose += [whom] * len(made)

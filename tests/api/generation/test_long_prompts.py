@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
+from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
@@ -113,9 +114,27 @@ def test_long_texts_are_tokenised_one_at_a_time_beside_the_event_loop() -> None:
         prompts = Prompts(Slow(context_length=4096))
         messages = [ChatMessage(role="user", content="word " * 4000)]
         await asyncio.gather(
-            *(prompts.chat(messages) for _ in range(4)), *(prompts.text("a " * 9000) for _ in range(4))
+            *(prompts.chat(uuid4(), messages) for _ in range(4)),
+            *(prompts.text(uuid4(), "a " * 9000) for _ in range(4)),
         )
 
     asyncio.run(read())
     assert len(seen) == 8
     assert all(thread != loop_thread and alone for thread, alone in seen)
+
+
+def test_tenants_take_turns_at_the_one_thread() -> None:
+    order: list[str] = []
+
+    class Noting(FakeEngine):
+        def tokenize(self, prompt: Prompt) -> list[int]:
+            order.append(str(prompt)[:1])
+            return super().tokenize(prompt)
+
+    async def read() -> None:
+        prompts, many, few = Prompts(Noting(context_length=4096)), uuid4(), uuid4()
+        texts = [(many, "m " * 9000)] * 20 + [(few, "f " * 9000)] * 2
+        await asyncio.gather(*(prompts.text(tenant, text) for tenant, text in texts))
+
+    asyncio.run(read())
+    assert "".join(order) == "mfmf" + 18 * "m"
