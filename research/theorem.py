@@ -1,0 +1,219 @@
+"""Theorem 3.1 of the AlignEZ paper: its three bounds beside the exact expectations and a simulation.
+
+    python -m research.theorem --out artifacts/research    # theorem.json, theorem.md and theorem.svg; 5 s
+
+The paper's noise model (section 3, appendix B): x has the coefficients α in an orthonormal basis of concepts. θ_help
+and θ_harm have the constants β_help and γ_harm, and elsewhere normal noise, of standard deviation σ_align in the other
+of these two components and σ_linguistic in the remaining d − 2. Both edits are applied to x at once. The noise is
+symmetric, so products of different components have mean 0, and the expectation of each coefficient is a multiple of its
+own α:
+
+    E[A_help] / α_help = 1 + E[β_help² / T_help] − E[γ_help² / T_harm]
+    E[A_harm] / α_harm = 1 + E[β_harm² / T_help] − E[γ_harm² / T_harm]
+    E[A_i] / α_i       = 1 + E[β_i² / T_help] − E[γ_i² / T_harm]
+
+with T = ⟨θ, θ⟩. The proof's first step for A_help drops the last term, which is negative: a lower bound must keep it.
+`corrected` keeps it by its upper bound σ_align² / γ_harm².
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+#: Rows of one batch of the simulation.
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise model. dimension: d. beta, gamma: the constants β_help and γ_harm."""
+
+    align: float
+    linguistic: float
+    dimension: int = 64
+    beta: float = 1.0
+    gamma: float = 1.0
+
+    @property
+    def total(self) -> float:
+        """Expected squared norm of the noise: σ_align² + (d − 2) σ_linguistic²."""
+        return self.align**2 + (self.dimension - 2) * self.linguistic**2
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Values for A_help, A_harm and A_i, each divided by its α."""
+
+    help: float
+    harm: float
+    other: float
+
+
+def exact(noise: Noise) -> Coefficients:
+    """The expectations, by one integral each: 1/T = ∫ exp(−sT) ds, whose mean over normal noise is closed."""
+    help_share, help_align, help_other = _shares(noise.beta, noise)
+    harm_share, harm_align, harm_other = _shares(noise.gamma, noise)
+    return Coefficients(1 + help_share - harm_align, 1 + help_align - harm_share, 1 + help_other - harm_other)
+
+
+def bounds(noise: Noise) -> Coefficients:
+    """The paper's bounds: E[A_help] / α_help from below, |E[A_harm] / α_harm| and |E[A_i] / α_i − 1| from above."""
+    return Coefficients(
+        1 + noise.beta**2 / (noise.beta**2 + noise.total),
+        noise.align**2 / noise.beta**2 + noise.total / noise.gamma**2,
+        noise.linguistic**2 * (1 / noise.beta**2 + 1 / noise.gamma**2),
+    )
+
+
+def corrected(noise: Noise) -> float:
+    """A lower bound on E[A_help] / α_help that keeps the term which the proof drops."""
+    return bounds(noise).help - noise.align**2 / noise.gamma**2
+
+
+def simulate(noise: Noise, samples: int, seed: int = 0) -> tuple[Coefficients, Coefficients]:
+    """Means over random directions and their standard errors, from edited vectors with all components.
+
+    α is 1 for help, −1 for harm (the theorem assumes α_harm ≤ 0), and ±1 alternating for the others; A_i is i = 0.
+    """
+    random = np.random.default_rng(seed)
+    d = noise.dimension
+    alpha = np.where(np.arange(d) % 2, -1.0, 1.0)
+    alpha[-2:] = 1.0, -1.0
+    scale = np.full(d, noise.linguistic)
+    scale[-2:] = noise.align
+    found = []
+    for start in range(0, samples, _BATCH):
+        count = min(_BATCH, samples - start)
+        towards, away = (random.standard_normal((count, d)) * scale for _ in range(2))
+        towards[:, -2], away[:, -1] = noise.beta, noise.gamma
+        edited = alpha + _projected(alpha, towards) - _projected(alpha, away)
+        found.append(edited[:, [d - 2, d - 1, 0]] / alpha[[d - 2, d - 1, 0]])
+    rows = np.concatenate(found)
+    error = rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
+    return Coefficients(*map(float, rows.mean(axis=0))), Coefficients(*map(float, error))
+
+
+def _projected(x: Vector, directions: Vector) -> Vector:
+    """The projection of x (d,) onto each direction (n, d)."""
+    shares: Vector = directions @ x / (directions**2).sum(axis=1)
+    return directions * shares[:, None]
+
+
+def _shares(constant: float, noise: Noise) -> tuple[float, float, float]:
+    """E[c² / T], E[a² / T] and E[l² / T]: the constant's share, the σ_align component's and a linguistic one's."""
+    s, step = _quadrature()
+    a, ling = noise.align**2, noise.linguistic**2
+    mean = np.exp(-s * constant**2) * (1 + 2 * s * a) ** -0.5 * (1 + 2 * s * ling) ** (-(noise.dimension - 2) / 2)
+
+    def integral(values: Vector) -> float:
+        return float((values * mean) @ step)
+
+    return (
+        constant**2 * integral(np.ones_like(s)),
+        a * integral(1 / (1 + 2 * s * a)),
+        ling * integral(1 / (1 + 2 * s * ling)),
+    )
+
+
+@functools.cache
+def _quadrature() -> tuple[Vector, Vector]:
+    """Points and weights of an integral over s from 0 to ∞, by s = t / (1 − t)."""
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    t = (nodes + 1) / 2
+    return t / (1 - t), weights / 2 / (1 - t) ** 2
+
+
+def measure(noises: Sequence[Noise], samples: int) -> list[dict[str, object]]:
+    """One row per noise: exact, simulated, bounds, and which bounds hold."""
+    rows: list[dict[str, object]] = []
+    for noise in noises:
+        true, bound = exact(noise), bounds(noise)
+        mean, error = simulate(noise, samples)
+        holds = {
+            "help": true.help >= bound.help,
+            "help_corrected": true.help >= corrected(noise),
+            "harm": abs(true.harm) <= bound.harm,
+            "other": abs(true.other - 1) <= bound.other,
+        }
+        rows.append({
+            "noise": asdict(noise), "samples": samples, "exact": asdict(true), "simulated": asdict(mean),
+            "error": asdict(error), "bounds": asdict(bound), "corrected": corrected(noise), "holds": holds,
+        })  # fmt: skip
+    return rows
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    """Markdown; simulated values with the half width of their 95 % interval."""
+    head = ["σ_align", "σ_ling", "A_help", "simulated", "paper ≥", "corrected ≥", "A_harm", "simulated", "paper ≤",
+            "\\|A_i − 1\\|", "simulated", "paper ≤"]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        noise, true, mean, error, bound, holds = (
+            dict(row[key])  # type: ignore[call-overload]
+            for key in ("noise", "exact", "simulated", "error", "bounds", "holds")
+        )
+        said = {name: f"{mean[name] - (name == 'other'):.4f} ± {1.96 * error[name]:.4f}" for name in mean}
+        lower = f"{bound['help']:.4f}" + ("" if holds["help"] else " **fails**")
+        cells = [
+            f"{noise['align']:g}", f"{noise['linguistic']:g}", f"{true['help']:.4f}", said["help"], lower,
+            f"{row['corrected']:.4f}", f"{true['harm']:.4f}", said["harm"], f"{bound['harm']:.4f}",
+            f"{abs(true['other'] - 1):.4f}", said["other"], f"{bound['other']:.4f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(path: Path, linguistic: Sequence[float], dimension: int) -> None:
+    """A_help and A_harm over σ_align: exact, the paper's bound (dashed), the corrected one (dotted). As SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = np.linspace(0.01, 0.6, 60)
+    for i, sigma in enumerate(linguistic):
+        noises = [Noise(float(step), sigma, dimension) for step in steps]
+        color, label = f"C{i}", f"σ_ling {sigma:g}"
+        left.plot(steps, [exact(noise).help for noise in noises], color=color, label=label)
+        left.plot(steps, [bounds(noise).help for noise in noises], color=color, linestyle="--")
+        left.plot(steps, [corrected(noise) for noise in noises], color=color, linestyle=":")
+        right.plot(steps, [exact(noise).harm for noise in noises], color=color, label=label)
+        right.plot(steps, [bounds(noise).harm for noise in noises], color=color, linestyle="--")
+    left.set(title="E[A_help] / α_help, to stay above", xlabel="σ_align")
+    right.set(title="E[A_harm] / α_harm, to stay below", xlabel="σ_align", ylim=(0, 1.5))
+    left.legend(frameon=False)
+    figure.savefig(path)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--align", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], help="σ_align")
+    parser.add_argument("--linguistic", type=float, nargs="+", default=[0.0, 0.05, 0.1], help="σ_linguistic")
+    parser.add_argument("--dimension", type=int, default=64, help="d (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=100_000, help="directions of the simulation")
+    parser.add_argument("--out", type=Path, default=Path("artifacts/research"), help="folder (default %(default)s)")
+    given = parser.parse_args()
+    if given.dimension < 3 or given.samples < 2 or min(*given.align, *given.linguistic) < 0:
+        parser.error("the dimension must be 3 or more, samples 2 or more, and no σ below 0")
+    given.out.mkdir(parents=True, exist_ok=True)
+    noises = [Noise(a, ling, given.dimension) for ling, a in itertools.product(given.linguistic, given.align)]
+    rows = measure(noises, given.samples)
+    (given.out / "theorem.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (given.out / "theorem.md").write_text(table(rows) + "\n")
+    plot(given.out / "theorem.svg", given.linguistic, given.dimension)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
