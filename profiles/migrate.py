@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from profiles.errors import ProfilesError
 from profiles.settings import DatabaseSettings, read_settings
-from profiles.uow import database_errors
+from profiles.uow import database_errors, not_in
 
 
 def upgrade(url: str | None = None) -> bool:
@@ -28,7 +28,7 @@ def upgrade(url: str | None = None) -> bool:
     Raises: DatabaseUnavailable.
     """
     parsed = make_url(url or read_settings(DatabaseSettings).database_url)
-    engine = create_engine(parsed, connect_args={} if "connect_timeout" in parsed.query else {"connect_timeout": 5})
+    engine = create_engine(parsed, connect_args=not_in(parsed, {"connect_timeout": 5}))
     try:
         with database_errors(), engine.connect() as connection:
             if _is_newer(connection):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import selectors
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import create_engine, event, make_url
+from sqlalchemy import URL, create_engine, event, make_url
 from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError, ProgrammingError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -19,6 +19,13 @@ from profiles.repository import Repository
 from profiles.settings import DatabaseSettings
 
 SessionFactory = sessionmaker[Session]
+
+T = TypeVar("T")
+
+
+def not_in(url: URL, defaults: Mapping[str, T]) -> dict[str, T]:
+    """The connection parameters that a URL does not set itself."""
+    return {name: value for name, value in defaults.items() if name not in url.query}
 
 
 def make_session_factory(settings: DatabaseSettings | str) -> SessionFactory:
@@ -48,7 +55,7 @@ def make_session_factory(settings: DatabaseSettings | str) -> SessionFactory:
         pool_timeout=settings.pool_timeout_s,
         hide_parameters=True,  # they are users' data, and errors are logged
         # The URL's own options take precedence: Postgres uses the last `-c` of a name.
-        connect_args={name: value for name, value in defaults.items() if name not in url.query}
+        connect_args=not_in(url, defaults)
         | {"options": " ".join([options, *([given] if isinstance(given, str) else given)]).strip()},
     )
 

@@ -37,7 +37,7 @@ _BATCH = 4096
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise model. dimension: d. beta, gamma: the constants β_help and γ_harm."""
+    """The noise model: σ_align, σ_linguistic, d, and the constants β_help and γ_harm."""
 
     align: float
     linguistic: float
@@ -61,7 +61,7 @@ class Coefficients:
 
 
 def exact(noise: Noise) -> Coefficients:
-    """The expectations, by one integral each: 1/T = ∫ exp(−sT) ds, whose mean over normal noise is closed."""
+    """The expectations (see above), by one integral each: 1/T = ∫ exp(−sT) ds has a closed mean over normal noise."""
     help_share, help_align, help_other = _shares(noise.beta, noise)
     harm_share, harm_align, harm_other = _shares(noise.gamma, noise)
     return Coefficients(1 + help_share - harm_align, 1 + help_align - harm_share, 1 + help_other - harm_other)
@@ -134,44 +134,49 @@ def _quadrature() -> tuple[Vector, Vector]:
     return t / (1 - t), weights / 2 / (1 - t) ** 2
 
 
-def measure(noises: Sequence[Noise], samples: int) -> list[dict[str, object]]:
-    """One row per noise: exact, simulated, bounds, and which bounds hold."""
-    rows: list[dict[str, object]] = []
-    for noise in noises:
-        true, bound = exact(noise), bounds(noise)
-        mean, error = simulate(noise, samples)
-        holds = {
-            "help": true.help >= bound.help,
-            "help_corrected": true.help >= corrected(noise),
-            "harm": abs(true.harm) <= bound.harm,
-            "other": abs(true.other - 1) <= bound.other,
-        }
-        rows.append({
-            "noise": asdict(noise), "samples": samples, "exact": asdict(true), "simulated": asdict(mean),
-            "error": asdict(error), "bounds": asdict(bound), "corrected": corrected(noise), "holds": holds,
-        })  # fmt: skip
-    return rows
+@dataclass(frozen=True)
+class Result:
+    """The theorem at one noise.
+
+    Attributes:
+        exact: expectations. simulated, error: means over `samples` directions and their standard errors.
+        bounds: the paper's. corrected: see the function.
+    """
+
+    noise: Noise
+    samples: int
+    exact: Coefficients
+    simulated: Coefficients
+    error: Coefficients
+    bounds: Coefficients
+    corrected: float
+
+    @classmethod
+    def of(cls, noise: Noise, samples: int) -> Result:
+        """Computes and simulates."""
+        return cls(noise, samples, exact(noise), *simulate(noise, samples), bounds(noise), corrected(noise))
 
 
-def table(rows: Sequence[dict[str, object]]) -> str:
-    """Markdown; simulated values with the half width of their 95 % interval."""
+def table(results: Sequence[Result]) -> str:
+    """The results as Markdown; ± is half the width of a 95 % interval."""
     head = ["σ_align", "σ_ling", "A_help", "simulated", "paper ≥", "corrected ≥", "A_harm", "simulated", "paper ≤",
             "\\|A_i − 1\\|", "simulated", "paper ≤"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        noise, true, mean, error, bound, holds = (
-            dict(row[key])  # type: ignore[call-overload]
-            for key in ("noise", "exact", "simulated", "error", "bounds", "holds")
-        )
-        said = {name: f"{mean[name] - (name == 'other'):.4f} ± {1.96 * error[name]:.4f}" for name in mean}
-        lower = f"{bound['help']:.4f}" + ("" if holds["help"] else " **fails**")
+    for each in results:
+        true, mean, error, bound = each.exact, each.simulated, each.error, each.bounds
+        fails = "" if true.help >= bound.help else " **fails**"
         cells = [
-            f"{noise['align']:g}", f"{noise['linguistic']:g}", f"{true['help']:.4f}", said["help"], lower,
-            f"{row['corrected']:.4f}", f"{true['harm']:.4f}", said["harm"], f"{bound['harm']:.4f}",
-            f"{abs(true['other'] - 1):.4f}", said["other"], f"{bound['other']:.4f}",
+            f"{each.noise.align:g}", f"{each.noise.linguistic:g}",
+            f"{true.help:.4f}", _interval(mean.help, error.help), f"{bound.help:.4f}{fails}", f"{each.corrected:.4f}",
+            f"{true.harm:.4f}", _interval(mean.harm, error.harm), f"{bound.harm:.4f}",
+            f"{abs(true.other - 1):.4f}", _interval(mean.other - 1, error.other), f"{bound.other:.4f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _interval(mean: float, error: float) -> str:
+    return f"{mean:.4f} ± {1.96 * error:.4f}"
 
 
 def plot(path: Path, linguistic: Sequence[float], dimension: int) -> None:
@@ -208,11 +213,11 @@ def main() -> None:
         parser.error("the dimension must be 3 or more, samples 2 or more, and no σ below 0")
     given.out.mkdir(parents=True, exist_ok=True)
     noises = [Noise(a, ling, given.dimension) for ling, a in itertools.product(given.linguistic, given.align)]
-    rows = measure(noises, given.samples)
-    (given.out / "theorem.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (given.out / "theorem.md").write_text(table(rows) + "\n")
+    results = [Result.of(noise, given.samples) for noise in noises]
+    (given.out / "theorem.json").write_text(json.dumps([asdict(each) for each in results], indent=1) + "\n")
+    (given.out / "theorem.md").write_text(table(results) + "\n")
     plot(given.out / "theorem.svg", given.linguistic, given.dimension)
-    print(table(rows))
+    print(table(results))
 
 
 if __name__ == "__main__":

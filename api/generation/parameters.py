@@ -7,11 +7,11 @@ OpenAI's or vLLM's that no engine here honours, unless its value says "off".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from api.http.fields import field_error, unknown_field
+from api.http.fields import field_error, refuse_boolean, unknown_field
 
 #: Values of more characters are not shown in messages.
 _SHOWN = 60
@@ -107,8 +107,7 @@ class KnownFields(BaseModel):
         for name, value in values.items():
             known = cls.model_fields.get(name)
             if known is not None:
-                if isinstance(value, bool) and bool not in (known.annotation, *get_args(known.annotation)):
-                    raise field_error(name, "must not be true or false")  # in Python they would count as 1 and 0
+                refuse_boolean(name, value, known)
                 if value is not None or known.is_required():
                     honoured[name] = value
             elif name in cls.unsupported:

@@ -33,7 +33,7 @@ class Prompts:
     """Makes the prompts of one engine.
 
     Tokenising takes about 100 bytes of memory per character. So texts that are long enough to need a thread are
-    tokenised one at a time, for all callers together, and tenants take turns.
+    tokenised one at a time, for all callers together, and tenants (`tenant_id` of each method) take turns.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -129,8 +129,9 @@ class TextPart(BaseModel):
     @classmethod
     def _refuse_unknown(cls, values: Any) -> Any:
         """Of a part of another type, the type is the error."""
-        is_text = isinstance(values, dict) and values.get("type") == "text"
-        return refuse_unknown(values, cls.model_fields) if is_text else values
+        if isinstance(values, dict) and values.get("type") == "text":
+            refuse_unknown(values, cls.model_fields)
+        return values
 
 
 class ChatMessage(KnownFields):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from fastapi import Path, Query
 from pydantic import (
@@ -17,6 +17,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from alignez_core.spec.limits import LIMITS
@@ -59,8 +60,12 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown(cls, values: Any) -> Any:
-        return refuse_unknown(values, cls.model_fields)
+    def _refuse_wrong_fields(cls, values: Any) -> Any:
+        refuse_unknown(values, cls.model_fields)
+        if isinstance(values, dict):
+            for name, value in values.items():
+                refuse_boolean(name, value, cls.model_fields[name])
+        return values
 
 
 class Row(BaseModel):
@@ -78,14 +83,26 @@ def within(name: str) -> Any:
 _FLOATS = ("contrast", "ridge", "strength", "temperature", "prompt_margin")
 
 
-def refuse_unknown(values: Any, known: Collection[str]) -> Any:
-    """The value unchanged; the first unknown name of an object is an error.
+def refuse_unknown(values: object, known: Collection[str]) -> None:
+    """Checks the names of an object.
 
-    pydantic would make an error of each, which for a body of unknown names takes seconds and hundreds of MB.
+    pydantic would make an error of each unknown name, which for a body of them takes seconds and hundreds of MB.
+
+    Raises: PydanticCustomError: for the first unknown name.
     """
-    if isinstance(values, dict) and (unknown := next((name for name in values if name not in known), None)) is not None:
-        raise unknown_field(unknown, known)
-    return values
+    if isinstance(values, dict):
+        for name in values:
+            if name not in known:
+                raise unknown_field(name, known)
+
+
+def refuse_boolean(name: str, value: object, field: FieldInfo) -> None:
+    """Checks that true and false stand for themselves: in Python they would count as 1 and 0.
+
+    Raises: PydanticCustomError: the value is a boolean, and the field takes none.
+    """
+    if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
+        raise field_error(name, "must not be true or false")
 
 
 def unknown_field(name: str, known: Collection[str]) -> PydanticCustomError:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from research.theorem import Noise, bounds, corrected, exact, main, measure, simulate, table
+from research.theorem import Noise, Result, bounds, corrected, exact, main, simulate, table
 
 NOISES = [
     Noise(align, linguistic, dimension, beta, gamma)
@@ -62,6 +63,7 @@ def test_the_command_writes_data_table_and_picture(tmp_path: Path, monkeypatch: 
     main()
     rows = json.loads((tmp_path / "theorem.json").read_text())
     assert len(rows) == 12
-    assert (tmp_path / "theorem.md").read_text() == table(rows) + "\n"
+    again = [Result.of(Noise(**row["noise"]), 200) for row in rows]
+    assert rows == [asdict(each) for each in again]
+    assert (tmp_path / "theorem.md").read_text() == table(again) + "\n"
     assert "<svg" in (tmp_path / "theorem.svg").read_text()
-    assert rows == json.loads(json.dumps(measure([Noise(**row["noise"]) for row in rows], 200)))

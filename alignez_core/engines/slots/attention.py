@@ -10,13 +10,16 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from alignez_core.engines.slots.step import Step, current_step
 from alignez_core.errors import UnknownArchitecture
@@ -129,10 +132,10 @@ def install(model: PreTrainedModel) -> None:
 
 
 def _gpt_neo_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+    module: GPTNeoSelfAttention, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
 ) -> tuple[Tensor, None]:
     # GPT-Neo: scores unscaled and in float32; "local" layers see a window of the configured size.
-    window = module.config.window_size if module.attention_type == "local" else None  # type: ignore[union-attr]
+    window = module.config.window_size if module.attention_type == "local" else None
     out, _ = slot_attention(
         module,
         query.float(),
@@ -140,6 +143,6 @@ def _gpt_neo_attention(
         value.float(),
         None,
         scaling=1.0,
-        sliding_window=window,  # type: ignore[arg-type]
+        sliding_window=window,
     )
     return out.transpose(1, 2).to(value.dtype), None

@@ -156,7 +156,8 @@ class CompiledStep:
             use_cache=True,
         )
         end_traced()
-        return out.logits[:, 0]  # type: ignore[no-any-return]
+        logits: Tensor = out.logits
+        return logits[:, 0]
 
     def _compile(self, graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., object]:
         from torch._dynamo import lookup_backend

@@ -273,8 +273,8 @@ class SlotRunner:
         ids = self.padded(texts)
         step = Step(wanted=self.places(wanted), edits=edits, reader=reader, visitor=visitor)
         with running(step):
-            out = self._model(input_ids=ids, position_ids=self._positions(ids)[:1], use_cache=False)
-        return out.logits[:, 0]  # type: ignore[no-any-return]
+            logits: Tensor = self._model(input_ids=ids, position_ids=self._positions(ids)[:1], use_cache=False).logits
+        return logits[:, 0]
 
     def places(self, wanted: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(M,) rows and (M,) positions of the wanted positions of each row, in order."""
@@ -293,8 +293,8 @@ class SlotRunner:
         ids = self.padded(texts)
         positions = self._positions(ids) if packing is None else packing.positions
         with running(Step(wanted=self.places(wanted), edits=edits, packing=packing)):
-            out = self._model(input_ids=ids, position_ids=positions, use_cache=False)
-        return out.logits[:, 0]  # type: ignore[no-any-return]
+            logits: Tensor = self._model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        return logits[:, 0]
 
     def padded(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """(m, T) token ids, padded on the right with 0; causal attention keeps the padding out of every real token."""
@@ -313,7 +313,8 @@ class SlotRunner:
         positions = self._positions(ids) if positions is None else positions
         with running(step):
             out = self._model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
-        return out.logits  # type: ignore[no-any-return]
+        logits: Tensor = out.logits
+        return logits
 
     def _positions(self, ids: Tensor) -> Tensor:
         return torch.arange(ids.shape[1], device=self.device).expand(ids.shape[0], -1)

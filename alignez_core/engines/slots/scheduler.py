@@ -36,7 +36,6 @@ class EngineLoad:
 
     Attributes:
         running: requests in slots. waiting: requests in the queue. generated_tokens, steps: since the start.
-        cache_tokens: prompt and new tokens that the running requests may come to hold; 0 where it is not known.
     """
 
     running: int
@@ -44,7 +43,6 @@ class EngineLoad:
     max_slots: int
     generated_tokens: int
     steps: int
-    cache_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,8 +138,7 @@ class Scheduler:
         """A snapshot; safe from any thread."""
         with self._changed:
             waiting = len(self._waiting)
-        held = sum(row.cache_tokens for row in self._let_in())
-        return EngineLoad(self._taken, waiting, self._runner.max_slots, self._generated, self._steps, held)
+        return EngineLoad(self._taken, waiting, self._runner.max_slots, self._generated, self._steps)
 
     def close(self) -> None:
         """Ends every row with `EngineClosed` and the thread with them. Safe to call twice."""

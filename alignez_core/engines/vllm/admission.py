@@ -18,7 +18,7 @@ from alignez_core.errors import EngineOverloaded
 
 @dataclass(eq=False)
 class Ticket:
-    """One request's place in the queue (a `common.admission.Waits`). vLLM pages memory, so sizes do not count."""
+    """A place in the queue, as `common.admission.Waits`. Sizes are 0, because vLLM pages its memory."""
 
     group: str | None
     prompt_tokens: int = 0

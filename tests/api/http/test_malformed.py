@@ -96,6 +96,7 @@ def test_prompts(tenant: Tenant, prompt: object, field: str, message: str) -> No
         ({"fit": {"layers": "most"}}, "fit.layers", "'all'"),
         ({"fit": {"layers": 0}}, "fit.layers", "greater than or equal to 1"),
         ({"fit": {"layers": [0, -1]}}, "fit.layers.1", "greater than or equal to 0"),
+        ({"fit": {"rank": True}}, "fit.rank", "must not be true or false"),
         ({"fit": {"steps": 0}}, "fit.steps", "greater than or equal to 1"),
         ({"persona": {}}, "persona.preferred", "give preferred"),
         ({}, "persona", "give a persona"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Sized
 from typing import Any
 
 import pytest
@@ -176,9 +177,8 @@ def test_a_request_that_cannot_be_sampled_loses_itself_only(part: str, monkeypat
         first = next(running)
         real = getattr(BatchSampler, part)
 
-        def fail_on_the_newcomer(self: BatchSampler, given: object, *rest: object) -> object:
-            count = len(given)  # type: ignore[arg-type]
-            if count == 2:
+        def fail_on_the_newcomer(self: BatchSampler, given: Sized, *rest: object) -> object:
+            if len(given) == 2:
                 raise RuntimeError("Overflow when unpacking long")
             return real(self, given, *rest)
 

@@ -20,7 +20,7 @@ from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import EngineOverloaded, InvalidInput, RequestTooLarge
 from tests.core.engines.contract import wait_until
 from tests.core.engines.slots.watched import Watched, watched_engine
-from tests.core.engines.tiny_models import tiny_engine
+from tests.core.engines.tiny_models import tiny_engine, token_ids
 
 
 def ask(marker: int, group: str | None, *, prompt: int = 3, new: int = 1) -> GenerationRequest:
@@ -142,12 +142,13 @@ def test_who_asks_has_no_part_in_the_answer() -> None:
     assert first == second
 
 
-def held_tokens(engine: TransformersEngine, watched: Watched) -> list[int]:
-    """What the running rows may come to hold together, one entry per step; grows as the engine runs."""
+def held_tokens(watched: Watched, requests: list[GenerationRequest]) -> list[int]:
+    """Prompt and new tokens of the live rows together, one entry per step; grows as the engine runs."""
+    sizes = {token_ids(each)[0]: len(each.prompt) + each.max_tokens for each in requests}
     sums: list[int] = []
 
     def counted(decode: Callable[..., Tensor], tokens: list[int]) -> Tensor:
-        sums.append(engine.load_now.cache_tokens)
+        sums.append(sum(sizes.get(prompt[0], 0) for prompt in watched.runner.prompts))
         return decode(tokens)
 
     watched.on["decode"] = counted
@@ -156,12 +157,12 @@ def held_tokens(engine: TransformersEngine, watched: Watched) -> list[int]:
 
 def test_what_does_not_fit_waits_and_holds_up_its_own_group_only() -> None:
     with watched_engine(max_slots=4, max_cache_tokens=40) as (engine, watched):
-        sums = held_tokens(engine, watched)
+        requests = [ask(10, "running", new=20), ask(20, "big", prompt=10, new=20), ask(21, "big")]
+        requests += [ask(100 + i, "small", new=3) for i in range(4)]
+        sums = held_tokens(watched, requests)
         with held(engine, watched) as order:
-            running = engine.stream(ask(10, "running", new=20))
-            big = [engine.stream(ask(20, "big", prompt=10, new=20)), engine.stream(ask(21, "big"))]
-            small = [engine.stream(ask(100 + i, "small", new=3)) for i in range(4)]
-        finish([running, *big, *small])
+            streams = [engine.stream(request) for request in requests]
+        finish(streams)
         assert order == [10, 100, 101, 102, 103, 20, 21]
         assert max(sums) == 23 + 2 * 6
         assert engine.load_now.running == engine.load_now.waiting == 0
@@ -186,7 +187,7 @@ def test_a_big_request_is_not_overtaken_for_ever() -> None:
 def test_many_at_once_stay_under_the_limit_and_get_the_answers_they_get_without_it() -> None:
     requests = [ask(10 + i, f"group {i % 3}", prompt=3 + 5 * (i % 4), new=2 + 7 * (i % 3)) for i in range(24)]
     with watched_engine(max_cache_tokens=50) as (engine, watched), tiny_engine() as free:
-        sums = held_tokens(engine, watched)
+        sums = held_tokens(watched, requests)
         assert engine.generate(requests) == free.generate(requests)
         assert 40 < max(sums) <= 50
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,13 +19,13 @@ class Watched:
         runner: the engine's runner.
     """
 
-    runner: SlotRunner
+    runner: WatchedRunner
 
     def __init__(self) -> None:
         self.on: dict[str, Callable[..., Any]] = {}
 
     def make(self, *args: Any) -> SlotRunner:
-        self.runner = _WatchedRunner(self.on, *args)
+        self.runner = WatchedRunner(self.on, *args)
         return self.runner
 
     def fail_once(self, name: str, error: Exception) -> None:
@@ -46,19 +46,39 @@ def watched_engine(kind: str = "llama", **settings: Any) -> Iterator[tuple[Trans
         yield engine, watched
 
 
-class _WatchedRunner(SlotRunner):
+class WatchedRunner(SlotRunner):
+    """A runner that calls what a test has put in place of its methods."""
+
     def __init__(self, on: dict[str, Callable[..., Any]], *args: Any) -> None:
         super().__init__(*args)
         self._on = on
+        #: Prompts of the live rows, in the order of their slots.
+        self.prompts: list[list[int]] = []
 
     def prefill(self, *args: Any) -> Any:
-        return self._call("prefill", super().prefill, *args)
+        logits = self._call("prefill", super().prefill, *args)
+        self.prompts += args[0]
+        return logits
+
+    def remove(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        moves = super().remove(rows)
+        for last, row in moves:
+            self.prompts[row] = self.prompts[last]
+        del self.prompts[self.rows :]
+        return moves
 
     def prefill_piece(self, *args: Any) -> Any:
-        return self._call("prefill_piece", super().prefill_piece, *args)
+        logits = self._call("prefill_piece", super().prefill_piece, *args)
+        if logits is not None:
+            self.prompts.append(args[0])
+        return logits
 
     def decode(self, *args: Any) -> Any:
         return self._call("decode", super().decode, *args)
+
+    def reset(self) -> None:
+        super().reset()
+        self.prompts.clear()
 
     def _call(self, name: str, real: Callable[..., Any], *args: Any) -> Any:
         instead = self._on.get(name)
