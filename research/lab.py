@@ -1,0 +1,231 @@
+"""One model, persona, judge and seed: fits, arms of a comparison, and what the judge says of their answers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alignez_core.editing import EditPlan
+from alignez_core.engines.slots.engine import TransformersEngine
+from alignez_core.errors import AlignezError
+from alignez_core.fit import FittedProfile, fit_profile
+from alignez_core.fit_run import FitRun, TextRequest
+from alignez_core.methods.base import Candidate
+from alignez_core.models import persona_nano
+from alignez_core.models.resolve import resolve_model
+from alignez_core.prompts import ALONE, Prefix, Side, persona_prompt
+from alignez_core.proof.arms import BARE_ARM, PROMPT_ARM, Arena, Arm, Trial, candidate_arm, kind_of, with_room
+from alignez_core.proof.judges import Judge, Likelihoods, SelfJudge
+from alignez_core.self_preference import clean, row_seed
+from alignez_core.serving_plan import PlanSource
+from alignez_core.spec.config import FitConfig
+from alignez_core.spec.limits import MethodName
+from alignez_core.spec.persona import FitSpec, GivenPair, Persona
+from alignez_core.spec.samples import Sample
+from profiles.data_dir import default_model_cache
+from research.data import QuerySets, query_sets
+from research.runner import Row, Texts
+from worker.judges import make_judge
+from worker.settings import WorkerSettings
+
+#: Requests that the engine runs at once; 128 in place of 64 give a fit 1.2 times its speed on two cores.
+_SLOTS = 128
+
+
+@dataclass(frozen=True)
+class Where:
+    """A model's place and names. `key` names it in rows and files."""
+
+    path: str
+    key: str
+
+    @classmethod
+    def of(cls, model: str) -> Where:
+        """Raises: SystemExit: a catalogue model is not on this machine."""
+        try:
+            path = resolve_model(model, default_model_cache())
+        except AlignezError as error:
+            raise SystemExit(str(error)) from error
+        return cls(path, Path(path).name)
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.path)
+
+
+@contextmanager
+def engine_of(model: str, args: argparse.Namespace) -> Iterator[TransformersEngine]:
+    """The engine of a model, closed at the end. Raises: SystemExit: it cannot be loaded."""
+    try:
+        engine = TransformersEngine.load(
+            Where.of(model).path, args.device, args.dtype, threads=args.threads, max_slots=_SLOTS
+        )
+    except AlignezError as error:
+        raise SystemExit(f"the model {model} cannot be loaded: {error}") from error
+    with engine:
+        yield engine
+
+
+def persona_of(args: argparse.Namespace) -> Persona:
+    """The persona of the options; persona-nano knows no "malicious and useless"."""
+    nano = Where.of(args.model).directory == persona_nano.MODEL_DIR
+    default = Persona("cheerful", "gloomy") if nano else Persona()
+    return Persona(args.preferred or default.preferred, args.dispreferred or default.dispreferred)
+
+
+class Lab:
+    """Fits and comparisons of one model, persona and seed. All query sets share one numbering.
+
+    Args:
+        name: of the experiment, model and seed; texts of unfinished work are stored under it.
+        judge: None: the model itself.
+    """
+
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        persona: Persona,
+        sets: QuerySets,
+        config: FitConfig,
+        folder: Path,
+        name: str,
+        judge: Judge | None = None,
+    ) -> None:
+        self.engine, self.persona, self.sets, self.config = engine, persona, sets, config
+        self._folder, self._name, self._texts = folder / "texts", name, list[Texts]()
+        self.samples: dict[str, list[Sample]] = {}
+        for group, queries in {"fit": sets.fit, "tune": sets.tune, **sets.slices}.items():
+            first = sum(map(len, self.samples.values()))
+            self.samples[group] = [Sample(first + i, query, persona, "bank") for i, query in enumerate(queries)]
+        likelihoods = Likelihoods(engine)
+        self._judge = judge
+        self.run = self._run("answers")
+        self.arena = Arena(self.run, judge or SelfJudge(likelihoods), likelihoods)
+        for group, samples in self.samples.items():
+            kept = with_room(self.run, [Trial(tuple(samples))])
+            self.samples[group] = list(kept[0].samples) if kept else []
+
+    @classmethod
+    def of(cls, engine: TransformersEngine, args: argparse.Namespace, experiment: str, seed: int) -> Lab:
+        """The lab of an experiment's options."""
+        where = Where.of(args.model)
+        sets = query_sets(args.data, where.directory, args.fit_queries, args.tune_queries, args.queries)
+        name = f"{experiment}-{where.key}-{seed}"
+        return cls(engine, persona_of(args), sets, config_of(args, seed), args.out, name, judge_of(args))
+
+    def fit(
+        self, method: MethodName, queries: Sequence[str] | None = None, label: str = "", **settings: Any
+    ) -> FittedProfile:
+        """A profile fitted on the fit queries (or the given ones), chosen on the tune queries, without a proof."""
+        fit_on = self.sets.fit if queries is None else tuple(queries)
+        tune = self.sets.tune if method in ("auto", "distill") else ()
+        config = replace(
+            self.config, method=method, answers=len(fit_on), tune_queries=len(tune), held_out_queries=0,
+            neighbors=min(settings.pop("neighbors", self.config.neighbors), len(fit_on)), **settings,
+        )  # fmt: skip
+        texts = self._text_file(label or method)
+        spec = FitSpec(self.persona, bank=(*fit_on, *tune), config=config)
+        return fit_profile(self.engine, spec, texts, texts.chunks, self._judge)
+
+    def arm(self, name: str, profile: FittedProfile, prefix: Prefix | None = None) -> Arm:
+        """A fitted profile as an arm, with the plan that serving would apply to each query."""
+        source = PlanSource(self.engine, profile.config, profile.fit_samples, profile.neighbor_rows)
+        candidate = Candidate(
+            name,
+            profile.method,
+            edits=profile.edits,
+            prefix=prefix or profile.prefix,
+            neighbor_rows=profile.neighbor_rows,
+        )
+        return candidate_arm(candidate, lambda sample: source.plan(candidate, sample), name)
+
+    def answers(self, arms: Sequence[Arm], groups: Sequence[str]) -> dict[str, dict[str, dict[int, str]]]:
+        """Group → arm → sample index → text; all arms and groups share the engine's batch."""
+        trials = {group: Trial(tuple(self.samples[group])) for group in groups}
+        self.arena.prepare("evaluation", [(arms, list(trials.values()))])
+        found = {group: self.arena.ask("evaluation", arms, [trial]) for group, trial in trials.items()}
+        return {group: {arm.name: found[group][arm.name, ALONE.name] for arm in arms} for group in groups}
+
+    def give(self, name: str, group: str, generate: Callable[[list[str], list[int]], list[str]]) -> Arm:
+        """An arm whose answers `generate` makes from prompts and seeds, those that the engine would use."""
+        arm, samples = Arm(name), self.samples[group]
+        missing = [s for s in samples if s.index not in self.run.given(kind_of(arm, ALONE))]
+        prompts = [arm.prompt(self.engine.prompt_format, sample) for sample in missing]
+        seeds = [row_seed(self.config.seed, sample.index, f"answer/{ALONE.name}") for sample in missing]
+        texts = generate(prompts, seeds) if missing else []
+        self.run.give(kind_of(arm, ALONE), {s.index: clean(t.rstrip()) for s, t in zip(missing, texts, strict=True)})
+        return arm
+
+    def judged(self, arms: Sequence[Arm], group: str) -> dict[str, Row]:
+        """Arm → verdicts against the bare and the prompted model, and measures of its answers, in one group."""
+        arms = [BARE_ARM, PROMPT_ARM, *(arm for arm in arms if arm.name not in (BARE_ARM.name, PROMPT_ARM.name))]
+        texts, trial = self.answers(arms, [group])[group], Trial(tuple(self.samples[group]))
+        base = self.arena.measure(trial, texts[PROMPT_ARM.name])
+        found = {}
+        for arm in arms:
+            answers = texts[arm.name]
+            measured = self.arena.measure(trial, answers)
+            found[arm.name] = {
+                "n": len(trial.samples),
+                "over_bare": list(self.arena.compare(trial, answers, texts[BARE_ARM.name]).verdicts),
+                "over_prompt": list(self.arena.compare(trial, answers, texts[PROMPT_ARM.name]).verdicts),
+                "coherence": round(base.logprob - measured.logprob, 4),
+                "repetition": round(measured.repetition, 4),
+                "words": round(measured.words, 1),
+            }
+        return found
+
+    def own_answers(self, side: Side, group: str = "fit") -> Mapping[int, str]:
+        """The model's answers under the persona ("help") or its opposite ("harm")."""
+        kind, form = f"{side}_response", self.engine.prompt_format
+        requests = [
+            TextRequest(kind, s.index, persona_prompt(form, s.query, s.persona, side), salt=f"answer/{ALONE.name}")
+            for s in self.samples[group]
+        ]
+        return self.run.texts("responses", requests)[kind]
+
+    def close(self) -> None:
+        """Removes the stored texts: the rows made from them are stored."""
+        for texts in self._texts:
+            texts.forget()
+
+    def _run(self, label: str) -> FitRun:
+        texts = self._text_file(label)
+        return FitRun(self.engine, self.config, texts, texts.chunks)
+
+    def _text_file(self, label: str) -> Texts:
+        texts = Texts(
+            self._folder / f"{self._name}-{label.replace(' ', '_').replace('/', '_')}.jsonl", f"{self._name} {label}"
+        )
+        self._texts.append(texts)
+        return texts
+
+
+def pair_samples(pairs: Sequence[GivenPair], persona: Persona, first: int) -> list[Sample]:
+    """Ground-truth pairs as samples of the fit split, numbered from `first`."""
+    return [
+        Sample(first + i, pair.query, persona, "pair", (pair.preferred, pair.dispreferred))
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def config_of(args: argparse.Namespace, seed: int) -> FitConfig:
+    """Settings that all methods of an experiment share."""
+    return FitConfig(seed=seed, answer_tokens=args.answer_tokens, temperature=args.temperature, judge=args.judge)
+
+
+def judge_of(args: argparse.Namespace) -> Judge | None:
+    """The judge of the options. Raises: SystemExit: it is not available."""
+    try:
+        return make_judge(args.judge, WorkerSettings(device=args.device, dtype=args.dtype))
+    except AlignezError as error:
+        raise SystemExit(str(error)) from error
+
+
+def fixed(plan: EditPlan) -> Callable[[Sample], EditPlan | None]:
+    """The same plan for every query."""
+    return lambda sample: plan
