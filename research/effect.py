@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +29,15 @@ from alignez_core.methods.distill import Form, FormFits, default_layers
 from alignez_core.prompts import persona_prompt
 from alignez_core.proof.arms import BARE_ARM, PROMPT_ARM, Arena, Trial
 from alignez_core.proof.judges import Likelihoods, SelfJudge
+from alignez_core.proof.measures import mean
 from alignez_core.proof.report import expressiveness, kl_closed, prove
 from alignez_core.query_bank import queries_for
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.persona import FitSpec, Persona
 from alignez_core.spec.samples import make_samples, of_split
 from research.effect_table import agreement, line, table
+from research.personas import described, style_score
 
-PERSONAS = Path(__file__).parents[1] / "tests" / "personas" / "personas.json"
 #: Arm → prefix of the kind of its texts; the kind of an edited arm also has the candidate's digest.
 ARMS = {"bare": "bare/alone", "prompt": "help_response", "edited": "edited "}
 #: Pairs of adjectives that no model knows; the gate must reject all of them.
@@ -71,7 +70,7 @@ def fit(
     for arm, begin in ARMS.items():
         kinds = [k for k in texts.kinds if k.startswith(begin) and (arm != "edited" or k.endswith("/alone"))]
         answers = [text for kind in kinds for index, text in texts.kinds[kind].items() if index in held]
-        styles[arm] = round(mean_style(persona, answers), 4)
+        styles[arm] = round(mean([style_score(persona, answer) for answer in answers]), 4)
     row = {
         "persona": persona["name"],
         "seed": config.seed,
@@ -87,38 +86,6 @@ def fit(
         "trace": profile.choice["trace"],
     }
     return profile, row
-
-
-def style_score(persona: dict[str, Any], answer: str) -> float:
-    """Score of one answer by the measure of a persona of `tests/personas`; higher is better.
-
-    "words": 1 if any listed word occurs, else 0. "sentiment": VADER's compound, −1 to 1. "brevity": −words ÷ 50.
-    """
-    measure = persona["measure"]
-    if measure == "words":
-        return float(bool(_pattern(tuple(persona["words"])).search(answer)))
-    if measure == "sentiment":
-        return float(_vader().polarity_scores(answer)["compound"])
-    if measure == "brevity":
-        return -len(answer.split()) / 50
-    raise ValueError(f"persona {persona['name']}: unknown measure {measure!r}")
-
-
-def mean_style(persona: dict[str, Any], answers: Sequence[str]) -> float:
-    """The mean of `style_score` over answers."""
-    return sum(style_score(persona, answer) for answer in answers) / max(len(answers), 1)
-
-
-@lru_cache(maxsize=64)
-def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(r"\b(" + "|".join(re.escape(word) for word in words) + r")\b", re.IGNORECASE)
-
-
-@lru_cache(maxsize=1)
-def _vader() -> Any:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-    return SentimentIntensityAnalyzer()
 
 
 def personas(args: argparse.Namespace) -> None:
@@ -236,8 +203,7 @@ def _bank(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _personas(args: argparse.Namespace) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(PERSONAS.read_text())
-    return [persona for persona in found if not args.persona or persona["name"] in args.persona]
+    return [persona for persona in described() if not args.persona or persona["name"] in args.persona]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

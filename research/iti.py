@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignez_core.spec.persona import GivenPair
+from alignez_core.engines.base import Prompt
 from research.hooked import Change, Hook, HookedModel
 
 #: Numbers of heads and α of the grid. The paper has 48 of 1024 heads and α = 15 for a 7B model.
 HEADS = (8, 24, 48)
-ALPHAS = (5.0, 15.0)
+ALPHAS = (1.0, 5.0, 15.0)
 #: Share of pairs whose heads' probes are validated on.
 _VALIDATED = 0.2
 #: Ridge penalty of the probes, on standardised features, and the Newton steps of their fit.
@@ -49,15 +49,18 @@ class Probes:
         return [(i // per_layer, i % per_layer) for i in order]
 
 
-def fit_probes(model: HookedModel, pairs: Sequence[GivenPair]) -> Probes:
-    """Probes of all heads at the last token of each answer. Raises: UnknownArchitecture. ValueError: under 5 pairs."""
-    if len(pairs) < 5:
-        raise ValueError(f"{len(pairs)} pairs are too few to fit and validate probes on")
-    form = model.prompt_format
-    sides = [[form.wrap(p.query) + p.preferred for p in pairs], [form.wrap(p.query) + p.dispreferred for p in pairs]]
-    rows = [model.inputs_at_last(side, model.projections()) for side in sides]
-    good, bad = (side.reshape(len(pairs), model.n_layers, model.n_heads, -1) for side in rows)
-    held = max(1, int(len(pairs) * _VALIDATED))
+def fit_probes(model: HookedModel, preferred: Sequence[Prompt], dispreferred: Sequence[Prompt]) -> Probes:
+    """Probes of all heads at the last token of each text.
+
+    Args:
+        preferred, dispreferred: prompts with answers, pair by pair; at least 5.
+    Raises: UnknownArchitecture. ValueError: too few pairs.
+    """
+    if len(preferred) < 5:
+        raise ValueError(f"{len(preferred)} pairs are too few to fit and validate probes on")
+    rows = [model.inputs_at_last(side, model.projections()) for side in (preferred, dispreferred)]
+    good, bad = (side.reshape(len(preferred), model.n_layers, model.n_heads, -1) for side in rows)
+    held = max(1, int(len(preferred) * _VALIDATED))
     fit, validated = slice(None, -held), slice(-held, None)
     difference = good[fit].mean(0) - bad[fit].mean(0)
     direction = difference / difference.norm(dim=-1, keepdim=True).clamp_min(1e-12)

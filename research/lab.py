@@ -13,13 +13,24 @@ from alignez_core.editing import EditPlan
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import AlignezError
 from alignez_core.fit import FittedProfile, fit_profile
-from alignez_core.fit_run import FitRun, TextRequest
+from alignez_core.fit_run import FitRun, TextChunk, TextRequest
 from alignez_core.methods.base import Candidate
 from alignez_core.models import persona_nano
 from alignez_core.models.resolve import resolve_model
 from alignez_core.prompts import ALONE, Prefix, Side, persona_prompt
-from alignez_core.proof.arms import BARE_ARM, PROMPT_ARM, Arena, Arm, Trial, candidate_arm, kind_of, with_room
+from alignez_core.proof.arms import (
+    BARE_ARM,
+    PROMPT_ARM,
+    Arena,
+    Arm,
+    Measured,
+    Trial,
+    candidate_arm,
+    kind_of,
+    with_room,
+)
 from alignez_core.proof.judges import Judge, Likelihoods, SelfJudge
+from alignez_core.proof.measures import Comparison
 from alignez_core.self_preference import clean, row_seed
 from alignez_core.serving_plan import PlanSource
 from alignez_core.spec.config import FitConfig
@@ -57,6 +68,32 @@ class Where:
         return Path(self.path)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What is known of one arm's answers to a group of queries.
+
+    Args:
+        over: name of another arm → verdicts against it.
+    """
+
+    measured: Measured
+    over: dict[str, Comparison]
+
+    def row(self, prompted: Measured) -> Row:
+        """The values as JSON. prompted: measures of the prompted model's answers, from which coherence counts."""
+        return {
+            **{f"over_{name}": list(comparison.verdicts) for name, comparison in self.over.items()},
+            "coherence": round(prompted.logprob - self.measured.logprob, 4),
+            "repetition": round(self.measured.repetition, 4),
+            "words": round(self.measured.words, 1),
+        }
+
+
+def rows_of(judged: Mapping[str, Judged]) -> Row:
+    """Arm → its row."""
+    return {name: found.row(judged[PROMPT_ARM.name].measured) for name, found in judged.items()}
+
+
 @contextmanager
 def engine_of(model: str, args: argparse.Namespace) -> Iterator[TransformersEngine]:
     """The engine of a model, closed at the end. Raises: SystemExit: it cannot be loaded."""
@@ -75,6 +112,17 @@ def persona_of(args: argparse.Namespace) -> Persona:
     nano = Where.of(args.model).directory == persona_nano.MODEL_DIR
     default = Persona("cheerful", "gloomy") if nano else Persona()
     return Persona(args.preferred or default.preferred, args.dispreferred or default.dispreferred)
+
+
+def caption(args: argparse.Namespace, personas: str = "") -> str:
+    """What the figures of an experiment rest on. personas: in place of the persona of the options."""
+    persona = persona_of(args)
+    who = personas or f"persona {persona.preferred!r} against {persona.dispreferred!r}"
+    return (
+        f"{Where.of(args.model).key}, {who}, judge "
+        f"`{args.judge}`, answers of {args.answer_tokens} tokens at temperature {args.temperature:g}, seeds: "
+        f"{args.seeds}. Intervals are 95 %, over queries."
+    )
 
 
 class Lab:
@@ -110,12 +158,20 @@ class Lab:
             self.samples[group] = list(kept[0].samples) if kept else []
 
     @classmethod
-    def of(cls, engine: TransformersEngine, args: argparse.Namespace, experiment: str, seed: int) -> Lab:
-        """The lab of an experiment's options."""
+    def of(
+        cls,
+        engine: TransformersEngine,
+        args: argparse.Namespace,
+        experiment: str,
+        seed: int,
+        persona: Persona | None = None,
+    ) -> Lab:
+        """The lab of an experiment's options. persona: None: that of the options."""
         where = Where.of(args.model)
         sets = query_sets(args.data, where.directory, args.fit_queries, args.tune_queries, args.queries)
         name = f"{experiment}-{where.key}-{seed}"
-        return cls(engine, persona_of(args), sets, config_of(args, seed), args.out, name, judge_of(args))
+        chosen = persona or persona_of(args)
+        return cls(engine, chosen, sets, config_of(args, seed), args.out, name, judge_of(args))
 
     def fit(
         self, method: MethodName, queries: Sequence[str] | None = None, label: str = "", **settings: Any
@@ -143,6 +199,12 @@ class Lab:
         )
         return candidate_arm(candidate, lambda sample: source.plan(candidate, sample), name)
 
+    def arm_of_each(self, name: str, profiles: Mapping[str, FittedProfile]) -> Arm:
+        """An arm whose queries are served with the profile of their group."""
+        arms = {group: self.arm(name, profile) for group, profile in profiles.items()}
+        of = {sample.index: arms[group] for group in profiles for sample in self.samples[group]}
+        return Arm(name, plan=lambda sample: of[sample.index].plan(sample))
+
     def answers(self, arms: Sequence[Arm], groups: Sequence[str]) -> dict[str, dict[str, dict[int, str]]]:
         """Group → arm → sample index → text; all arms and groups share the engine's batch."""
         trials = {group: Trial(tuple(self.samples[group])) for group in groups}
@@ -150,33 +212,33 @@ class Lab:
         found = {group: self.arena.ask("evaluation", arms, [trial]) for group, trial in trials.items()}
         return {group: {arm.name: found[group][arm.name, ALONE.name] for arm in arms} for group in groups}
 
-    def give(self, name: str, group: str, generate: Callable[[list[str], list[int]], list[str]]) -> Arm:
-        """An arm whose answers `generate` makes from prompts and seeds, those that the engine would use."""
-        arm, samples = Arm(name), self.samples[group]
-        missing = [s for s in samples if s.index not in self.run.given(kind_of(arm, ALONE))]
-        prompts = [arm.prompt(self.engine.prompt_format, sample) for sample in missing]
+    def give(self, name: str, group: str, answer: Callable[[list[Sample], list[int]], list[str]]) -> Arm:
+        """An arm whose answers `answer` makes from samples and the seeds that the engine would use."""
+        arm = Arm(name)
+        known = self.run.given(kind_of(arm, ALONE))
+        missing = [sample for sample in self.samples[group] if sample.index not in known]
         seeds = [row_seed(self.config.seed, sample.index, f"answer/{ALONE.name}") for sample in missing]
-        texts = generate(prompts, seeds) if missing else []
-        self.run.give(kind_of(arm, ALONE), {s.index: clean(t.rstrip()) for s, t in zip(missing, texts, strict=True)})
+        texts = [clean(text.rstrip()) for text in answer(missing, seeds)] if missing else []
+        made = {sample.index: text for sample, text in zip(missing, texts, strict=True)}
+        self.run.give(kind_of(arm, ALONE), made)
+        chunk = TextChunk(kind_of(arm, ALONE), tuple(made), tuple(texts))
+        self.run.report("evaluation", len(made), len(made), chunk if made else None)
         return arm
 
-    def judged(self, arms: Sequence[Arm], group: str) -> dict[str, Row]:
-        """Arm → verdicts against the bare and the prompted model, and measures of its answers, in one group."""
-        arms = [BARE_ARM, PROMPT_ARM, *(arm for arm in arms if arm.name not in (BARE_ARM.name, PROMPT_ARM.name))]
-        texts, trial = self.answers(arms, [group])[group], Trial(tuple(self.samples[group]))
-        base = self.arena.measure(trial, texts[PROMPT_ARM.name])
+    def judged(
+        self, arms: Sequence[Arm], group: str, over: Sequence[str] = (BARE_ARM.name, PROMPT_ARM.name)
+    ) -> dict[str, Judged]:
+        """Arm → measures of its answers in one group, and verdicts against the arms named in `over`.
+
+        The bare and the prompted model are always among the arms.
+        """
+        asked = [BARE_ARM, PROMPT_ARM, *arms]
+        texts, trial = self.answers(asked, [group])[group], Trial(tuple(self.samples[group]))
         found = {}
-        for arm in arms:
+        for arm in asked:
             answers = texts[arm.name]
-            measured = self.arena.measure(trial, answers)
-            found[arm.name] = {
-                "n": len(trial.samples),
-                "over_bare": list(self.arena.compare(trial, answers, texts[BARE_ARM.name]).verdicts),
-                "over_prompt": list(self.arena.compare(trial, answers, texts[PROMPT_ARM.name]).verdicts),
-                "coherence": round(base.logprob - measured.logprob, 4),
-                "repetition": round(measured.repetition, 4),
-                "words": round(measured.words, 1),
-            }
+            against = {other: self.arena.compare(trial, answers, texts[other]) for other in over}
+            found[arm.name] = Judged(self.arena.measure(trial, answers), against)
         return found
 
     def own_answers(self, side: Side, group: str = "fit") -> Mapping[int, str]:

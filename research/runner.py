@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from alignez_core.fit_run import FitEvent, TextChunk
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ Row = dict[str, Any]
 
 #: Seconds between two lines of progress where the output is not a terminal.
 _QUIET_S = 20.0
-_RESAMPLES = 2000
 
 
 class Results:
@@ -54,10 +51,10 @@ class Results:
 
     def row(self, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> Row:
         """The row of a cell: the stored one, or `make()` with the key in front, which is then stored."""
+        stored = self.find(key)
+        if stored is not None:
+            return stored
         wanted = json.loads(json.dumps(dict(key)))
-        for row in self.rows:
-            if all(row.get(name) == value for name, value in wanted.items()):
-                return row
         began = time.monotonic()
         row = {**wanted, **json.loads(json.dumps(make())), "seconds": round(time.monotonic() - began, 1)}
         self.rows.append(row)
@@ -65,6 +62,11 @@ class Results:
         self._made += 1
         print(f"{self._place()}{' '.join(map(str, wanted.values()))}: {row['seconds']:g} s{self._left()}", flush=True)
         return row
+
+    def find(self, key: Mapping[str, Any]) -> Row | None:
+        """The stored row of a cell."""
+        wanted = json.loads(json.dumps(dict(key)))
+        return next((row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())), None)
 
     def _stored(self) -> list[Row]:
         try:
@@ -150,23 +152,6 @@ def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
 
 
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean; (nan, nan) without values."""
-    if not len(values):
-        return float("nan"), float("nan")
-    rows = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(rows), size=(_RESAMPLES, len(rows)))
-    low, high = np.percentile(rows[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def with_interval(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and interval as text: "+0.25 (+0.03 to +0.47)"."""
-    low, high = interval(values)
-    mean = sum(values) / len(values) if values else float("nan")
-    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-
-
 def parser(doc: str | None, name: str, *, seeds: int = 1, queries: int = 16) -> argparse.ArgumentParser:
     """The options that all experiments on models have."""
     made = argparse.ArgumentParser(
@@ -175,9 +160,7 @@ def parser(doc: str | None, name: str, *, seeds: int = 1, queries: int = 16) -> 
     made.add_argument(
         "--model", default="persona-nano", help="directory, hub id or catalogue name (default: %(default)s)"
     )
-    made.add_argument(
-        "--data", type=Path, help="folder of query and preference sets (docs/research.md); default: the bank"
-    )
+    made.add_argument("--data", type=Path, help="folder of query sets (docs/research.md); default: the model's bank")
     made.add_argument(
         "--judge", default="self", help="self, nano, openai, model:PATH or reward:PATH (default: %(default)s)"
     )

@@ -200,15 +200,15 @@ def plot(path: Path, linguistic: Sequence[float], dimension: int) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; None: the process's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--align", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], help="σ_align")
     parser.add_argument("--linguistic", type=float, nargs="+", default=[0.0, 0.05, 0.1], help="σ_linguistic")
     parser.add_argument("--dimension", type=int, default=64, help="d (default %(default)s)")
     parser.add_argument("--samples", type=int, default=100_000, help="directions of the simulation")
     parser.add_argument("--out", type=Path, default=Path("artifacts/research"), help="folder (default %(default)s)")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.dimension < 3 or given.samples < 2 or min(*given.align, *given.linguistic) < 0:
         parser.error("the dimension must be 3 or more, samples 2 or more, and no σ below 0")
     given.out.mkdir(parents=True, exist_ok=True)
