@@ -2,7 +2,7 @@
 
     python -m research --model DIR --data DIR --out artifacts/research/short
 
-Few queries and one seed: enough to see that everything runs and where effects are large, too little for small ones. Each
+Few queries and one seed: enough to see that all of it runs and where effects are large, too little for small ones. Each
 experiment alone (`python -m research.table1 --help`) takes more; docs/research.md says what that costs. Interrupted, it
 goes on where it was.
 """

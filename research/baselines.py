@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from alignez_core.engines.base import Engine
 from alignez_core.methods import method_of
 from alignez_core.methods.base import Material
 from alignez_core.proof.arms import BARE, PROMPT, Arm, candidate_arm
@@ -79,6 +80,16 @@ def best_setting(lab: Lab, arms: Mapping[str, Arm]) -> str:
         return used > 1, used if used > 1 else 0.0, -judged.over[BARE].net
 
     return min(arms, key=rank)
+
+
+def with_room(engine: Engine, pairs: Sequence[GivenPair]) -> list[GivenPair]:
+    """The pairs whose answers fit the model's context behind their query."""
+    form, most = engine.prompt_format, engine.info.context_length - 1
+
+    def fits(query: str, answer: str) -> bool:
+        return len(engine.tokenize(form.wrap(query) + answer)) < most
+
+    return [pair for pair in pairs if fits(pair.query, pair.preferred) and fits(pair.query, pair.dispreferred)]
 
 
 def why_no_pairs(pairs: Sequence[GivenPair], persona: Persona) -> str:

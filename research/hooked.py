@@ -48,7 +48,7 @@ class HookedModel:
     """A model in memory whose forward passes hooks change."""
 
     def __init__(self, model: PreTrainedModel, tokens: TextTokens) -> None:
-        self.model, self._tokens = model, tokens
+        self.model, self.tokens = model, tokens
         config = model.config.get_text_config()
         self.n_layers, self.n_heads = int(config.num_hidden_layers), int(config.num_attention_heads)
         self._step = 0
@@ -67,7 +67,7 @@ class HookedModel:
     @property
     def prompt_format(self) -> PromptFormat:
         """As the engine has it."""
-        return self._tokens.format("auto")
+        return self.tokens.format("auto")
 
     def sites(self) -> list[nn.Module]:
         """The edit site of each layer, as engines have it."""
@@ -102,7 +102,7 @@ class HookedModel:
         temperature: float,
     ) -> list[str]:
         """One text per prompt, without the token that ended it."""
-        ids = [self._tokens.prompt_ids(prompt) for prompt in prompts]
+        ids = [self.tokens.prompt_ids(prompt) for prompt in prompts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         texts = [""] * len(ids)
         with self._hooked(hooks):
@@ -110,14 +110,14 @@ class HookedModel:
                 rows = order[start : start + _ROWS]
                 params = [SamplingParams(temperature, seed=seeds[i]) for i in rows]
                 for i, found in zip(rows, self._complete([ids[i] for i in rows], params, max_tokens), strict=True):
-                    texts[i] = self._text(found)
+                    texts[i] = self.text(found)
         return texts
 
     @torch.inference_mode()
     def inputs_at_last(self, prompts: Sequence[Prompt], modules: Sequence[nn.Module]) -> Tensor:
         """(N, len(modules), W) float32: the modules' inputs at each prompt's last token."""
         kept: list[list[Tensor]] = [[] for _ in modules]
-        ids = [self._tokens.prompt_ids(prompt) for prompt in prompts]
+        ids = [self.tokens.prompt_ids(prompt) for prompt in prompts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         hooks = [Hook(module, _keeping(rows), on_input=True) for module, rows in zip(modules, kept, strict=True)]
         with self._hooked(hooks):
@@ -135,7 +135,7 @@ class HookedModel:
             tokens = sampler.sample(out.logits[:, -1])
             for row, token in enumerate(tokens.tolist()):
                 if row in running:
-                    if token in self._tokens.eos_ids:
+                    if token in self.tokens.eos_ids:
                         running.discard(row)
                     else:
                         found[row].append(token)
@@ -161,8 +161,9 @@ class HookedModel:
         )
         return out, mask
 
-    def _text(self, ids: Sequence[int]) -> str:
-        text = self._tokens.text(ids)
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of generated tokens, cut at a stop string."""
+        text = self.tokens.text(ids)
         ends = [text.find(stop) for stop in self.prompt_format.stop]
         return text[: min((end for end in ends if end >= 0), default=len(text))]
 

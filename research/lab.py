@@ -17,7 +17,7 @@ from alignez_core.fit_run import FitRun, TextChunk, TextRequest
 from alignez_core.methods.base import Candidate
 from alignez_core.models import persona_nano
 from alignez_core.models.resolve import resolve_model
-from alignez_core.prompts import ALONE, Prefix, Side, persona_prompt
+from alignez_core.prompts import ALONE, Prefix, Side, persona_prompt, render
 from alignez_core.proof.arms import (
     BARE_ARM,
     PROMPT_ARM,
@@ -172,6 +172,14 @@ class Lab:
         name = f"{experiment}-{where.key}-{seed}"
         chosen = persona or persona_of(args)
         return cls(engine, chosen, sets, config_of(args, seed), args.out, name, judge_of(args))
+
+    def drop_without_room(self, groups: Sequence[str], prefix: Prefix) -> None:
+        """Drops queries of some groups that leave no room for an answer in the context behind a prefix."""
+        engine, room = self.engine, self.engine.info.context_length - self.config.answer_tokens
+        for group in groups:
+            prompts = [render(engine.prompt_format, s.query, prefix=prefix) for s in self.samples[group]]
+            kept = zip(self.samples[group], prompts, strict=True)
+            self.samples[group] = [sample for sample, prompt in kept if len(engine.tokenize(prompt)) <= room]
 
     def fit(
         self, method: MethodName, queries: Sequence[str] | None = None, label: str = "", **settings: Any

@@ -36,7 +36,7 @@ def compare(
         with engine_of(args.model, args) as engine:
             for seed in open_seeds:
                 _run_seed(results, Lab.of(engine, args, experiment, seed), slices, seed, make_arms, over)
-    return [row for row in results.rows if row["seed"] < args.seeds]
+    return [row for row in results.rows if row["seed"] < args.seeds and row["n"]]
 
 
 def _run_seed(
@@ -47,6 +47,8 @@ def _run_seed(
     for group in slices:
 
         def judge(group: str = group) -> Row:
+            if not lab.samples[group]:  # none leaves room in the context
+                return {"n": 0, "arms": {}, "about": about}
             return {"n": len(lab.samples[group]), "arms": rows_of(lab.judged(arms, group, over)), "about": about}
 
         results.row({"seed": seed, "slice": group}, judge)

@@ -17,7 +17,7 @@ from functools import partial
 from alignez_core.engines.base import Engine, GenerationRequest
 from alignez_core.proof.arms import BARE, PROMPT, Arm
 from alignez_core.spec.samples import Sample
-from research.baselines import caa, iti, why_no_pairs
+from research.baselines import caa, iti, why_no_pairs, with_room
 from research.data import preference_pairs
 from research.figures import bars, relative_improvement
 from research.hooked import HookedModel
@@ -69,7 +69,8 @@ def _arms(args: argparse.Namespace, lab: Lab, slices: Sequence[str]) -> tuple[li
     arms = [lab.arm("alignez", lab.fit("alignez")), lab.arm_of_each(OWN, own)]
     arms += [lab.arm("distill", distill), lab.arm("auto", auto)]
     chosen = {"distill": str(distill.choice["chosen"]), "auto": str(auto.choice["chosen"])}
-    pairs = preference_pairs(args.data, where.directory, lab.persona, args.pairs, lab.config.seed)
+    given = preference_pairs(args.data, where.directory, lab.persona, args.pairs, lab.config.seed)
+    pairs = with_room(lab.engine, given)
     reason = why_no_pairs(pairs, lab.persona)
     if reason:
         print(reason, flush=True)

@@ -13,7 +13,6 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from alignez_core.engines.base import Engine
 from alignez_core.prompts import Prefix, render
 from alignez_core.proof.arms import BARE, PROMPT, Arm
 from research.data import urial_prefix
@@ -50,17 +49,20 @@ def _arms(args: argparse.Namespace, lab: Lab, slices: Sequence[str]) -> tuple[li
     prefix, examples = urial_prefix(args.data), "URIAL's"
     if prefix is None or not _fits(lab, prefix, slices):
         prefix, examples = lab.fit("urial").prefix, "the model's own answers"
+    assert prefix is not None  # the method serves one
+    lab.drop_without_room(slices, prefix)
     distill = lab.fit("distill")
     arms = [lab.arm(EDITED[0], lab.fit("alignez"), prefix), lab.arm(EDITED[1], distill, prefix)]
     return [Arm(URIAL, prefix=prefix), *arms], {"examples": examples, "distill": distill.choice["chosen"]}
 
 
 def _fits(lab: Lab, prefix: Prefix, slices: Sequence[str]) -> bool:
-    """True if all queries of the slices leave room for an answer behind the examples."""
-    engine: Engine = lab.engine
+    """True if half of the queries leave room for an answer behind the examples."""
+    engine, form = lab.engine, lab.engine.prompt_format
     room = engine.info.context_length - lab.config.answer_tokens
     queries = [sample.query for group in slices for sample in lab.samples[group]]
-    return all(len(engine.tokenize(render(engine.prompt_format, query, prefix=prefix))) <= room for query in queries)
+    fitting = sum(len(engine.tokenize(render(form, query, prefix=prefix))) <= room for query in queries)
+    return 2 * fitting >= len(queries)
 
 
 if __name__ == "__main__":
