@@ -268,9 +268,8 @@ class Lab:
         return FitRun(self.engine, self.config, texts, texts.chunks)
 
     def _text_file(self, label: str) -> Texts:
-        texts = Texts(
-            self._folder / f"{self._name}-{label.replace(' ', '_').replace('/', '_')}.jsonl", f"{self._name} {label}"
-        )
+        name = f"{self._name}-{label}".replace(" ", "_").replace("/", "_")
+        texts = Texts(self._folder / f"{name}.jsonl", f"{self._name} {label}")
         self._texts.append(texts)
         return texts
 

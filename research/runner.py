@@ -58,7 +58,7 @@ class Results:
         began = time.monotonic()
         row = {**wanted, **json.loads(json.dumps(make())), "seconds": round(time.monotonic() - began, 1)}
         self.rows.append(row)
-        write_json(self.path, {"settings": self.settings, "rows": self.rows})
+        self._write()
         self._made += 1
         print(f"{self._place()}{' '.join(map(str, wanted.values()))}: {row['seconds']:g} s{self._left()}", flush=True)
         return row
@@ -79,6 +79,13 @@ class Results:
             named = ", ".join(f"{k} {settings.get(k)!r}, now {self.settings.get(k)!r}" for k in differ)
             raise SystemExit(f"{self.path} holds results of other settings ({named}); name another --out or remove it")
         return rows
+
+    def _write(self) -> None:
+        """Replaces the file at once, so that a reader or a restart never meets half of it; one row per line."""
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in self.rows)
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(f'{{"settings": {json.dumps(self.settings)},\n"rows": [\n{lines}\n]}}\n', encoding="utf-8")
+        os.replace(part, self.path)
 
     def _place(self) -> str:
         return f"[{len(self.rows)}/{self.total}] " if self.total else ""
@@ -128,13 +135,6 @@ class Texts:
         self._shown = now
         line = f"  {self._what}: {event.stage} {event.done}/{event.total}"
         print(f"\r{line}\x1b[K\r" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replaces the file at once, so that a reader or a restart never meets half of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def publish(folder: Path, name: str, markdown: str, figure: Figure | None = None) -> None:

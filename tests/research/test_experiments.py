@@ -19,7 +19,7 @@ EXPERIMENTS = {
     "table2": (["--seeds", "2"], 2, "| bank | urial + distill | 2 |"),
     "figure4": (["--neighbors", "3", "10", "--layers", "1", "8"], 1, "| K=10 | 2 |"),
     "steps": (["--schedules", "all", "first 1"], 1, "| bank | distill, first 1 | 2 |"),
-    "predictor": (["--personas", "formal/slang"], 1, "| persona-nano | distill | 2 |"),
+    "predictor": (["--personas", "formal/slang"], 1, "| persona-nano | distill | 1 |"),
     "axbench": (["--personas", "formal/slang"], 1, "| prompt | 2 |"),
     "persona_vectors": (["--personas", "formal/slang"], 1, "| distill × 1 | 2 |"),
 }
