@@ -15,7 +15,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Two at once: each with servers of its own, a file at a time, because files share what is dear to make.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup demo up test test-fast test-slow test-real setup-vllm test-vllm check lint types imports bench bench-scale bench-serving soak soak-vllm helm-check openapi diagram migration clean
+.PHONY: help setup demo up test test-fast test-slow test-real setup-vllm test-vllm check lint types imports bench bench-gpu research research-gpu bench-scale bench-serving soak soak-vllm helm-check openapi diagram migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -85,6 +85,16 @@ imports: $(STAMP)
 
 bench: $(STAMP) ## speed of a fit, the engine, a lookup and the service, as one table per file in artifacts/bench/
 	$(BIN)/python -m bench $(ARGS)
+
+# A machine with a GPU brings torch and transformers of its own, and nothing is installed there.
+bench-gpu: ## decoding on one GPU with 0, 1, 64 and 256 profiles: a 7B shape with random weights, needs torch and transformers
+	$(PYTHON) -m bench.gpu $(ARGS)
+
+research-gpu: ## the time of a fit on one GPU, the same way
+	$(PYTHON) -m research.gpu $(ARGS)
+
+research: $(STAMP) ## the paper's tables and figures in short form; MODEL=directory DATA=folder, by default on persona-nano
+	$(BIN)/python -m research $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench-scale: $(STAMP) ## the service among 100,000 profiles, with every plan; 1, 2 and 3 API processes; 1, 2 and 3 workers
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale $(ARGS)
