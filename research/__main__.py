@@ -1,4 +1,4 @@
-"""The short form of every experiment, one after the other: about 30 minutes for a model of 135 M parameters on 2 cores.
+"""The short form of every experiment, one after the other: half an hour for a model of 135 M parameters on 2 cores.
 
     python -m research --model DIR --data DIR --out artifacts/research/short
 
@@ -21,16 +21,17 @@ from research.lab import Where
 
 #: Experiment → options of the short form; those of personas are shortened by `_PERSONAS`.
 SHORT: dict[str, list[str]] = {
-    "table1": ["--queries", "8", "--pairs", "100"],
-    "table2": ["--queries", "4"],
+    "table1": ["--queries", "6", "--tune-queries", "4", "--pairs", "100"],
+    "table2": ["--queries", "3"],
+    "figure3": ["--queries", "3", "--shares", "1"],
     "figure4": ["--queries", "4", "--neighbors", "3", "10", "20", "--layers", "1", "5", "10", "20"],
-    "steps": ["--queries", "3"],
+    "steps": ["--queries", "3", "--schedules", "all", "first 1", "first 8", "every 2nd", "decay 8"],
     "predictor": ["--queries", "8"],
-    "axbench": ["--queries", "8"],
+    "axbench": ["--queries", "8", "--tune-queries", "4"],
     "persona_vectors": ["--queries", "8"],
 }
 #: Number of personas of the experiments that go through personas.
-_PERSONAS = {"predictor": 4, "axbench": 3, "persona_vectors": 2}
+_PERSONAS = {"predictor": 3, "axbench": 2, "persona_vectors": 2}
 
 
 def main() -> int:
@@ -61,6 +62,8 @@ def main() -> int:
 
                 options.personas = [each.name for each in styled_personas(given.model)[: _PERSONAS[name]]]
             module.run(options)
+        except SystemExit as stop:  # says what is missing, such as pairs without --data
+            print(stop, flush=True)
         except Exception:  # the others are worth having; the trace says what to mend
             traceback.print_exc()
             failed.append(name)
