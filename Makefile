@@ -39,8 +39,8 @@ up: $(STAMP) ## the whole stack on this machine, until Ctrl-C
 # `make check test` runs every test once.
 MARKS = -m '$(if $(filter check,$(MAKECMDGOALS)),slow and) not bench and not gpu and not vllm and not helm' --durations=10
 test: $(STAMP) ## every test, the slow ones too (real processes, kill -9)
-	$(TEST_ENV) $(BIN)/pytest -q $(PARALLEL) $(MARKS) tests/core tests/profiles
-	$(TEST_ENV) $(BIN)/pytest -q $(MARKS) --ignore tests/core --ignore tests/profiles
+	$(TEST_ENV) $(BIN)/pytest -q $(PARALLEL) $(MARKS) tests/core tests/profiles tests/research
+	$(TEST_ENV) $(BIN)/pytest -q $(MARKS) --ignore tests/core --ignore tests/profiles --ignore tests/research
 
 test-fast: $(STAMP) ## the default tests
 	$(TEST_ENV) $(BIN)/pytest -q $(PARALLEL)

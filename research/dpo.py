@@ -101,12 +101,13 @@ def make_trainer(
     device: str = "cpu",
 ) -> Any:
     """TRL's trainer of an adapter on the pairs; without the adapter the model is its own reference."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
     from transformers import PrinterCallback
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
+    disable_progress_bars()
     loaded = load_model(path, device, dtype)
     model, tokenizer = loaded.model, loaded.tokenizer
     if tokenizer.pad_token is None:
