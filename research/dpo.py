@@ -2,14 +2,16 @@
 
 Settings are those of the paper's appendix A.2: one epoch, batches of 16, learning rate 5e-5 with a cosine schedule and
 a warmup of 10 %, gradients clipped at .3, AdamW, LoRA dropout .05. Deviations: the adapter's rank is the hidden size
-÷ 16 (A.2's 256 of a 7B model) and its α half of that; the weights are not quantised (nf4 needs a GPU); β, which A.2
-does not name, is TRL's .1.
+÷ 16 (A.2's 256 of a 7B model) and its α half of that; below 10 steps there is no warmup, whose first step has a
+learning rate of 0 and may be the only one; the weights are not quantised (nf4 needs a GPU); β, which A.2 does not
+name, is TRL's .1.
 
 Source: Rafailov et al., Direct Preference Optimization (arXiv 2305.18290).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +49,7 @@ class Trained:
 
     Args:
         tokens: of all prompts with answers, as often as they were trained on; the reference model reads them again.
-        loss: mean of the last logged steps, nats. accuracy: share of pairs with a positive margin, in these steps.
+        loss: of the last step, nats, before its update. accuracy: share of its pairs with a positive margin.
     """
 
     pairs: int
@@ -76,7 +78,11 @@ def train(
     trainer = make_trainer(path, pairs, form, out, settings, dtype=dtype, device=device)
     result = trainer.train()
     rows = trainer.train_dataset
-    lengths = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows]
+    lengths = [
+        min(len(row["prompt_ids"]) + len(row[side]), settings.max_length)
+        for row in rows
+        for side in ("chosen_ids", "rejected_ids")
+    ]
     logged = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]
     merged = trainer.model.merge_and_unload()
     merged.save_pretrained(out)
@@ -120,12 +126,13 @@ def make_trainer(
         gradient_accumulation_steps=1,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.1,  # below 1: the share of all steps
+        warmup_steps=math.ceil(len(pairs) / settings.batch) * settings.epochs // 10,
         max_grad_norm=0.3,
         optim="adamw_torch",
         beta=settings.beta,
         max_length=settings.max_length,
         seed=settings.seed,
+        disable_dropout=False,  # it would be the adapter's too
         bf16=str(model.dtype) == "torch.bfloat16",
         activation_checkpointing=False,
         use_cpu=device == "cpu",
@@ -147,7 +154,10 @@ def make_trainer(
 
 
 def preference_row(pair: GivenPair, form: PromptFormat) -> dict[str, Any]:
-    """A pair as TRL reads it: turns for the chat template, or texts to which TRL adds the end-of-sequence token."""
+    """A pair as TRL reads it: turns for the chat template, or texts to which TRL adds the end-of-sequence token.
+
+    Serving takes the text of a special token inside a query as plain text; the tokenizer's own template does not.
+    """
     if form.name == "chat":
         turns = (("user", pair.query), ("assistant", pair.preferred), ("assistant", pair.dispreferred))
         prompt, chosen, rejected = ([{"role": role, "content": text}] for role, text in turns)

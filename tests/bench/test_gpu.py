@@ -43,7 +43,7 @@ def test_a_fit_is_measured_on_the_small_shape(tmp_path: Path) -> None:
     research_gpu.main([*CPU, "--methods", "alignez", "--out", str(tmp_path)])
     fit = json.loads((tmp_path / "research.json").read_text())["fits"]["alignez"]
     assert fit["tokens"] > 0
-    assert 0 < sum(fit["stages"].values()) <= fit["seconds"]
+    assert 0 < sum(fit["stages"].values()) <= fit["seconds"] + 0.01  # stages are rounded
 
 
 def test_ratios_are_medians_of_the_same_repeat_and_the_floor_is_bytes_by_bandwidth() -> None:

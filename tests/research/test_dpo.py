@@ -79,6 +79,20 @@ def test_the_loss_is_that_of_the_paper_s_formula(trainer: Any) -> None:
     assert loss == pytest.approx(float(expected), abs=1e-4)
 
 
+def test_a_single_step_changes_the_adapter(engine: TransformersEngine, tmp_path: Path) -> None:
+    settings = TrainSettings(batch=16)
+    form = engine.prompt_format
+    single = make_trainer(persona_nano.MODEL_DIR, PAIRS[:7], form, tmp_path, settings, dtype="float32")
+    single.train()
+    assert single.state.max_steps == 1
+    assert any(bool(weight.any()) for name, weight in single.model.named_parameters() if "lora_B" in name)
+
+
+def test_the_adapter_has_the_paper_s_dropout(trainer: Any) -> None:
+    rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert 0.05 in rates
+
+
 @pytest.mark.slow
 def test_a_training_raises_the_margin_and_leaves_a_model_to_serve(engine: TransformersEngine, tmp_path: Path) -> None:
     settings = TrainSettings(learning_rate=2e-3, batch=8, epochs=3)
