@@ -90,6 +90,14 @@ class FittedProfile:
         return self.edits[0].layers if self.edits else ()
 
     @property
+    def candidate(self) -> Candidate:
+        """What a request is served with."""
+        return Candidate(
+            str(self.choice["chosen"]), self.method, edits=self.edits, prefix=self.prefix,
+            neighbor_rows=self.neighbor_rows,
+        )  # fmt: skip
+
+    @property
     def fit_samples(self) -> list[Sample]:
         """The samples of the fit split."""
         return of_split(self.samples, "fit")

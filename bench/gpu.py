@@ -4,9 +4,9 @@
 
 Needs torch and transformers, no installation and no model. Batches of 64 and 256 greedy requests, 32 tokens in and 64
 out, without profiles, with one and with as many profiles as rows (four layers, rank 4, the size that `distill` makes),
-and with 64 in its strong form (all layers, rank 8). Cells run once per repeat, in alternating order; a ratio is the
-median of runs of the same repeat. The floor of a step is the time to read its weights and its keys and values once, at
-the bandwidth that a large copy reaches.
+and with 64 in its strong form (all layers, rank 8). Cells run once per repeat, in alternating order, for one token and
+for all of them; the difference is the time of the steps. A ratio is the median over repeats. The floor of a step is the
+time to read its weights and its keys and values once, at the bandwidth that a large copy reaches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from alignez_core.editing import EditPlan
 from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.slots.engine import TransformersEngine
-from alignez_core.methods.distill import default_layers
+from bench.engine.systems import RANKS, low_rank_plans
 from bench.random_model import SHAPES, cache_bytes, random_engine, weight_bytes
 
 _PROMPT = 32
@@ -32,7 +32,7 @@ _PROMPT = 32
 RATIOS = {
     "64 profiles ÷ none": ("64 profiles", "none", 0.97),
     "1 profile ÷ none": ("1 profile", "none", None),
-    "strong form ÷ none": ("64 profiles, strong", "none", 0.95),
+    "strong form ÷ none": ("64 profiles, strong", "none, beside strong", 0.95),
     "256 profiles ÷ 1": ("256 profiles", "1 profile, 256 rows", 0.97),
     "256 profiles ÷ none": ("256 profiles", "none, 256 rows", None),
 }
@@ -40,20 +40,28 @@ RATIOS = {
 
 @dataclass
 class Cell:
-    """One workload and the seconds of its runs.
+    """A batch of requests, with the measured seconds of each repeat.
 
     Args:
         plans: profiles; request i has profile i mod their number. Empty: none.
+        first: seconds until every request has its first token: prefill, and the upload of profiles.
+        rest: seconds of the remaining steps.
     """
 
     rows: int
     plans: Sequence[EditPlan] = ()
-    seconds: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    rest: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the report. least, most: bounds, None where there are none."""
+    """A measured value with its bounds.
+
+    Args:
+        spread: smallest and largest of the repeats.
+        least, most: bounds; None where there are none.
+    """
 
     name: str
     value: float
@@ -69,31 +77,34 @@ class Figure:
         return " and ".join(bounds) + ("" if held else ": MISSED")
 
 
-def make_cells(n_layers: int, width: int, rows: tuple[int, int]) -> dict[str, Cell]:
-    """The workloads. rows: of the small and of the large batch."""
+def make_sweeps(n_layers: int, width: int, rows: tuple[int, int]) -> list[dict[str, Cell]]:
+    """The workloads by name, in two sweeps: the engine's tables keep the size of the largest plan for a while.
+
+    Args:
+        rows: of the small and of the large batch.
+    """
     few, many = rows
-    default, strong = default_layers(n_layers), tuple(range(n_layers))
-    plans = random_plans(default, 4, width, many)
-    return {
+    plans, strong = (low_rank_plans(n_layers, width, many, method) for method in RANKS)
+    default = {
         "none": Cell(few),
         "1 profile": Cell(few, plans[:1]),
         "64 profiles": Cell(few, plans[:few]),
-        "64 profiles, strong": Cell(few, random_plans(strong, 8, width, few)),
         "none, 256 rows": Cell(many),
         "1 profile, 256 rows": Cell(many, plans[:1]),
         "256 profiles": Cell(many, plans),
     }
+    return [default, {"none, beside strong": Cell(few), "64 profiles, strong": Cell(few, strong[:few])}]
 
 
-def random_plans(layers: Sequence[int], rank: int, width: int, count: int) -> list[EditPlan]:
-    """Distinct plans of a size, editing every position of the answer."""
-    generator = torch.Generator().manual_seed(len(layers))
-    pairs = torch.randn(count, 2, len(layers), rank, width, generator=generator) / width
-    return [EditPlan.low_rank(layers, u, v, torch.zeros(u.shape[:2])) for u, v in pairs]
+def measure(engine: TransformersEngine, cell: Cell, tokens: int) -> None:
+    """Runs a cell once for one token and once for all, which leaves the steps between as the difference."""
+    first = run_cell(engine, cell, 1)
+    cell.first.append(first)
+    cell.rest.append(run_cell(engine, cell, tokens) - first)
 
 
 def run_cell(engine: TransformersEngine, cell: Cell, tokens: int) -> float:
-    """Seconds of one run."""
+    """Seconds in which an engine completes a cell's requests."""
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(engine.info.vocab_size, (cell.rows, _PROMPT), generator=generator).tolist()
     requests = [
@@ -126,14 +137,15 @@ def figures(cells: dict[str, Cell], args: argparse.Namespace, bytes_per_second: 
     """Ratios, rates and distances from the floor."""
     found = []
     for name, (above, below, least) in RATIOS.items():
-        quotients = [b / a for a, b in zip(cells[above].seconds, cells[below].seconds, strict=True)]
+        quotients = [b / a for a, b in zip(cells[above].rest, cells[below].rest, strict=True)]
         found.append(Figure(name, statistics.median(quotients), (min(quotients), max(quotients)), least))
     for name, cell in cells.items():
-        seconds = statistics.median(cell.seconds)
+        step = statistics.median(cell.rest) / (args.tokens - 1)
         cached = cache_bytes(args.shape, args.device, cell.rows, _PROMPT + args.tokens / 2)
-        read = weight_bytes(args.shape, args.device) + cached
-        found.append(Figure(f"{name}: tokens/s", cell.rows * args.tokens / seconds))
-        found.append(Figure(f"{name}: step ÷ floor", seconds / args.tokens / (read / bytes_per_second)))
+        floor = (weight_bytes(args.shape, args.device) + cached) / bytes_per_second
+        found.append(Figure(f"{name}: tokens/s", cell.rows / step))
+        found.append(Figure(f"{name}: step ÷ floor", step / floor))
+        found.append(Figure(f"{name}: seconds to the first token of all", statistics.median(cell.first)))
     return [*found, Figure("memory, GB/s", bytes_per_second / 1e9)]
 
 
@@ -174,23 +186,27 @@ def _wait(device: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; None: the process's arguments."""
     parser = options(__doc__)
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens of a request (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens, 2 or more (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each workload (default: %(default)s)")
     args = parser.parse_args(arguments)
+    if args.tokens < 2 or args.repeats < 1:
+        parser.error("--tokens must be 2 or more, --repeats 1 or more")
     name, tiny = device_name(args.device), args.shape == "tiny"
     rows = (4, 8) if tiny else (64, 256)
     bytes_per_second = bandwidth(args.device, 16 if tiny else 2048)
     with random_engine(args.shape, args.device, rows[1], compile=args.compile) as engine:
-        cells = make_cells(engine.info.n_layers, engine.info.hidden_size, rows)
-        for label, cell in cells.items():
-            print(f"warming up: {label}, {run_cell(engine, cell, args.tokens):.1f} s", flush=True)
-        for turn in range(args.repeats):
-            for cell in list(cells.values())[:: 1 if turn % 2 == 0 else -1]:
-                cell.seconds.append(run_cell(engine, cell, args.tokens))
-            print(f"repeat {turn + 1} of {args.repeats}", flush=True)
-    title = f"{name}, {args.shape} shape, torch {torch.__version__}, compiled: {args.compile}"
-    seconds = {label: cell.seconds for label, cell in cells.items()}
-    show(figures(cells, args, bytes_per_second), title, args.out / "bench.json", {"seconds": seconds})
+        sweeps = make_sweeps(engine.info.n_layers, engine.info.hidden_size, rows)
+        for cells in sweeps:
+            for label, cell in cells.items():
+                print(f"warming up: {label}, {run_cell(engine, cell, args.tokens):.1f} s", flush=True)
+            for turn in range(args.repeats):
+                for cell in list(cells.values())[:: 1 if turn % 2 == 0 else -1]:
+                    measure(engine, cell, args.tokens)
+                print(f"repeat {turn + 1} of {args.repeats}", flush=True)
+        title = f"{name}, {args.shape} shape, torch {torch.__version__}, compiled: {engine.compiled}"
+    every = {label: cell for cells in sweeps for label, cell in cells.items()}
+    seconds = {label: {"first": cell.first, "rest": cell.rest} for label, cell in every.items()}
+    show(figures(every, args, bytes_per_second), title, args.out / "bench.json", {"seconds": seconds})
 
 
 if __name__ == "__main__":

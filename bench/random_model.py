@@ -30,12 +30,17 @@ def random_llama(shape: str, device: str) -> PreTrainedModel:
     return model
 
 
-def random_engine(shape: str, device: str, max_slots: int, *, compile: bool = False) -> TransformersEngine:
-    """An engine over a random model. Its tokenizer has one word per id and no end of sequence."""
-    vocabulary = SHAPES[shape][4]
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of one word per id, "<17>" for 17; other words are "<0>"."""
     words = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(vocabulary)}, unk_token="<0>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    return PreTrainedTokenizerFast(tokenizer_object=words)
+
+
+def random_engine(shape: str, device: str, max_slots: int, *, compile: bool = False) -> TransformersEngine:
+    """An engine over a random model, with `word_tokenizer` and no end of sequence."""
+    vocabulary = SHAPES[shape][4]
+    tokenizer = word_tokenizer(vocabulary)
     return TransformersEngine.from_model(
         random_llama(shape, device),
         tokenizer,

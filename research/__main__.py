@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 from research import theorem
-from research.lab import Where
+from research.lab import ModelSource
 
 #: Experiment → options of the short form; those of personas are shortened by `_PERSONAS`.
 SHORT: dict[str, list[str]] = {
@@ -49,7 +49,7 @@ def main() -> int:
     for name in ("data", "threads"):
         if getattr(given, name) is not None:
             common += [f"--{name}", str(getattr(given, name))]
-    print(f"{Where.of(given.model).key}: {', '.join(given.only)}, theorem", flush=True)
+    print(f"{ModelSource.of(given.model).key}: {', '.join(given.only)}, theorem", flush=True)
     failed, began = [], time.monotonic()
     for name in given.only:
         since = time.monotonic()

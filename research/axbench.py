@@ -27,14 +27,14 @@ from alignez_core.engines.base import ScoreRequest
 from alignez_core.proof.arms import BARE, BARE_ARM, PROMPT, PROMPT_ARM, Arm
 from alignez_core.proof.gate import MAX_COHERENCE, MAX_REPETITION
 from alignez_core.proof.judges import Answered
-from alignez_core.proof.measures import mean, repetition
+from alignez_core.proof.measures import bootstrap_interval, mean, repetition
 from alignez_core.spec.persona import GivenPair
 from alignez_core.spec.samples import Sample, with_text
 from research.baselines import caa
-from research.figures import interval, signed
-from research.lab import Lab, Where, caption
-from research.personas import Styled, add_personas, each_persona
-from research.runner import Row, parser, publish, table
+from research.figures import publish, signed, table
+from research.lab import Lab, ModelSource, caption
+from research.personas import Styled, add_personas, by_query, each_persona
+from research.runner import Row, parser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,15 +50,16 @@ def options() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Makes the missing rows, then the tables."""
-    rows, key = each_persona(args, "axbench", _row), Where.of(args.model).key
+    rows, key = each_persona(args, "axbench", _row), ModelSource.of(args.model).key
     lines = []
     for arm in ARMS:
         parts = [mean([row["arms"][arm][part] for row in rows]) for part in PARTS]
-        overall = by_query(rows, arm)
-        lines.append([arm, len(overall), *(f"{part:.2f}" for part in parts), signed(mean(overall), *interval(overall))])
+        found = overall(rows, arm)
+        shown = signed(mean(found), *bootstrap_interval(found))
+        lines.append([arm, len(found), *(f"{part:.2f}" for part in parts), shown])
     names = list(dict.fromkeys(row["persona"] for row in rows))
     each = [
-        [name, *(f"{mean(by_query([row for row in rows if row['persona'] == name], arm)):.2f}" for arm in ARMS)]
+        [name, *(f"{mean(overall([row for row in rows if row['persona'] == name], arm)):.2f}" for arm in ARMS)]
         for name in names
     ]
     text = [
@@ -69,13 +70,9 @@ def run(args: argparse.Namespace) -> None:
     publish(args.out, f"axbench-{key}", "\n\n".join(text), _plot(rows, key))
 
 
-def by_query(rows: Sequence[Row], arm: str) -> list[float]:
-    """The harmonic mean of each query of each persona, over seeds."""
-    found: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        for i, value in enumerate(row["arms"][arm]["overall"]):
-            found.setdefault((row["persona"], i), []).append(value)
-    return [mean(values) for values in found.values()]
+def overall(rows: Sequence[Row], arm: str) -> list[float]:
+    """The harmonic mean of each query of each persona, a mean over seeds."""
+    return by_query(rows, lambda row: row["arms"][arm]["overall"])
 
 
 def own_pairs(lab: Lab) -> list[GivenPair]:
@@ -115,9 +112,9 @@ def grades(lab: Lab, arms: Sequence[Arm], group: str) -> Row:
             for value, repeat in zip(likely[arm], repeats[arm], strict=True)
         ]
         fluency = [2 if used <= 1 else 1 if used <= 2 else 0 for used in strains]
-        overall = [round(harmonic(each), 4) for each in zip(concept, instruction, fluency, strict=True)]
+        harmonics = [round(harmonic(each), 4) for each in zip(concept, instruction, fluency, strict=True)]
         means = zip(PARTS, (concept, instruction, fluency), strict=True)
-        found[arm] = {**{name: round(mean(values), 4) for name, values in means}, "overall": overall}
+        found[arm] = {**{name: round(mean(values), 4) for name, values in means}, "overall": harmonics}
     return found
 
 
@@ -148,10 +145,10 @@ def _plot(rows: Sequence[Row], key: str) -> Figure:
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     plot = figure.subplots()
-    found = [by_query(rows, arm) for arm in ARMS]
+    found = [overall(rows, arm) for arm in ARMS]
     middle = [mean(values) for values in found]
-    reach = [[m - interval(v)[0] for m, v in zip(middle, found, strict=True)],
-             [interval(v)[1] - m for m, v in zip(middle, found, strict=True)]]  # fmt: skip
+    reach = [[m - bootstrap_interval(v)[0] for m, v in zip(middle, found, strict=True)],
+             [bootstrap_interval(v)[1] - m for m, v in zip(middle, found, strict=True)]]  # fmt: skip
     plot.bar(ARMS, middle, yerr=reach, capsize=3)
     plot.set(title=f"{key}: harmonic mean of concept, instruction, fluency", ylim=(0, 2))
     return figure

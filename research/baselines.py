@@ -29,7 +29,7 @@ class Chosen:
 
 def caa(lab: Lab, pairs: Sequence[GivenPair]) -> Chosen:
     """CAA on the pairs; layer and multiplier by the tune queries."""
-    samples = pair_samples(pairs, lab.persona, 0)
+    samples = pair_samples(pairs, lab.persona)
     help_, harm = (dict(enumerate(side)) for side in sides(lab, pairs))
     candidates = method_of("caa").candidates(Material(lab.engine, lab.config, samples, help=help_, harm=harm))
     arms = {c.name: candidate_arm(c, fixed(c.edits[0]), f"caa {c.name}") for c in candidates}

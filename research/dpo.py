@@ -45,55 +45,32 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training took and reached.
+    """Size and outcome of a training.
 
     Args:
+        pairs: that were trained on; a prompt that leaves no room for an answer is dropped.
         tokens: of all prompts with answers, as often as they were trained on; the reference model reads them again.
         loss: of the last step, nats, before its update. accuracy: share of its pairs with a positive margin.
     """
 
     pairs: int
     tokens: int
-    seconds: float
     loss: float
     accuracy: float
 
 
-def train(
-    path: str | Path,
-    pairs: Sequence[GivenPair],
-    form: PromptFormat,
-    out: Path,
-    settings: TrainSettings,
-    *,
-    dtype: str = "auto",
-    device: str = "cpu",
-) -> Trained:
-    """Trains an adapter on the pairs and writes the merged model to `out`, as a Hugging Face directory.
-
-    Args:
-        form: the prompt format in which the model is served, so that training sees the same prompts.
-    """
-    began = time.monotonic()
-    trainer = make_trainer(path, pairs, form, out, settings, dtype=dtype, device=device)
-    result = trainer.train()
-    rows = trainer.train_dataset
+def train(trainer: Any, out: Path) -> Trained:
+    """Trains what `make_trainer` made and writes the merged model to `out`, as a Hugging Face directory."""
+    trainer.train()
+    most, rows = trainer.args.max_length, trainer.train_dataset
     lengths = [
-        min(len(row["prompt_ids"]) + len(row[side]), settings.max_length)
-        for row in rows
-        for side in ("chosen_ids", "rejected_ids")
+        min(len(row["prompt_ids"]) + len(row[side]), most) for row in rows for side in ("chosen_ids", "rejected_ids")
     ]
-    logged = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]
-    merged = trainer.model.merge_and_unload()
-    merged.save_pretrained(out)
+    last = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry][-1]
+    trainer.model.merge_and_unload().save_pretrained(out)
     trainer.processing_class.save_pretrained(out)
-    return Trained(
-        len(rows),
-        sum(lengths) * settings.epochs,
-        round(time.monotonic() - began, 1),
-        round(float(logged[-1]["loss"] if logged else result.training_loss), 4),
-        round(float(logged[-1]["rewards/accuracies"]), 4) if logged else float("nan"),
-    )
+    tokens = round(sum(lengths) * trainer.args.num_train_epochs)
+    return Trained(len(rows), tokens, round(float(last["loss"]), 4), round(float(last["rewards/accuracies"]), 4))
 
 
 def make_trainer(
@@ -106,7 +83,12 @@ def make_trainer(
     dtype: str = "auto",
     device: str = "cpu",
 ) -> Any:
-    """TRL's trainer of an adapter on the pairs; without the adapter the model is its own reference."""
+    """TRL's trainer of an adapter on the pairs; without the adapter the model is its own reference.
+
+    Args:
+        form: the prompt format in which the model is served, so that training sees the same prompts.
+    Raises: ModelNotFound, OutOfMemory.
+    """
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
     from transformers import PrinterCallback

@@ -7,24 +7,25 @@
     python -m research.effect table --out effect.json    # Markdown table, and agreement of judge and style measures
 
 All figures are for held-out queries (the stored trace is for the tune split), judged by `self`, beside external
-measures of style. The file is rewritten after each fit and read at the start, so that an interrupted run can go on.
+measures of style. An interrupted run goes on after its last finished fit.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.fit import FittedProfile, fit_profile
 from alignez_core.fit_run import FitEvent, FitRun, TextRequest
-from alignez_core.methods.base import Candidate
 from alignez_core.methods.distill import Form, FormFits, default_layers
 from alignez_core.prompts import persona_prompt
 from alignez_core.proof.arms import BARE_ARM, PROMPT_ARM, Arena, Trial
@@ -36,7 +37,9 @@ from alignez_core.spec.config import FitConfig
 from alignez_core.spec.persona import FitSpec, Persona
 from alignez_core.spec.samples import make_samples, of_split
 from research.effect_table import agreement, line, table
+from research.lab import fixed
 from research.personas import described, style_score
+from research.runner import Results
 
 #: Arm → prefix of the kind of its texts; the kind of an edited arm also has the candidate's digest.
 ARMS = {"bare": "bare/alone", "prompt": "help_response", "edited": "edited "}
@@ -45,7 +48,7 @@ _MADE_UP = (("zorbly", "quaxic"), ("mirvonian", "staplic"), ("quantorial", "bril
 _KEPT = ("comparisons", "expressiveness", "situations", "kl", "dose", "slices", "cost")
 
 
-class Texts:
+class TextsByKind:
     """Collects the texts of a fit by kind, from its progress events."""
 
     def __init__(self) -> None:
@@ -62,7 +65,7 @@ def fit(
     engine: TransformersEngine, persona: dict[str, Any], bank: Sequence[str], config: FitConfig
 ) -> tuple[FittedProfile, dict[str, Any]]:
     """One fit, with its row of the table."""
-    texts, began = Texts(), time.perf_counter()
+    texts, began = TextsByKind(), time.perf_counter()
     spec = FitSpec(Persona(persona["preferred"], persona["dispreferred"]), bank=tuple(bank), config=config)
     profile = fit_profile(engine, spec, texts.take)
     held = {s.index for s in profile.samples if s.split == "held_out"}
@@ -88,20 +91,20 @@ def fit(
     return profile, row
 
 
+def _fitted_row(*args: Any) -> dict[str, Any]:
+    return fit(*args)[1]
+
+
 def personas(args: argparse.Namespace) -> None:
     """Fits every persona and seed with `auto`."""
-    rows = _read(args.out)
-    done = {(row["persona"], row["seed"]) for row in rows}
+    found = _personas(args)
+    results = _results(args, args.seeds * len(found))
     with _engine(args, args.dtype) as engine:
-        for seed in range(args.first_seed, args.first_seed + args.seeds):
-            for persona in _personas(args):
-                if (persona["name"], seed) in done:
-                    continue
-                config = FitConfig(seed=seed, held_out_queries=args.held_out, method=args.method)
-                rows.append(fit(engine, persona, _bank(args), config)[1])
-                _write(args.out, rows)
-                print(line(rows[-1]), flush=True)
-    print(table(rows), agreement(rows), sep="\n\n")
+        for seed, persona in itertools.product(range(args.first_seed, args.first_seed + args.seeds), found):
+            config = FitConfig(seed=seed, held_out_queries=args.held_out, method=args.method)
+            key = {"persona": persona["name"], "seed": seed}
+            print(line(results.row(key, partial(_fitted_row, engine, persona, _bank(args), config))), flush=True)
+    print(table(results.rows), agreement(results.rows), sep="\n\n")
 
 
 def kl(args: argparse.Namespace) -> None:
@@ -122,7 +125,7 @@ def kl(args: argparse.Namespace) -> None:
         held, found = of_split(wanted, "held_out")[: args.held_out], {}
         for name, fitted in zip(("four", "all"), fits.fitted, strict=True):
             plan = fitted.plan(spec.config)
-            found[name] = kl_closed(engine, held, answers, lambda sample, plan=plan: plan)  # type: ignore[misc]
+            found[name] = kl_closed(engine, held, answers, fixed(plan))
         return {"n": len(held), **found}
 
     rows = _by_persona(args, _personas(args), measure)
@@ -150,17 +153,13 @@ def _by_persona(
     personas: Sequence[dict[str, Any]],
     measure: Callable[[TransformersEngine, Persona], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """One row per persona. Rewrites the file after each, and skips personas that the file has."""
-    rows = _read(args.out)
-    done = {row["persona"] for row in rows}
+    """One row per persona."""
+    results = _results(args, len(personas))
     with _engine(args, args.dtype) as engine:
         for persona in personas:
-            if persona["name"] not in done:
-                found = measure(engine, Persona(persona["preferred"], persona["dispreferred"]))
-                rows.append({"persona": persona["name"], **found})
-                _write(args.out, rows)
-                print(rows[-1], flush=True)
-    return rows
+            words = Persona(persona["preferred"], persona["dispreferred"])
+            print(results.row({"persona": persona["name"]}, partial(measure, engine, words)), flush=True)
+    return results.rows
 
 
 def where(args: argparse.Namespace) -> None:
@@ -173,7 +172,7 @@ def where(args: argparse.Namespace) -> None:
             rows[f"temperature {temperature:g}"] = again(engine, profile, temperature)
     with _engine(args, "bfloat16") as engine:
         rows["bfloat16"] = again(engine, profile, profile.config.temperature)
-    _write(args.out, rows)
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
     for name, row in rows.items():
         for s in row["situations"]:
             nets = f"over bare {s['net_over_bare']['net']:+.2f}, over prompt {s['net_over_prompt']['net']:+.2f}"
@@ -185,11 +184,10 @@ def again(engine: TransformersEngine, profile: FittedProfile, temperature: float
     """The proof of a fitted profile's edit at another temperature or in another dtype."""
     run = FitRun(engine, replace(profile.config, temperature=temperature), lambda event: None)
     likelihoods = Likelihoods(engine)
-    candidate = Candidate("again", profile.method, edits=profile.edits, prefix=profile.prefix)
     arena = Arena(run, SelfJudge(likelihoods), likelihoods)
     held_out, tune = (of_split(profile.samples, split) for split in ("held_out", "tune"))
     arena.ask("tuning", [BARE_ARM], [Trial(tuple(tune[-2:]))])  # first turns of the third-turn conversations
-    return prove(arena, candidate, held_out, lambda sample, dose: profile.plan(dose), tune=tune)
+    return prove(arena, profile.candidate, held_out, lambda sample, dose: profile.plan(dose), tune=tune)
 
 
 def _engine(args: argparse.Namespace, dtype: str) -> TransformersEngine:
@@ -206,13 +204,9 @@ def _personas(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [persona for persona in described() if not args.persona or persona["name"] in args.persona]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return rows
-
-
-def _write(path: Path, rows: object) -> None:
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+def _results(args: argparse.Namespace, total: int) -> Results:
+    settings = {name: str(getattr(args, name)) for name in ("what", "model", "dtype", "queries", "held_out", "method")}
+    return Results(args.out, settings, total)
 
 
 def main() -> None:
@@ -231,7 +225,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.what == "table":
-        rows = _read(args.out)
+        rows = json.loads(args.out.read_text())["rows"]
         print(table(rows), agreement(rows), sep="\n\n")
     else:
         {"personas": personas, "kl": kl, "expressed": expressed, "where": where}[args.what](args)

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from research import figures
+
 _HEAD = (
     "persona", "seeds", "chosen", "net over bare", "over prompt", "coherence", "repetition (bound)",
     "style bare / prompt / edited", "own system", "third turn", "200 tokens", "KL closed", "quality",
@@ -20,11 +22,9 @@ _COMPARED = {
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """One line per persona with means over its seeds, and a line of means; situations: net over prompt (repetition)."""
-    lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
-    for name in dict.fromkeys(row["persona"] for row in rows):
-        lines.append(_line(name, [row for row in rows if row["persona"] == name]))
-    lines.append(_line("**mean**", rows))
-    return "\n".join(lines)
+    names = dict.fromkeys(row["persona"] for row in rows)
+    lines = [_cells(name, [row for row in rows if row["persona"] == name]) for name in names]
+    return figures.table(_HEAD, [*lines, _cells("**mean**", rows)])
 
 
 def agreement(rows: Sequence[dict[str, Any]]) -> str:
@@ -52,7 +52,7 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def _line(name: str, rows: Sequence[dict[str, Any]]) -> str:
+def _cells(name: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     plain = [row["situations"][0] for row in rows]
     cells = [name, str(len({row["seed"] for row in rows}))]
     cells.append("" if name.startswith("*") else "; ".join(dict.fromkeys(row["chosen"] for row in rows)))
@@ -67,7 +67,7 @@ def _line(name: str, rows: Sequence[dict[str, Any]]) -> str:
         cells.append(f"{_mean([s['net_over_prompt']['net'] for s in found]):+.2f} ({repeats:.2f})")
     cells.append(f"{_mean([row['kl']['closed'] for row in rows if row['kl']]):.2f}")
     cells.append(f"{sum(row['quality'] == 'good' for row in rows)} of {len(rows)} good")
-    return "| " + " | ".join(cells) + " |"
+    return cells
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,28 +13,32 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.fit import FittedProfile
-from alignez_core.proof.arms import BARE, BARE_ARM, PROMPT
+from alignez_core.proof.arms import BARE, BARE_ARM
 from alignez_core.proof.measures import mean
+from alignez_core.spec.limits import MethodName
 from alignez_core.spec.persona import GivenPair
+from alignez_core.spec.samples import Sample
 from research.baselines import with_room
 from research.data import QuerySets, preference_pairs, query_sets
-from research.dpo import Trained, TrainSettings, train
-from research.figures import NetWin
-from research.lab import Lab, Where, caption, config_of, engine_of, judge_of, persona_of, rows_of
-from research.runner import Results, Row, parser, publish, settings_of, table
+from research.dpo import TrainSettings, make_trainer, train
+from research.figures import NetWin, publish, table
+from research.lab import Lab, ModelSource, caption, config_of, engine_of, judge_of, persona_of, rows_of
+from research.runner import Results, Row, parser, settings_of
 from research.slices import ALL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPO = "dpo"
-METHODS = ("alignez", "distill")
+METHODS: tuple[MethodName, ...] = ("alignez", "distill")
 ARMS = (DPO, *(f"{DPO} + {method}" for method in METHODS))
 
 
@@ -54,7 +58,7 @@ def options() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Makes the missing rows, then the table and the plot."""
-    where = Where.of(args.model)
+    where = ModelSource.of(args.model)
     if not preference_pairs(args.data, where.directory, persona_of(args), 1, 0):
         raise SystemExit(f"no ground-truth pairs for {persona_of(args).preferred!r} to train on: see --data")
     shares = [0.0, *sorted(share for share in args.shares if share > 0)]
@@ -64,68 +68,76 @@ def run(args: argparse.Namespace) -> None:
     if not all(results.find(cell) for cell in cells):
         with engine_of(args.model, args) as engine:
             for cell in cells:
-                results.row(cell, lambda cell=cell: _row(engine, args, cell["share"], int(cell["seed"])))  # type: ignore[misc]
+                results.row(cell, partial(_row, engine, args, **cell))
     rows = [row for row in results.rows if row["share"] in shares and row["seed"] < args.seeds]
     parts = [caption(args), table_of(rows, shares), _training(rows, shares)]
     publish(args.out, f"figure3-{where.key}", "\n\n".join(parts), _plot(rows, shares, where.key))
 
 
-def _row(engine: TransformersEngine, args: argparse.Namespace, share: float, seed: int) -> Row:
-    """The measurements of one share and seed."""
-    lab = _lab(engine, args, f"figure3-{Where.of(args.model).key}-{seed}", seed)
-    if not share:
-        profiles = {method: lab.fit(method) for method in METHODS}  # type: ignore[arg-type]
-        arms = [lab.arm(f"{DPO} + {method}", profile) for method, profile in profiles.items()]
-        judged = rows_of(lab.judged(arms, ALL))
-        lab.close()
-        return {"arms": {**judged, DPO: judged[BARE]}, "cost": _costs(profiles, None), "pairs": 0}
-    where = Where.of(args.model)
-    every = with_room(engine, preference_pairs(args.data, where.directory, lab.persona, args.pairs, seed))
-    pairs = every[: max(1, round(len(every) * share / 100))]
-    folder = args.out / "trained" / f"{where.key}-{seed}-{share:g}"
+def _row(engine: TransformersEngine, args: argparse.Namespace, seed: int, share: float) -> Row:
+    """The measurements of one share and seed; begun from nothing, so that its costs are those of one attempt."""
+    where = ModelSource.of(args.model)
+    folder = args.out / "unfinished" / f"figure3-{where.key}-{seed}-{share:g}"
+    shutil.rmtree(folder, ignore_errors=True)
+    lab = _lab(engine, args, seed, folder / "base")
     try:
-        return _trained_row(engine, lab, args, pairs, folder, seed)
+        if share:
+            every = with_room(engine, preference_pairs(args.data, where.directory, lab.persona, args.pairs, seed))
+            return _trained_row(lab, args, every[: max(1, round(len(every) * share / 100))], folder)
+        profiles = _fit(lab)
+        judged = rows_of(lab.judged([lab.arm(f"{DPO} + {method}", profiles[method]) for method in METHODS], ALL))
+        return {"arms": {**judged, DPO: judged[BARE]}, "cost": _costs(profiles, 0.0, 0), "pairs": 0}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _trained_row(
-    engine: TransformersEngine, lab: Lab, args: argparse.Namespace, pairs: Sequence[GivenPair], folder: Path, seed: int
-) -> Row:
+def _trained_row(lab: Lab, args: argparse.Namespace, pairs: Sequence[GivenPair], folder: Path) -> Row:
+    seed, form = lab.config.seed, lab.engine.prompt_format
     settings = TrainSettings(args.rank, args.learning_rate, args.batch, args.epochs, args.max_length, seed=seed)
-    base = Where.of(args.model).path
-    trained = train(base, pairs, engine.prompt_format, folder, settings, dtype=args.dtype, device=args.device)
-    with engine_of(str(folder), args) as tuned:
-        own = _lab(tuned, args, f"figure3-{folder.name}", seed)
-        profiles = {method: own.fit(method) for method in METHODS}  # type: ignore[arg-type]
-        arms = [BARE_ARM, *(own.arm(method, profile) for method, profile in profiles.items())]
+    began = time.monotonic()
+    base = ModelSource.of(args.model).path
+    trainer = make_trainer(base, pairs, form, folder, settings, dtype=args.dtype, device=args.device)
+    trained = train(trainer, folder / "model")
+    seconds = time.monotonic() - began
+    with engine_of(str(folder / "model"), args) as tuned:
+        own = _lab(tuned, args, seed, folder / "tuned")
+        profiles = _fit(own)
+        arms = [BARE_ARM, *(own.arm(method, profiles[method]) for method in METHODS)]
         texts = own.answers(arms, [ALL])[ALL]
 
-    def given(name: str) -> Any:
-        return lambda samples, seeds: [texts[name][sample.index] for sample in samples]
+    def given(name: str, samples: list[Sample], seeds: list[int]) -> list[str]:
+        return [texts[name][sample.index] for sample in samples]
 
-    shown = [lab.give(f"{arm} {folder.name}", ALL, given(name.name)) for arm, name in zip(ARMS, arms, strict=True)]
-    judged = rows_of(lab.judged(shown, ALL))
-    named = {arm: judged[made.name] for arm, made in zip(ARMS, shown, strict=True)}
-    row = {"arms": {BARE: judged[BARE], PROMPT: judged[PROMPT], **named}, "cost": _costs(profiles, trained)}
-    lab.close()
-    own.close()
-    return {**row, "pairs": len(pairs), "loss": trained.loss, "accuracy": trained.accuracy}
+    shown = [lab.give(name, ALL, partial(given, arm.name)) for name, arm in zip(ARMS, arms, strict=True)]
+    return {
+        "arms": rows_of(lab.judged(shown, ALL)),
+        "cost": _costs(profiles, seconds, trained.tokens),
+        "pairs": trained.pairs,
+        "loss": trained.loss,
+        "accuracy": trained.accuracy,
+    }
 
 
-def _lab(engine: TransformersEngine, args: argparse.Namespace, name: str, seed: int) -> Lab:
-    """A lab whose slices are one group, with the options' base model's queries and judge."""
-    where = Where.of(args.model)
+def _fit(lab: Lab) -> dict[MethodName, FittedProfile]:
+    return {method: lab.fit(method) for method in METHODS}
+
+
+def _lab(engine: TransformersEngine, args: argparse.Namespace, seed: int, folder: Path) -> Lab:
+    """A lab whose slices are one group, with the queries and the judge of the options' base model."""
+    where = ModelSource.of(args.model)
     sets = query_sets(args.data, where.directory, args.fit_queries, args.tune_queries, args.queries)
     together = tuple(itertools.chain.from_iterable(sets.slices.values()))
     merged = QuerySets(sets.fit, sets.tune, {ALL: together})
-    return Lab(engine, persona_of(args), merged, config_of(args, seed), args.out, name, judge_of(args))
+    return Lab(engine, persona_of(args), merged, config_of(args, seed), folder, "figure3", judge_of(args))
 
 
-def _costs(profiles: dict[str, FittedProfile], trained: Trained | None) -> dict[str, dict[str, float]]:
-    """Arm → seconds and tokens until it can answer: tokens trained on and generated for the fit."""
-    seconds, tokens = (trained.seconds, trained.tokens) if trained else (0.0, 0)
-    found: dict[str, dict[str, float]] = {DPO: {"seconds": seconds, "tokens": tokens}}
+def _costs(profiles: Mapping[MethodName, FittedProfile], seconds: float, tokens: int) -> dict[str, dict[str, float]]:
+    """Arm → seconds and tokens until it can answer.
+
+    Args:
+        seconds, tokens: of the training, 0 without one; tokens generated for the fit are added.
+    """
+    found: dict[str, dict[str, float]] = {DPO: {"seconds": round(seconds, 1), "tokens": tokens}}
     for method, profile in profiles.items():
         last = profile.diagnostics["last_attempt"]
         found[f"{DPO} + {method}"] = {
@@ -141,7 +153,7 @@ def nets(rows: Sequence[Row], shares: Sequence[float], arm: str) -> list[NetWin]
 
 
 def table_of(rows: Sequence[Row], shares: Sequence[float]) -> str:
-    """One line per share and arm."""
+    """The results as Markdown, one line per share and arm."""
     lines = []
     for share in shares:
         of_share = [row for row in rows if row["share"] == share]

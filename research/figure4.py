@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from alignez_core.methods.directions import fit_directions
 from alignez_core.methods.layer_selection import select_layers
 from alignez_core.proof.arms import Arm
-from research.figures import NetWin
-from research.lab import Lab, Where, caption
-from research.runner import Row, parser, publish, table
+from research.figures import NetWin, publish, table
+from research.lab import Lab, ModelSource, caption
+from research.runner import Row, parser
 from research.slices import compare, groups_of, mean_of, net_win
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def options() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Makes the missing rows, then the tables and the plot."""
     rows = compare(args, "figure4", partial(_arms, args))
-    group, key = groups_of(rows)[-1], Where.of(args.model).key
+    group, key = groups_of(rows)[-1], ModelSource.of(args.model).key
     lines, nets = [], dict[str, NetWin]()
     for name in (name for name in rows[0]["arms"] if "=" in name):
         nets[name] = net = net_win(rows, group, name)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _arms(args: argparse.Namespace, lab: Lab, slices: Sequence[str]) -> tuple[list[Arm], Row]:
-    """One arm per K and per L; they share the characteristics, and so the stored texts."""
+    """The arms "K=…" and "L=…", fitted on the same characteristics, and the cosines of their directions."""
     n_layers, n_queries = lab.engine.info.n_layers, len(lab.samples["fit"])
     arms = []
     for k in (k for k in args.neighbors if k <= n_queries):

@@ -1,17 +1,18 @@
-"""Net wins with intervals over queries and seeds, and the bars that show them."""
+"""Net wins with intervals over queries and seeds, and how results are shown: Markdown, bars, files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alignez_core.proof.measures import bootstrap_interval
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class NetWin:
     def of(cls, verdicts: Sequence[Sequence[int]]) -> NetWin:
         """Args: verdicts: (seeds, queries), +1 win, 0 tie, −1 loss; not empty."""
         rows = np.asarray(verdicts, dtype=np.float64)
-        low, high = interval(rows.mean(axis=0))
+        low, high = bootstrap_interval(rows.mean(axis=0).tolist())
         return cls(rows.shape[1], rows.shape[0], float((rows > 0).mean()), float((rows < 0).mean()), low, high)
 
     @property
@@ -45,16 +46,6 @@ class NetWin:
 
     def __str__(self) -> str:
         return signed(self.net, self.low, self.high)
-
-
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean; (nan, nan) without values."""
-    rows = np.asarray(values, dtype=np.float64)
-    if not len(rows):
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(0).integers(0, len(rows), size=(_RESAMPLES, len(rows)))
-    low, high = np.percentile(rows[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def signed(value: float, low: float, high: float) -> str:
@@ -83,3 +74,18 @@ def bars(groups: Sequence[str], nets: Mapping[str, Sequence[NetWin]], title: str
     plot.set(title=title, ylabel=axis, xticks=np.arange(len(groups)), xticklabels=list(groups), ylim=(-1.05, 1.05))
     plot.legend(frameon=False, fontsize="small", ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.35))
     return figure
+
+
+def publish(folder: Path, name: str, markdown: str, figure: Figure | None = None) -> None:
+    """Writes `name`.md and, with a figure, `name`.svg; prints the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(markdown + "\n", encoding="utf-8")
+    if figure is not None:
+        figure.savefig(folder / f"{name}.svg")
+    print(markdown, f"\nwritten to {folder}/{name}.*", flush=True)
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)

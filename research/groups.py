@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from alignez_core.proof.judges import Likelihoods, SelfJudge
 from alignez_core.spec.config import FitConfig
 from alignez_core.spec.persona import Persona
 from alignez_core.spec.samples import Sample
+from research.runner import Results
 
 GROUPS = Path(__file__).parents[1] / "tests" / "personas" / "groups.json"
 _FITTED = 12
@@ -73,7 +75,6 @@ def measure(engine: TransformersEngine, topics: list[dict[str, Any]], config: Fi
     bare = texts["bare", "alone"]
     nets = {arm.name: arena.compare(trial, texts[arm.name, "alone"], bare).to_dict() for arm in arms[1:]}
     return {
-        "groups": len(topics),
         "held_out": len(held),
         "right_votes": _right(votes, held),
         "right_votes_by_layer": by_layer,
@@ -114,14 +115,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     topics: list[dict[str, Any]] = json.loads(GROUPS.read_text())
-    rows = []
+    results = Results(args.out, {"model": args.model, "dtype": args.dtype}, len(args.counts))
     config = FitConfig(method="distill", contrast=_CONTRAST, contrast_form="full")
     with TransformersEngine.load(args.model, dtype=args.dtype, threads=args.threads) as engine:
         for count in args.counts:
-            rows.append(measure(engine, topics[:count], config))
-            args.out.write_text(json.dumps(rows, indent=1) + "\n")
-            nets = {name: found["net"] for name, found in rows[-1]["net_over_bare"].items()}
-            print(f"{count} groups: right votes {rows[-1]['right_votes']:.2f}, net over bare {nets}", flush=True)
+            row = results.row({"groups": count}, partial(measure, engine, topics[:count], config))
+            nets = {name: found["net"] for name, found in row["net_over_bare"].items()}
+            print(f"{count} groups: right votes {row['right_votes']:.2f}, net over bare {nets}", flush=True)
 
 
 if __name__ == "__main__":

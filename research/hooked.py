@@ -23,7 +23,13 @@ from alignez_core.engines.base import Prompt
 from alignez_core.engines.common.loading import load_model
 from alignez_core.engines.common.sampling import BatchSampler, SamplingParams
 from alignez_core.engines.common.tokens import TextTokens, eos_ids
-from alignez_core.engines.slots.mlp_modules import candidate_paths, find_mlp_modules, output_tensor, with_output_tensor
+from alignez_core.engines.slots.mlp_modules import (
+    candidate_paths,
+    find_blocks,
+    find_mlp_modules,
+    output_tensor,
+    with_output_tensor,
+)
 from alignez_core.errors import UnknownArchitecture
 from alignez_core.prompts import PromptFormat
 
@@ -31,7 +37,6 @@ from alignez_core.prompts import PromptFormat
 Change = Callable[[Tensor, int], Tensor]
 #: The attention's output projection, in a block.
 _PROJECTIONS = ("self_attn.o_proj", "self_attn.out_proj", "attn.c_proj", "attn.attention.out_proj", "attention.dense")
-_BLOCKS = ("model.layers.{layer}", "transformer.h.{layer}", "gpt_neox.layers.{layer}", "model.decoder.layers.{layer}")
 _ROWS = 32
 
 
@@ -78,17 +83,14 @@ class HookedModel:
 
         Raises: UnknownArchitecture.
         """
-        for block in _BLOCKS:
-            for name in _PROJECTIONS:
-                try:
-                    return [
-                        self.model.get_submodule(f"{block.format(layer=layer)}.{name}")
-                        for layer in range(self.n_layers)
-                    ]
-                except AttributeError:
-                    continue
+        blocks = find_blocks(self.model, self.n_layers, candidate_paths(self.model, None)[0])
+        for name in _PROJECTIONS:
+            try:
+                return [block.get_submodule(name) for block in blocks]
+            except AttributeError:
+                continue
         raise UnknownArchitecture(
-            f"no attention output projection of {', '.join(_PROJECTIONS)} in {type(self.model).__name__}"
+            f"no attention output projection ({', '.join(_PROJECTIONS)}) in the blocks of {type(self.model).__name__}"
         )
 
     @torch.inference_mode()
@@ -101,7 +103,12 @@ class HookedModel:
         max_tokens: int,
         temperature: float,
     ) -> list[str]:
-        """One text per prompt, without the token that ended it."""
+        """The answers to N prompts, without the tokens that ended them.
+
+        Args:
+            seeds: (N,), of each row's own random stream.
+            hooks: applied to every pass.
+        """
         ids = [self.tokens.prompt_ids(prompt) for prompt in prompts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         texts = [""] * len(ids)

@@ -30,7 +30,7 @@ _RIDGE, _STEPS = 1.0, 12
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """What is known about all heads. L layers, H heads, W head size.
+    """Accuracy, direction and spread of every attention head. L layers, H heads, W head size.
 
     Args:
         accuracy: (L, H) of each head's probe on validation pairs.

@@ -1,4 +1,4 @@
-"""One model, persona, judge and seed: fits, arms of a comparison, and what the judge says of their answers."""
+"""The measurements of one model, persona, judge and seed: fits, arms of a comparison, verdicts on their answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.errors import AlignezError
 from alignez_core.fit import FittedProfile, fit_profile
 from alignez_core.fit_run import FitRun, TextChunk, TextRequest
-from alignez_core.methods.base import Candidate
 from alignez_core.models import persona_nano
 from alignez_core.models.resolve import resolve_model
 from alignez_core.prompts import ALONE, Prefix, Side, persona_prompt, render
@@ -48,14 +47,19 @@ _SLOTS = 128
 
 
 @dataclass(frozen=True)
-class Where:
-    """A model's place and names. `key` names it in rows and files."""
+class ModelSource:
+    """Where a model is loaded from.
+
+    Args:
+        path: a directory or a hub id.
+        key: names the model in rows and files.
+    """
 
     path: str
     key: str
 
     @classmethod
-    def of(cls, model: str) -> Where:
+    def of(cls, model: str) -> ModelSource:
         """Raises: SystemExit: a catalogue model is not on this machine."""
         try:
             path = resolve_model(model, default_model_cache())
@@ -70,7 +74,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Judged:
-    """What is known of one arm's answers to a group of queries.
+    """Measures of one arm's answers to a group of queries, and verdicts on them.
 
     Args:
         over: name of another arm → verdicts against it.
@@ -99,7 +103,7 @@ def engine_of(model: str, args: argparse.Namespace) -> Iterator[TransformersEngi
     """The engine of a model, closed at the end. Raises: SystemExit: it cannot be loaded."""
     try:
         engine = TransformersEngine.load(
-            Where.of(model).path, args.device, args.dtype, threads=args.threads, max_slots=_SLOTS
+            ModelSource.of(model).path, args.device, args.dtype, threads=args.threads, max_slots=_SLOTS
         )
     except AlignezError as error:
         raise SystemExit(f"the model {model} cannot be loaded: {error}") from error
@@ -109,17 +113,21 @@ def engine_of(model: str, args: argparse.Namespace) -> Iterator[TransformersEngi
 
 def persona_of(args: argparse.Namespace) -> Persona:
     """The persona of the options; persona-nano knows no "malicious and useless"."""
-    nano = Where.of(args.model).directory == persona_nano.MODEL_DIR
+    nano = ModelSource.of(args.model).directory == persona_nano.MODEL_DIR
     default = Persona("cheerful", "gloomy") if nano else Persona()
     return Persona(args.preferred or default.preferred, args.dispreferred or default.dispreferred)
 
 
 def caption(args: argparse.Namespace, personas: str = "") -> str:
-    """What the figures of an experiment rest on. personas: in place of the persona of the options."""
+    """The line above a table: model, persona, judge, answers, seeds.
+
+    Args:
+        personas: takes the place of the persona of the options.
+    """
     persona = persona_of(args)
     who = personas or f"persona {persona.preferred!r} against {persona.dispreferred!r}"
     return (
-        f"{Where.of(args.model).key}, {who}, judge "
+        f"{ModelSource.of(args.model).key}, {who}, judge "
         f"`{args.judge}`, answers of {args.answer_tokens} tokens at temperature {args.temperature:g}, seeds: "
         f"{args.seeds}. Intervals are 95 %, over queries."
     )
@@ -167,7 +175,7 @@ class Lab:
         persona: Persona | None = None,
     ) -> Lab:
         """The lab of an experiment's options. persona: None: that of the options."""
-        where = Where.of(args.model)
+        where = ModelSource.of(args.model)
         sets = query_sets(args.data, where.directory, args.fit_queries, args.tune_queries, args.queries)
         name = f"{experiment}-{where.key}-{seed}"
         chosen = persona or persona_of(args)
@@ -198,13 +206,7 @@ class Lab:
     def arm(self, name: str, profile: FittedProfile, prefix: Prefix | None = None) -> Arm:
         """A fitted profile as an arm, with the plan that serving would apply to each query."""
         source = PlanSource(self.engine, profile.config, profile.fit_samples, profile.neighbor_rows)
-        candidate = Candidate(
-            name,
-            profile.method,
-            edits=profile.edits,
-            prefix=prefix or profile.prefix,
-            neighbor_rows=profile.neighbor_rows,
-        )
+        candidate = replace(profile.candidate, prefix=prefix or profile.prefix)
         return candidate_arm(candidate, lambda sample: source.plan(candidate, sample), name)
 
     def arm_of_each(self, name: str, profiles: Mapping[str, FittedProfile]) -> Arm:
@@ -274,12 +276,9 @@ class Lab:
         return texts
 
 
-def pair_samples(pairs: Sequence[GivenPair], persona: Persona, first: int) -> list[Sample]:
-    """Ground-truth pairs as samples of the fit split, numbered from `first`."""
-    return [
-        Sample(first + i, pair.query, persona, "pair", (pair.preferred, pair.dispreferred))
-        for i, pair in enumerate(pairs)
-    ]
+def pair_samples(pairs: Sequence[GivenPair], persona: Persona) -> list[Sample]:
+    """Ground-truth pairs as samples of the fit split, numbered from 0."""
+    return [Sample(i, pair.query, persona, "pair", (pair.preferred, pair.dispreferred)) for i, pair in enumerate(pairs)]
 
 
 def config_of(args: argparse.Namespace, seed: int) -> FitConfig:

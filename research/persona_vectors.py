@@ -22,13 +22,13 @@ from alignez_core.editing import EditPlan
 from alignez_core.methods.base import Material
 from alignez_core.methods.caa import mean_differences
 from alignez_core.proof.arms import BARE, BARE_ARM, PROMPT, PROMPT_ARM, Arm
-from alignez_core.proof.measures import mean
+from alignez_core.proof.measures import bootstrap_interval, mean
 from research.axbench import own_pairs
 from research.baselines import sides
-from research.figures import interval
-from research.lab import Lab, Where, caption, fixed, pair_samples, rows_of
-from research.personas import Styled, add_personas, each_persona
-from research.runner import Row, parser, publish, table
+from research.figures import publish, table
+from research.lab import Lab, ModelSource, caption, fixed, pair_samples, rows_of
+from research.personas import Styled, add_personas, by_query, each_persona
+from research.runner import Row, parser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,13 +45,13 @@ def options() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Makes the missing rows, then the table and the plot."""
-    rows, key = each_persona(args, "persona_vectors", _row), Where.of(args.model).key
+    rows, key = each_persona(args, "persona_vectors", _row), ModelSource.of(args.model).key
     names = [PROMPT, *(f"{arm} × {c:g}" for arm, at in COEFFICIENTS.items() for c in at)]
     lines = []
     for name in names:
         found = [row["arms"][name] for row in rows]
-        traits = by_query(rows, name)
-        low, high = interval(traits)
+        traits = trait(rows, name)
+        low, high = bootstrap_interval(traits)
         coherence = mean([each["coherence"] for each in found])
         repeats = mean([each["repetition"] for each in found])
         style = mean([each["style"] - row["arms"][BARE]["style"] for each, row in zip(found, rows, strict=True)])
@@ -65,18 +65,14 @@ def run(args: argparse.Namespace) -> None:
     publish(args.out, f"persona_vectors-{key}", text, _plot(rows, key))
 
 
-def by_query(rows: Sequence[Row], arm: str) -> list[float]:
-    """The trait of each query of each persona, 0 to 100, over seeds."""
-    found: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        for i, verdict in enumerate(row["arms"][arm]["over_bare"]):
-            found.setdefault((row["persona"], i), []).append(50.0 + 50.0 * verdict)
-    return [mean(values) for values in found.values()]
+def trait(rows: Sequence[Row], arm: str) -> list[float]:
+    """The trait of each query of each persona, 0 to 100, a mean over seeds."""
+    return by_query(rows, lambda row: [50.0 + 50.0 * verdict for verdict in row["arms"][arm]["over_bare"]])
 
 
 def _row(lab: Lab, styled: Styled) -> Row:
     group, pairs = next(iter(lab.sets.slices)), own_pairs(lab)
-    samples = pair_samples(pairs, lab.persona, 0)
+    samples = pair_samples(pairs, lab.persona)
     help_, harm = (dict(enumerate(side)) for side in sides(lab, pairs))
     layer = int(_DEPTH * lab.engine.info.n_layers)
     vector = mean_differences(Material(lab.engine, lab.config, samples, help=help_, harm=harm), [layer])[layer]
@@ -102,11 +98,11 @@ def _plot(rows: Sequence[Row], key: str) -> Figure:
     plots = figure.subplots(1, 2)
     for arm, coefficients in COEFFICIENTS.items():
         names = [f"{arm} × {c:g}" for c in coefficients]
-        trait = [50.0, *(mean(by_query(rows, name)) for name in names)]
+        traits = [50.0, *(mean(trait(rows, name)) for name in names)]
         coherence = [mean([row["arms"][name]["coherence"] for row in rows]) for name in (BARE, *names)]
-        for plot, values in zip(plots, (trait, coherence), strict=True):
+        for plot, values in zip(plots, (traits, coherence), strict=True):
             plot.plot([0, *coefficients], values, marker="o", label=arm)
-    prompted = mean(by_query(rows, PROMPT))
+    prompted = mean(trait(rows, PROMPT))
     plots[0].axhline(prompted, linestyle="--", color="grey", label="persona as a prompt")
     plots[0].set(title=f"{key}: trait", xlabel="coefficient", ylim=(0, 102))
     plots[1].set(title="coherence", xlabel="coefficient", ylim=(0, 102))

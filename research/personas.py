@@ -13,8 +13,9 @@ from typing import Any
 
 from alignez_core.models import persona_nano
 from alignez_core.models.persona_nano.style import style_of
+from alignez_core.proof.measures import mean
 from alignez_core.spec.persona import Persona
-from research.lab import Lab, Where, engine_of
+from research.lab import Lab, ModelSource, engine_of
 from research.runner import Results, Row, settings_of
 
 PERSONAS = Path(__file__).parents[1] / "tests" / "personas" / "personas.json"
@@ -48,7 +49,7 @@ def styled_personas(model: str, names: Sequence[str] = ()) -> list[Styled]:
 
     Raises: SystemExit: an unknown name.
     """
-    if Where.of(model).directory == persona_nano.MODEL_DIR:
+    if ModelSource.of(model).directory == persona_nano.MODEL_DIR:
         found = [
             Styled(p.name, Persona(p.preferred, p.dispreferred), partial(_is_style, p.preferred_style))
             for p in persona_nano.PERSONAS
@@ -65,7 +66,7 @@ def styled_personas(model: str, names: Sequence[str] = ()) -> list[Styled]:
 
 def each_persona(args: argparse.Namespace, experiment: str, make_row: Callable[[Lab, Styled], Row]) -> list[Row]:
     """One row per persona and seed, `{"persona", "seed", …}`, of `args.personas` or of all personas."""
-    where = Where.of(args.model)
+    where = ModelSource.of(args.model)
     personas = styled_personas(args.model, args.personas)
     settings = {name: value for name, value in settings_of(args).items() if name != "personas"}
     results = Results(args.out / f"{experiment}-{where.key}.json", settings, args.seeds * len(personas))
@@ -83,6 +84,15 @@ def each_persona(args: argparse.Namespace, experiment: str, make_row: Callable[[
                 results.row({"persona": styled.name, "seed": seed}, make)
     names = {styled.name for styled in personas}
     return [row for row in results.rows if row["persona"] in names and row["seed"] < args.seeds]
+
+
+def by_query(rows: Sequence[Row], values: Callable[[Row], Sequence[float]]) -> list[float]:
+    """One value per query of each persona: the mean over seeds of the row's `values`."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        for i, value in enumerate(values(row)):
+            found.setdefault((row["persona"], i), []).append(value)
+    return [mean(each) for each in found.values()]
 
 
 def add_personas(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -31,17 +31,18 @@ from alignez_core.engines.base import ScoreRequest
 from alignez_core.fit import FittedProfile
 from alignez_core.proof.arms import BARE, BARE_ARM
 from alignez_core.proof.judges import Answered
-from alignez_core.proof.measures import mean
-from research.figures import interval, signed
-from research.lab import Lab, Where, rows_of
+from alignez_core.proof.measures import bootstrap_interval, mean
+from alignez_core.spec.limits import MethodName
+from research.figures import publish, signed, table
+from research.lab import Lab, ModelSource, rows_of
 from research.personas import Styled, add_personas, each_persona
-from research.runner import Row, parser, publish, table
+from research.runner import Row, parser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Method → settings without a choice, so that a fit's diagnostics are all that is known of it.
-FITS: dict[str, dict[str, Any]] = {"alignez": {}, "distill": {"contrast": 1.0, "contrast_form": "full"}}
+FITS: dict[MethodName, dict[str, Any]] = {"alignez": {}, "distill": {"contrast": 1.0, "contrast_form": "full"}}
 DIAGNOSTICS = ("shift", "contrast", "effect", "separation", "energy", "explained", "score")
 TARGETS = {"net": "net win", "style": "change of style"}
 #: Nats per token at which one token's contrast is clipped, as the gate does it.
@@ -62,13 +63,13 @@ def run(args: argparse.Namespace) -> None:
     for model in models:
         each = copy.copy(args)
         each.model, each.models = model, []
-        key = Where.of(model).key
+        key = ModelSource.of(model).key
         for row in each_persona(each, "predictor", _row):
             points += [
                 {"model": key, "persona": row["persona"], "method": method, **row["common"], **found}
                 for method, found in row["methods"].items()
             ]
-    name = "predictor" if len(models) > 1 else f"predictor-{Where.of(args.model).key}"
+    name = "predictor" if len(models) > 1 else f"predictor-{ModelSource.of(args.model).key}"
     publish(args.out, name, markdown(points, args.seeds), _plot(points))
 
 
@@ -76,7 +77,7 @@ def _row(lab: Lab, styled: Styled) -> Row:
     """Diagnostics and measurements of one persona: `{"common": …, "methods": {method: …}}`."""
     common = _common(lab)
     group = next(iter(lab.sets.slices))
-    profiles = {method: lab.fit(method, **settings) for method, settings in FITS.items()}  # type: ignore[arg-type]
+    profiles = {method: lab.fit(method, **settings) for method, settings in FITS.items()}
     arms = [lab.arm(method, profile) for method, profile in profiles.items()]
     texts = lab.answers([BARE_ARM, *arms], [group])[group]
     judged = rows_of(lab.judged(arms, group))
@@ -162,7 +163,7 @@ def markdown(points: Sequence[Mapping[str, Any]], seeds: int) -> str:
     for model, method in dict.fromkeys((p["model"], p["method"]) for p in points):
         chosen = [p for p in points if (p["model"], p["method"]) == (model, method)]
         nets, styles = ([p[target] for p in chosen] for target in TARGETS)
-        shown = (signed(mean(values), *interval(values)) for values in (nets, styles))
+        shown = (signed(mean(values), *bootstrap_interval(values)) for values in (nets, styles))
         diagnostics = (f"{mean([p[d] for p in chosen]):.3f}" if d in chosen[0] else "" for d in DIAGNOSTICS)
         means.append([model, method, len(chosen), *shown, *diagnostics])
     return "\n\n".join([

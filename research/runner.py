@@ -1,4 +1,4 @@
-"""What experiments share: options, rows that survive an interruption, progress, and the files they write.
+"""What experiments share: options, rows that survive an interruption, and progress.
 
 An experiment makes one row (a JSON object) per cell of its grid. After each cell its JSON file is rewritten; started
 again with the same settings, it takes finished cells from the file. The texts of an unfinished cell are kept as well,
@@ -12,14 +12,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignez_core.fit_run import FitEvent, TextChunk
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 
@@ -103,7 +100,6 @@ class Texts:
 
     def __init__(self, path: Path, what: str) -> None:
         self.chunks: list[TextChunk] = []
-        self.tokens_of = 0
         self._path, self._what, self._shown = path, what, time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -137,22 +133,7 @@ class Texts:
         print(f"\r{line}\x1b[K\r" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
 
 
-def publish(folder: Path, name: str, markdown: str, figure: Figure | None = None) -> None:
-    """Writes `name`.md and, with a figure, `name`.svg; prints the Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(markdown + "\n", encoding="utf-8")
-    if figure is not None:
-        figure.savefig(folder / f"{name}.svg")
-    print(markdown, f"\nwritten to {folder}/{name}.*", flush=True)
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
-
-
-def parser(doc: str | None, name: str, *, seeds: int = 1, queries: int = 16) -> argparse.ArgumentParser:
+def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
     """The options that all experiments on models have."""
     made = argparse.ArgumentParser(
         prog=f"python -m research.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -166,10 +147,8 @@ def parser(doc: str | None, name: str, *, seeds: int = 1, queries: int = 16) -> 
     )
     made.add_argument("--preferred", help="the persona; default: helpful (persona-nano: cheerful)")
     made.add_argument("--dispreferred", help="its opposite; default: malicious and useless (persona-nano: gloomy)")
-    made.add_argument("--seeds", type=int, default=seeds, help="number of seeds (default: %(default)s)")
-    made.add_argument(
-        "--queries", type=int, default=queries, help="evaluated queries of each slice (default: %(default)s)"
-    )
+    made.add_argument("--seeds", type=int, default=1, help="number of seeds (default: %(default)s)")
+    made.add_argument("--queries", type=int, default=16, help="evaluated queries of each slice (default: %(default)s)")
     made.add_argument("--fit-queries", type=int, default=24, help="queries to fit on (default: %(default)s)")
     made.add_argument("--tune-queries", type=int, default=8, help="queries to choose on (default: %(default)s)")
     made.add_argument("--answer-tokens", type=int, default=48, help="new tokens of an answer (default: %(default)s)")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from alignez_core.proof.arms import BARE, BARE_ARM, PROMPT, PROMPT_ARM, Arm
 from research.data import query_sets
-from research.figures import NetWin
-from research.lab import Lab, Where, engine_of, rows_of
-from research.runner import Results, Row, settings_of, table
+from research.figures import NetWin, table
+from research.lab import Lab, ModelSource, engine_of, rows_of
+from research.runner import Results, Row, settings_of
 
 #: Name of the group of all slices.
 ALL = "all"
@@ -26,7 +26,7 @@ def compare(
         make_arms: fits the arms of a seed; not called where all rows of a seed are stored.
         over: the arms against which there are verdicts.
     """
-    where = Where.of(args.model)
+    where = ModelSource.of(args.model)
     slices = list(query_sets(args.data, where.directory, args.fit_queries, args.tune_queries, args.queries).slices)
     path = args.out / f"{experiment}-{where.key}.json"
     results = Results(path, settings_of(args), args.seeds * len(slices))

@@ -17,11 +17,12 @@ from typing import Any
 
 from alignez_core.editing import EditPlan
 from alignez_core.proof.arms import Arm
+from alignez_core.spec.limits import MethodName
 from alignez_core.spec.samples import Sample
-from research.figures import bars
+from research.figures import bars, publish
 from research.hooked import HookedModel, plan_hooks
-from research.lab import Lab, Where, caption
-from research.runner import Row, parser, publish
+from research.lab import Lab, ModelSource, caption
+from research.runner import Row, parser
 from research.slices import arms_table, compare, groups_of, net_win, over_prompt
 
 Weight = Callable[[int], float]
@@ -35,7 +36,7 @@ SCHEDULES: dict[str, Weight] = {
     "decay 8": lambda step: math.exp(-step / 8),
     "decay 24": lambda step: math.exp(-step / 24),
 }
-FITS: dict[str, dict[str, Any]] = {
+FITS: dict[MethodName, dict[str, Any]] = {
     "alignez": {"conditional": False},
     "distill": {"contrast": 1.0, "contrast_form": "full"},
 }
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     """Makes the missing rows, then the table and the plot."""
     rows = compare(args, "steps", partial(_arms, args))
     arms = [f"{method}, {schedule}" for method in FITS for schedule in args.schedules]
-    group, key = groups_of(rows)[-1], Where.of(args.model).key
+    group, key = groups_of(rows)[-1], ModelSource.of(args.model).key
 
     def spent(_: str, arm: str) -> str:
         weight = SCHEDULES[arm.split(", ")[1]]
@@ -65,10 +66,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _arms(args: argparse.Namespace, lab: Lab, slices: Sequence[str]) -> tuple[list[Arm], Row]:
-    model = HookedModel.load(Where.of(args.model).path, args.dtype, args.device)
+    model = HookedModel.load(ModelSource.of(args.model).path, args.dtype, args.device)
     arms, chosen = [], {}
     for method, settings in FITS.items():
-        profile = lab.fit(method, **settings)  # type: ignore[arg-type]
+        profile = lab.fit(method, **settings)
         plan = profile.plan()
         assert plan is not None  # both methods edit
         chosen[method] = list(plan.layers)

@@ -19,10 +19,10 @@ from alignez_core.proof.arms import BARE, PROMPT, Arm
 from alignez_core.spec.samples import Sample
 from research.baselines import caa, iti, why_no_pairs, with_room
 from research.data import preference_pairs
-from research.figures import bars, relative_improvement
+from research.figures import bars, publish, relative_improvement
 from research.hooked import HookedModel
-from research.lab import Lab, Where, caption, engine_of
-from research.runner import Row, parser, publish
+from research.lab import Lab, ModelSource, caption, engine_of
+from research.runner import Row, parser
 from research.slices import about, arms_in, arms_table, compare, groups_of, mean_of, net_win, over_prompt
 
 OWN = "alignez, own queries"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = "; ".join(f"{arm}: {about(rows, arm)}" for arm in rows[0]["about"])
     bare = mean_of(rows, groups[-1], BARE, "repetition")
     note = f"RI relates to {aligned}. Repetition of the bare model: {bare:.2f}. Chosen: {chosen}."
-    key = Where.of(args.model).key
+    key = ModelSource.of(args.model).key
     shown = {arm: [net_win(rows, group, arm) for group in groups] for arm in arms}
     figure = bars(groups, shown, f"{key}: net win over the base model", "net win")
     publish(args.out, f"table1-{key}", "\n\n".join([caption(args), lines, note]), figure)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _arms(args: argparse.Namespace, lab: Lab, slices: Sequence[str]) -> tuple[list[Arm], Row]:
     """The arms, and what was chosen for those that had a choice."""
-    where = Where.of(args.model)
+    where = ModelSource.of(args.model)
     own = {group: lab.fit("alignez", [s.query for s in lab.samples[group]], f"alignez {group}") for group in slices}
     auto, distill = lab.fit("auto"), lab.fit("distill", label="auto")  # which share their texts
     arms = [lab.arm("alignez", lab.fit("alignez")), lab.arm_of_each(OWN, own)]

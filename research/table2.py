@@ -16,9 +16,9 @@ from functools import partial
 from alignez_core.prompts import Prefix, render
 from alignez_core.proof.arms import BARE, PROMPT, Arm
 from research.data import urial_prefix
-from research.figures import bars
-from research.lab import Lab, Where, caption
-from research.runner import Row, parser, publish
+from research.figures import bars, publish
+from research.lab import Lab, ModelSource, caption
+from research.runner import Row, parser
 from research.slices import about, arms_table, compare, groups_of, net_win
 
 URIAL = "urial"
@@ -33,7 +33,7 @@ def options() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Makes the missing rows, then the table and the plot."""
     rows = compare(args, "table2", partial(_arms, args), over=(BARE, PROMPT, URIAL))
-    groups, key = groups_of(rows), Where.of(args.model).key
+    groups, key = groups_of(rows), ModelSource.of(args.model).key
     parts = [
         caption(args),
         f"Examples: {about(rows, 'examples')}. `distill`: {about(rows, 'distill')}.",

@@ -25,9 +25,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from research import figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Vector = NDArray[np.float64]
 
@@ -161,7 +167,7 @@ def table(results: Sequence[Result]) -> str:
     """The results as Markdown; ± is half the width of a 95 % interval."""
     head = ["σ_align", "σ_ling", "A_help", "simulated", "paper ≥", "corrected ≥", "A_harm", "simulated", "paper ≤",
             "\\|A_i − 1\\|", "simulated", "paper ≤"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for each in results:
         true, mean, error, bound = each.exact, each.simulated, each.error, each.bounds
         fails = "" if true.help >= bound.help else " **fails**"
@@ -171,16 +177,16 @@ def table(results: Sequence[Result]) -> str:
             f"{true.harm:.4f}", _interval(mean.harm, error.harm), f"{bound.harm:.4f}",
             f"{abs(true.other - 1):.4f}", _interval(mean.other - 1, error.other), f"{bound.other:.4f}",
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return figures.table(head, lines)
 
 
 def _interval(mean: float, error: float) -> str:
     return f"{mean:.4f} ± {1.96 * error:.4f}"
 
 
-def plot(path: Path, linguistic: Sequence[float], dimension: int) -> None:
-    """A_help and A_harm over σ_align: exact, the paper's bound (dashed), the corrected one (dotted). As SVG."""
+def plot(linguistic: Sequence[float], dimension: int) -> Figure:
+    """A_help and A_harm over σ_align: exact, the paper's bound (dashed), the corrected one (dotted)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -197,7 +203,7 @@ def plot(path: Path, linguistic: Sequence[float], dimension: int) -> None:
     left.set(title="E[A_help] / α_help, to stay above", xlabel="σ_align")
     right.set(title="E[A_harm] / α_harm, to stay below", xlabel="σ_align", ylim=(0, 1.5))
     left.legend(frameon=False)
-    figure.savefig(path)
+    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -215,9 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     noises = [Noise(a, ling, given.dimension) for ling, a in itertools.product(given.linguistic, given.align)]
     results = [Result.of(noise, given.samples) for noise in noises]
     (given.out / "theorem.json").write_text(json.dumps([asdict(each) for each in results], indent=1) + "\n")
-    (given.out / "theorem.md").write_text(table(results) + "\n")
-    plot(given.out / "theorem.svg", given.linguistic, given.dimension)
-    print(table(results))
+    figures.publish(given.out, "theorem", table(results), plot(given.linguistic, given.dimension))
 
 
 if __name__ == "__main__":

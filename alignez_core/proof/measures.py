@@ -31,12 +31,7 @@ class Comparison:
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
         """95 % percentile bootstrap interval of the net win, over queries; (−1, 1) without queries."""
-        if not self.verdicts:
-            return -1.0, 1.0
-        values = np.asarray(self.verdicts, dtype=np.float64)
-        drawn = np.random.default_rng(seed).integers(0, len(values), size=(_RESAMPLES, len(values)))
-        low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-        return float(low), float(high)
+        return bootstrap_interval(self.verdicts, seed) if self.verdicts else (-1.0, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, net win and interval as JSON values."""
@@ -49,6 +44,16 @@ class Comparison:
             "net": round(self.net, 4),
             "interval": [round(low, 4), round(high, 4)],
         }
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of values; (nan, nan) without values."""
+    if not len(values):
+        return float("nan"), float("nan")
+    rows = np.asarray(values, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(rows), size=(_RESAMPLES, len(rows)))
+    low, high = np.percentile(rows[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def repetition(text: str) -> float:

@@ -16,15 +16,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from alignez_core.editing import EditPlan, low_rank_edit
 from alignez_core.engines.base import Engine, GenerationRequest
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.methods.distill import default_layers
 from alignez_core.spec.limits import Positions
+from bench.random_model import word_tokenizer
 
 #: Rank of `distill`'s edit and of its strong form.
 RANKS = {"distill": 4, "distill, strong form": 8}
@@ -254,8 +254,7 @@ def random_llama(directory: Path) -> Any:
     )  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    words = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(config.vocab_size)}, unk_token="<0>"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+    word_tokenizer(config.vocab_size).save_pretrained(directory)
     return load(directory)
 
 

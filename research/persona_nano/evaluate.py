@@ -23,7 +23,6 @@ import torch
 from alignez_core.engines.base import Engine, GenerationRequest
 from alignez_core.engines.slots.engine import TransformersEngine
 from alignez_core.fit import FittedProfile, fit_profile
-from alignez_core.methods.base import Candidate
 from alignez_core.models import persona_nano
 from alignez_core.models.persona_nano.style import style_of
 from alignez_core.models.persona_nano.styles import NanoPersona
@@ -86,14 +85,9 @@ class Exam:
     def served(self, profile: FittedProfile, strength: float = 1.0) -> Shares:
         """Shares of styles in answers with a profile; each request has the edit of the serving path."""
         source = PlanSource(self.engine, profile.config, profile.fit_samples, profile.neighbor_rows)
-        candidate = Candidate(
-            profile.method,
-            profile.method,
-            edits=profile.edits,
-            prefix=profile.prefix,
-            neighbor_rows=profile.neighbor_rows,
+        return self.shares(
+            [source.plan(profile.candidate, sample, strength) for sample in self.samples], profile.prefix
         )
-        return self.shares([source.plan(candidate, sample, strength) for sample in self.samples], profile.prefix)
 
     def shares(self, plans: Sequence[Any] | None = None, prefix: Prefix | None = None) -> Shares:
         """Shares of answers in the preferred, dispreferred, plain and no style."""

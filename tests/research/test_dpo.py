@@ -96,7 +96,9 @@ def test_the_adapter_has_the_paper_s_dropout(trainer: Any) -> None:
 @pytest.mark.slow
 def test_a_training_raises_the_margin_and_leaves_a_model_to_serve(engine: TransformersEngine, tmp_path: Path) -> None:
     settings = TrainSettings(learning_rate=2e-3, batch=8, epochs=3)
-    done = train(persona_nano.MODEL_DIR, PAIRS, engine.prompt_format, tmp_path / "m", settings, dtype="float32")
+    form = engine.prompt_format
+    trainer = make_trainer(persona_nano.MODEL_DIR, PAIRS, form, tmp_path, settings, dtype="float32")
+    done = train(trainer, tmp_path / "m")
     assert (done.pairs, done.accuracy) == (24, 1.0)
     assert done.loss < 0.68  # log 2 at the start
     assert done.tokens > 3 * 24 * 40

@@ -28,10 +28,9 @@ def test_figure_3_trains_once_per_share_and_leaves_no_model(tmp_path: Path, monk
     printed = (tmp_path / "figure3-persona-nano.md").read_text()
     assert "| 0 % | 0 | untrained + distill | 2 |" in printed
     assert "| 50 % | 10 | dpo + alignez | 2 |" in printed
-    assert not list((tmp_path / "trained").iterdir())
-    assert not list((tmp_path / "texts").iterdir())
+    assert not list((tmp_path / "unfinished").iterdir())
 
-    monkeypatch.setattr(figure3, "train", lambda *args, **kwargs: pytest.fail("the rows are stored"))
+    monkeypatch.setattr(figure3, "make_trainer", lambda *args, **kwargs: pytest.fail("the rows are stored"))
     figure3.run(figure3.options().parse_args(options))
     assert (tmp_path / "figure3-persona-nano.md").read_text() == printed
 

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from alignez_core.proof.measures import Comparison
+from alignez_core.proof.measures import Comparison, bootstrap_interval
 from research.axbench import harmonic
-from research.figures import NetWin, interval, relative_improvement
+from research.figures import NetWin, relative_improvement
 from research.predictor import rank_correlation, with_spread
 
 
@@ -17,7 +17,7 @@ def test_a_net_win_counts_every_verdict_and_draws_over_queries() -> None:
     net = NetWin.of([[1, 1, 0, -1], [1, 0, 0, -1]])
     assert (net.queries, net.seeds, net.win, net.lose) == (4, 2, 3 / 8, 2 / 8)
     assert net.net == pytest.approx(1 / 8)
-    assert (net.low, net.high) == interval([1, 0.5, 0, -1])
+    assert (net.low, net.high) == bootstrap_interval([1, 0.5, 0, -1])
     assert str(net) == f"+0.12 ({net.low:+.2f} to {net.high:+.2f})"
 
 
@@ -34,7 +34,7 @@ def test_seeds_that_agree_do_not_narrow_the_interval() -> None:
 
 
 def test_an_interval_without_values_is_no_number() -> None:
-    assert all(math.isnan(bound) for bound in interval([]))
+    assert all(math.isnan(bound) for bound in bootstrap_interval([]))
 
 
 def test_relative_improvement_is_that_of_the_paper_s_table() -> None:

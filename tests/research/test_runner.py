@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from alignez_core.fit_run import FitEvent, TextChunk
-from research.runner import Results, Texts, parser, settings_of, table
+from research.figures import table
+from research.runner import Results, Texts, parser, settings_of
 
 
 def test_finished_rows_are_taken_from_the_file(tmp_path: Path) -> None:

@@ -213,6 +213,11 @@ class TransformersEngine:
         """Load of the engine now."""
         return self._scheduler.load()
 
+    @property
+    def compiled(self) -> bool:
+        """True if the decode step runs compiled."""
+        return self._runner.programs > 0
+
     def tokenize(self, prompt: Prompt) -> list[int]:
         return self._tokens.prompt_ids(prompt)
 

@@ -189,9 +189,9 @@ class SlotRunner:
             backend: torch's name of the compiler.
         Returns: False when it cannot be; the log says why, and the engine goes on without.
         """
-        compiled = CompiledStep(self._model, self.max_slots, backend)
         prompts = [[1, 4, 2, 5, 3, 6], [3, 1, 2]][: self.max_slots]
         try:
+            compiled = CompiledStep(self._model, self.max_slots, backend)
             self.prefill(prompts, [None] * len(prompts))
             compiled.warm_up(self._cache, self._edits.tables(len(prompts)))
             expected = self.decode([1] * len(prompts)).float()
@@ -201,7 +201,7 @@ class SlotRunner:
             tolerance = 1e-3 if self._model.dtype == torch.float32 else 0.1
             if self._compiled is not None and not torch.allclose(got, expected, atol=tolerance, rtol=tolerance):
                 self._do_without_compiled(f"logits differ by {float((got - expected).abs().max()):.2g}")
-        except Exception as error:  # no compiler, or a model that it cannot trace
+        except Exception as error:  # no compiler, an older torch, or a model that it cannot trace
             self._do_without_compiled(error)
         finally:
             self.reset()
