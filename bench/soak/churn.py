@@ -81,6 +81,7 @@ class Churn:
 
     async def _fit(self, profile: SoakProfile, path: str, body: Mapping[str, Any]) -> bool:
         """Queues a fit and waits for its end; true when it succeeded."""
+        profile.chat_only |= body["fit"]["method"] == "prompt"
         reply = await self._send(profile.tenant, "POST", path, body, 202)
         if reply is None:
             return False

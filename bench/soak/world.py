@@ -55,6 +55,7 @@ class SoakProfile:
     versions: dict[int, str] = field(default_factory=dict)
     user: str = ""
     lasting: bool = False
+    chat_only: bool = False  #: a version puts a text before conversations, which text completions are refused for
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,10 @@ class World:
         """A request that names the profile in one of the supported ways."""
         number = self.rng.choice(list(profile.versions))
         # Few questions for each churned profile, which bounds the number of solo runs.
-        question = self.rng.choice(self.questions if profile.lasting else self.questions[:3])
+        questions = self.questions if profile.lasting else self.questions[:3]
+        if profile.chat_only:
+            questions = [question for question in questions if question.path == "/chat/completions"]
+        question = self.rng.choice(questions)
         named, by_id = f"base@{profile.name}", {"name": profile.id, "version": number}
         ways: tuple[tuple[str, dict[str, Any], int | None], ...] = (
             ("", {"model": f"{named}#{number}"}, number),
