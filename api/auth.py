@@ -13,7 +13,7 @@ from cachetools import TTLCache
 from api.metrics import Metrics
 from profiles.errors import Unauthenticated
 from profiles.service import Caller, authenticate
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 
 _SCHEME = "bearer "
 _MAX_KEY = 256
@@ -53,14 +53,17 @@ class Authenticator:
         self._metrics.auth_cache.labels("miss" if caller is None else "hit").inc()
         return caller
 
-    def look_up(self, header: str | None) -> Caller:
+    def look_up(self, header: str | None, address: str | None) -> Caller:
         """The caller, read from the database; blocks, so call it in a thread.
+
+        Args:
+            address: of the client, kept with the key's last use.
 
         Raises: Unauthenticated: the key is unknown, expired or revoked. DatabaseUnavailable.
         """
         secret = _secret(header)
-        with UnitOfWork.open(self._sessions) as uow:
-            caller = authenticate(uow, secret)
+        with UnitOfWork.open(self._sessions, PLATFORM) as uow:
+            caller = authenticate(uow, secret, address)
         with self._lock:
             self._known[_digest(secret)] = caller
         return caller

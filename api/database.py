@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from profiles.errors import DatabaseFull, DatabaseUnavailable
 from profiles.settings import DatabaseSettings
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, Scope, SessionFactory, UnitOfWork
 
 T = TypeVar("T")
 
@@ -57,11 +57,11 @@ class DatabaseThreads:
         finally:
             self._places.release_on_behalf_of(borrower)
 
-    async def transaction(self, work: Callable[[UnitOfWork], T]) -> T:
+    async def transaction(self, work: Callable[[UnitOfWork], T], scope: Scope = PLATFORM) -> T:
         """Result of `work`, in a transaction of its own that is committed when this returns. Raises: as `run`."""
 
         def whole() -> T:
-            with UnitOfWork.open(self._sessions) as uow:
+            with UnitOfWork.open(self._sessions, scope) as uow:
                 return work(uow)
 
         return await self.run(whole)

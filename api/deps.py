@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import structlog
@@ -14,10 +15,9 @@ from fastapi.security import HTTPBearer
 
 from api.database import DatabaseThreads
 from api.services import Model, Services
-from profiles.errors import Forbidden
 from profiles.models import Role
 from profiles.service import Caller
-from profiles.uow import UnitOfWork
+from profiles.uow import PLATFORM, Scope, UnitOfWork
 
 #: Declares the scheme in the OpenAPI file; the key itself is read from the header by `KeyedRoute`.
 _bearer = HTTPBearer(auto_error=False, bearerFormat="alignez API key", description="`Authorization: Bearer <key>`")
@@ -33,11 +33,14 @@ ServicesDep = Annotated[Services, Depends(services_of)]
 
 
 class KeyedRoute(APIRoute):
-    """A route that needs a key. Every router but the probes' has it as its `route_class`.
+    """A route that needs a key of a member. Every router but the probes' has it, or a subclass, as its `route_class`.
 
-    The key is checked before the body is read: FastAPI reads and parses it before any dependency runs, and nobody
-    without a key may cause that work. A route with a parameter `uow` runs in one transaction and one thread call.
+    Key and role are checked before the body is read: FastAPI reads and parses it before any dependency runs, and nobody
+    without a right may cause that work. A route with a parameter `uow` runs in one transaction and one thread call.
     """
+
+    #: The least role that may call.
+    needs = Role.MEMBER
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, _in_a_transaction(endpoint), **options)
@@ -47,10 +50,31 @@ class KeyedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_caller(request: Request) -> Response:
-            request.state.caller = await _authenticate(request)
+            caller = await _authenticate(request)
+            caller.require(self.needs)
+            request.state.caller = caller
+            request.state.scope = PLATFORM if self.needs is Role.OPERATOR else caller.tenant_id
             return await handle(request)
 
         return handle_caller
+
+
+class GenerationRoute(KeyedRoute):
+    """A route for every key."""
+
+    needs = Role.INFERENCE
+
+
+class AdminRoute(KeyedRoute):
+    """A route for a tenant's administrators, on its own rows."""
+
+    needs = Role.ADMIN
+
+
+class OperatorRoute(KeyedRoute):
+    """A route for those who run the deployment; its transactions see all tenants."""
+
+    needs = Role.OPERATOR
 
 
 async def _authenticate(request: Request) -> Caller:
@@ -58,7 +82,8 @@ async def _authenticate(request: Request) -> Caller:
     header = request.headers.get("authorization")
     caller = services.auth.recall(header)
     if caller is None:
-        caller = await services.database_threads.run(functools.partial(services.auth.look_up, header))
+        address = request.client.host if request.client is not None else None
+        caller = await services.database_threads.run(functools.partial(services.auth.look_up, header, address))
     structlog.contextvars.bind_contextvars(tenant=str(caller.tenant_id))
     return caller
 
@@ -73,8 +98,8 @@ def _in_a_transaction(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         return endpoint
 
     @functools.wraps(endpoint)
-    async def run(*, uow: DatabaseThreads, **arguments: Any) -> Any:
-        return await uow.transaction(lambda opened: endpoint(uow=opened, **arguments))
+    async def run(*, uow: _Transactions, **arguments: Any) -> Any:
+        return await uow.threads.transaction(lambda opened: endpoint(uow=opened, **arguments), uow.scope)
 
     return run
 
@@ -87,21 +112,20 @@ async def _caller(request: Request, _: Annotated[object, Security(_bearer)]) -> 
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
-async def _admin(caller: CallerDep) -> Caller:
-    if caller.role != Role.ADMIN:
-        raise Forbidden(Role.ADMIN.value)
-    return caller
+@dataclass(frozen=True)
+class _Transactions:
+    """What opens a request's transaction, and the rows that it may see."""
+
+    threads: DatabaseThreads
+    scope: Scope
 
 
-AdminDep = Annotated[Caller, Depends(_admin)]
+async def _transactions(request: Request, services: ServicesDep) -> _Transactions:
+    return _Transactions(services.database_threads, request.state.scope)
 
 
-async def _database_threads(services: ServicesDep) -> DatabaseThreads:
-    return services.database_threads
-
-
-#: For a parameter named `uow` of a plain function; `KeyedRoute` puts the open transaction in the threads' place.
-UowDep = Annotated[UnitOfWork, Depends(_database_threads)]
+#: For a parameter named `uow` of a plain function; `KeyedRoute` puts the open transaction in its place.
+UowDep = Annotated[UnitOfWork, Depends(_transactions)]
 
 
 async def _model(services: ServicesDep, _: CallerDep) -> Model:

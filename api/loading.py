@@ -13,7 +13,7 @@ from api.generation.run import Served
 from api.services import Model, Services
 from api.settings import ApiSettings
 from profiles.service import ModelFacts, register_base_model
-from profiles.uow import UnitOfWork
+from profiles.uow import PLATFORM, UnitOfWork
 from telemetry.logs import configure_logs
 
 if TYPE_CHECKING:
@@ -62,5 +62,5 @@ def register(services: Services) -> None:
     """Makes the base model known to the database, so that profiles can be made for it. Raises: DatabaseUnavailable."""
     model = services.require_model()
     facts = ModelFacts.of(model.engine.info, model.name, services.settings.engine_options().source)
-    with UnitOfWork.open(services.sessions) as uow:
+    with UnitOfWork.open(services.sessions, PLATFORM) as uow:
         register_base_model(uow, facts)

@@ -24,7 +24,8 @@ TAGS: list[dict[str, Any]] = [
     {"name": "aliases", "description": "Which version is in use: promotion, rollback, canaries."},
     {"name": "users", "description": "Which end user gets which profile."},
     {"name": "jobs", "description": "Fits in progress."},
-    {"name": "admin", "description": "Tenants, keys and audit log; role admin."},
+    {"name": "account", "description": "Your tenant's keys, usage and audit log; role admin."},
+    {"name": "admin", "description": "All tenants; role operator."},
     {"name": "health", "description": "For orchestrators; no key needed."},
 ]
 

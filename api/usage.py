@@ -10,7 +10,7 @@ import structlog
 
 from profiles.errors import DatabaseUnavailable
 from profiles.service import UsageCount, record_usage
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 
 log = structlog.get_logger("api")
 
@@ -59,7 +59,7 @@ class UsageMeter:
         if not taken:
             return True
         try:
-            with UnitOfWork.open(self._sessions) as uow:
+            with UnitOfWork.open(self._sessions, PLATFORM) as uow:
                 record_usage(uow, [UsageCount(*key, *sums) for key, sums in taken.items()])
         except DatabaseUnavailable as error:
             log.warning("usage_kept", rows=len(taken), reason=str(error))

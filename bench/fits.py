@@ -8,8 +8,8 @@ from uuid import UUID
 
 from alignez_core.engines.base import Engine
 from profiles.fitting.request import request_fit
-from profiles.service import Caller, ModelFacts, create_key, create_tenant, promote
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.service import Caller, KeySpec, ModelFacts, create_key, create_tenant, promote
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from worker.engine import LoadedEngine
 from worker.job import JobOptions
 from worker.runner import JobRunner
@@ -17,8 +17,8 @@ from worker.runner import JobRunner
 
 def new_tenant(sessions: SessionFactory, name: str) -> tuple[Caller, str]:
     """A member of a new tenant, and its key."""
-    with UnitOfWork.open(sessions) as uow:
-        row, secret = create_key(uow, create_tenant(uow, name).id, "member", "bench")
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
+        row, secret = create_key(uow, create_tenant(uow, name).id, KeySpec("member", "bench"))
         return Caller(row.id, row.tenant_id, row.role), secret
 
 
@@ -30,11 +30,11 @@ def runner(sessions: SessionFactory, engine: Engine, source: str, bank: tuple[st
 
 def fit(sessions: SessionFactory, runs: JobRunner, caller: Caller, name: str, spec: Mapping[str, Any]) -> UUID:
     """Fits a new profile and promotes its version; returns the version's id. Raises: RuntimeError: the fit failed."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         request = request_fit(uow, caller, spec, name=name)
         job, version = request.job.id, request.version.id
     if (outcome := runs.run(job)) != "succeeded":
         raise RuntimeError(f"the fit of {name!r} ended as {outcome!r}")
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         promote(uow, caller, name, 1, force=True)  # the few queries of a benchmark prove little
     return version

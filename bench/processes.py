@@ -16,6 +16,8 @@ from typing import Self
 
 import httpx
 import psutil
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
 
 from cli.local_stack.postgres import PostgresServer
 from cli.local_stack.process import free_port, kill_session
@@ -125,10 +127,15 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 @dataclass(frozen=True)
 class Database:
-    """A migrated database, its server's process id, and an empty folder for other files."""
+    """A migrated database, its server's process id, and an empty folder for other files.
+
+    Args:
+        sessions: of the processes' role. owner: sessions of the tables' owner, who sees all tenants' rows.
+    """
 
     url: str
     sessions: SessionFactory
+    owner: SessionFactory
     pid: int
     folder: Path
 
@@ -137,11 +144,13 @@ class Database:
 def database() -> Iterator[Database]:
     """Starts a server and migrates it; removes everything afterwards."""
     with tempfile.TemporaryDirectory() as name, PostgresServer(Path(name) / "postgres") as postgres:
-        migrate.upgrade(postgres.url)
+        migrate.upgrade(postgres.owner_url)
         sessions = make_session_factory(postgres.url)
+        owner = sessionmaker(create_engine(postgres.owner_url), expire_on_commit=False)
         folder = Path(name) / "files"
         folder.mkdir()
         try:
-            yield Database(postgres.url, sessions, postgres.pid or 0, folder)
+            yield Database(postgres.url, sessions, owner, postgres.pid or 0, folder)
         finally:
-            sessions.kw["bind"].dispose()
+            for factory in (sessions, owner):
+                factory.kw["bind"].dispose()

@@ -237,7 +237,7 @@ class Client:
         if status == 401:
             message = "the key was refused: pass --key or set ALIGNEZ_KEY (`alignez keys create` makes one)"
         elif status == 403:
-            message += "; this needs an admin key"
+            message += "; use a key of that role"
         elif status == 503:
             message += f"; try again in {response.headers.get('retry-after', 'a few')} s"
         elif status == 404:

@@ -31,7 +31,7 @@ class RunInfo:
 
     Args:
         url: URL of the REST API.
-        admin_key_file: file that holds an admin key.
+        key_file: file that holds an operator key.
         metrics_url: Prometheus endpoint of the API.
         pids: role → process id: api, worker, relay, postgres, broker (null: the user's own server), and worker-2, …
             for further workers.
@@ -40,7 +40,7 @@ class RunInfo:
     """
 
     url: str
-    admin_key_file: str
+    key_file: str
     metrics_url: str
     pids: dict[str, int | None] = field(default_factory=dict)
     pid: int = 0
@@ -96,9 +96,9 @@ def resolve_connection(url: str | None, key: str | None, data_dir: Path | None) 
     url = url.removesuffix("/v1")
     if key is None and run is not None and run.url == url:
         try:
-            key = Path(run.admin_key_file).read_text(encoding="utf-8").strip()
+            key = Path(run.key_file).read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise CliError(f"the key file {run.admin_key_file} cannot be read ({error.strerror}): pass --key") from None
+            raise CliError(f"the key file {run.key_file} cannot be read ({error.strerror}): pass --key") from None
     key = (key or "").strip()
     if not (key.isascii() and key.isprintable()):
         raise CliError("--key has characters that are not allowed in a key: copy it again")

@@ -82,7 +82,7 @@ def run_demo(options: DemoOptions, console: Console) -> DemoResult:
         persona = Persona(options.preferred, options.dispreferred or "plain and ordinary")
     with _data_dir(options, console) as data_dir, _stack(data_dir, model, console) as run:
         started = time.monotonic()
-        connection = Connection(run.url, Path(run.admin_key_file).read_text(encoding="utf-8").strip())
+        connection = Connection(run.url, Path(run.key_file).read_text(encoding="utf-8").strip())
         with Client(connection) as client:
             name, number = _fit(client, persona, console)
             fitted = time.monotonic()

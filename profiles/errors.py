@@ -233,6 +233,19 @@ class DatabaseFull(DatabaseUnavailable):
         super().__init__("the database's disk is full: nothing can be stored until its operator makes room", 30)
 
 
+class UnsafeDatabaseRole(DatabaseUnavailable):
+    """The processes connect as a role that row-level security does not hold for."""
+
+    code = "unsafe_database_role"
+
+    def __init__(self, role: str, why: str) -> None:
+        super().__init__(
+            f"the database role {role!r} {why}: give processes a URL of the role alignez_app, and the owner's URL to "
+            "`alignez migrate` only",
+            10,
+        )
+
+
 class BrokerUnavailable(ProfilesError):
     """The message broker is unreachable or did not confirm a message."""
 

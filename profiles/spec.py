@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from profiles.errors import InvalidSpec
-from profiles.text import unstorable
+from profiles.errors import InvalidSpec, NotFound
+from profiles.text import storable, unstorable
 
 NAME_LIMIT = 64
 PHRASE_LIMIT = 200
@@ -89,6 +89,14 @@ def parse_id(ref: str) -> UUID | None:
         return UUID(ref)
     except ValueError:
         return None
+
+
+def profile_ref(profile: UUID | str) -> UUID | str:
+    """The id or name in a text. Raises: NotFound: it is neither."""
+    ref = profile if isinstance(profile, UUID) else parse_id(profile) or profile
+    if isinstance(ref, str) and unstorable(ref) is not None:
+        raise NotFound("profile", storable(ref))
+    return ref
 
 
 def normal_spec(spec: Mapping[str, Any], parent: Mapping[str, Any] | None = None) -> dict[str, Any]:

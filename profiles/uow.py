@@ -1,4 +1,8 @@
-"""Transactions. Services and repositories flush; only `UnitOfWork.open` commits."""
+"""Transactions, each for one tenant. Services and repositories flush; only `UnitOfWork.open` commits.
+
+Row-level security shows a transaction the rows of its tenant only, whatever its statements ask for. So a forgotten
+filter finds nothing, and a row of another tenant cannot be written.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import selectors
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar
+from uuid import UUID
 
 import psycopg
 from sqlalchemy import URL, create_engine, event, make_url
@@ -14,11 +19,15 @@ from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from profiles.connection import DeadlineConnection, values_hidden
-from profiles.errors import DatabaseFull, DatabaseUnavailable
+from profiles.errors import DatabaseFull, DatabaseUnavailable, UnsafeDatabaseRole
 from profiles.repository import Repository
 from profiles.settings import DatabaseSettings
 
 SessionFactory = sessionmaker[Session]
+
+#: For work on rows of several tenants: a worker's claim, the relay, counters, the check of a key, an operator's calls.
+PLATFORM: Final = "platform"
+Scope = UUID | Literal["platform"]
 
 T = TypeVar("T")
 
@@ -65,8 +74,26 @@ def make_session_factory(settings: DatabaseSettings | str) -> SessionFactory:
         return connection
 
     event.listen(engine, "do_connect", connect)
+    event.listen(engine, "first_connect", _refuse_unsafe_role)
     event.listen(engine, "checkout", _refuse_dead)
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def _refuse_unsafe_role(connection: Any, record: object) -> None:
+    """Refuses a role that row-level security does not hold for. Raises: UnsafeDatabaseRole."""
+    before = connection.autocommit
+    connection.autocommit = True
+    role, bypasses, owns = connection.execute(_ROLE_RIGHTS).fetchone()
+    connection.autocommit = before
+    if bypasses or owns:
+        raise UnsafeDatabaseRole(role, "bypasses row-level security" if bypasses else "owns the tables")
+
+
+_ROLE_RIGHTS = """
+SELECT current_user, rolsuper OR rolbypassrls,
+       EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('tenants') AND pg_has_role(relowner, 'MEMBER'))
+FROM pg_roles WHERE rolname = current_user
+"""
 
 
 def _refuse_dead(connection: Any, record: object, proxy: object) -> None:
@@ -89,6 +116,10 @@ def _refuse_dead(connection: Any, record: object, proxy: object) -> None:
         raise InvalidatePoolError from error
 
 
+_ENTER = "SELECT set_config('alignez.tenant', %s, true)"
+_ENTER_SESSION = "SELECT set_config('alignez.tenant', %s, false)"
+
+
 @dataclass(frozen=True)
 class UnitOfWork:
     """One transaction: its session and repositories."""
@@ -98,17 +129,20 @@ class UnitOfWork:
 
     @classmethod
     @contextmanager
-    def open(cls, sessions: SessionFactory) -> Iterator[UnitOfWork]:
+    def open(cls, sessions: SessionFactory, scope: Scope) -> Iterator[UnitOfWork]:
         """A transaction that is committed when the block ends and rolled back when it raises.
 
+        Args:
+            scope: the tenant whose rows it may read and write, or PLATFORM.
         Raises: DatabaseUnavailable: Postgres is unreachable or not migrated, or a lock or a statement timed out.
         """
         with database_errors(), sessions() as session, session.begin():
+            session.connection().exec_driver_sql(_ENTER, (str(scope),))
             yield cls(session, Repository(session))
 
     @classmethod
     @contextmanager
-    def reading(cls, sessions: SessionFactory) -> Iterator[UnitOfWork]:
+    def reading(cls, sessions: SessionFactory, scope: Scope) -> Iterator[UnitOfWork]:
         """Autocommit for one reading statement, which saves the round trips of BEGIN and COMMIT.
 
         Use `open` for several statements, which here would see different states, and for writes.
@@ -116,7 +150,9 @@ class UnitOfWork:
         Raises: DatabaseUnavailable: as `open`.
         """
         with database_errors(), sessions() as session:
-            session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            connection = session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            # For the session, because there is no transaction; whoever gets the connection next enters a scope too.
+            connection.exec_driver_sql(_ENTER_SESSION, (str(scope),))
             yield cls(session, Repository(session))
 
 

@@ -124,20 +124,20 @@ def _packed(width: int) -> np.dtype[np.void]:
     return np.dtype([("largest", "<f4"), ("steps", "<i2", (width,))])
 
 
-def copy_rows(
+def insert_rows(
     session: Session, table: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]
 ) -> None:
-    """Writes rows by binary COPY, which is a hundred times faster than INSERT for vectors.
+    """Inserts rows with binary parameters, sent without waiting for each row's answer.
+
+    COPY would be faster, but Postgres refuses it on tables with row-level security.
 
     Args:
-        columns: (name, type) pairs. A vector column has the type `bytea`, with values of `encode`: COPY passes the
-            bytes to the column's own input function.
+        columns: (name, type) pairs; the values of a vector column are those of `parameter`.
     """
     names = ", ".join(name for name, _ in columns)
-    with binary_cursor(session) as cursor, cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
-        copy.set_types([kind for _, kind in columns])
-        for row in rows:
-            copy.write_row(row)
+    values = ", ".join(f"%b::{kind}" for _, kind in columns)
+    with binary_cursor(session) as cursor:
+        cursor.executemany(f"INSERT INTO {table} ({names}) VALUES ({values})", rows)
 
 
 @functools.lru_cache(maxsize=4)

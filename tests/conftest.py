@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import pytest_socket
@@ -14,7 +15,7 @@ from cli.local_stack.broker import RedisServer
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
 from profiles.repository import Repository
-from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork, make_session_factory
 from tests.factories import Factory
 
 
@@ -33,13 +34,27 @@ def pytest_runtest_setup() -> None:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """An embedded Postgres of this test session, migrated. It is not durable, which makes it several times faster."""
     with PostgresServer(tmp_path_factory.mktemp("postgres"), durable=False) as server:
-        migrate.upgrade(server.url)
+        migrate.upgrade(server.owner_url)
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgres_url(postgres: PostgresServer) -> str:
+    """For processes, whose role row-level security holds for."""
     return postgres.url
+
+
+@pytest.fixture(scope="session")
+def owner_url(postgres: PostgresServer) -> str:
+    return postgres.owner_url
+
+
+@pytest.fixture(scope="session")
+def owner_sessions(owner_url: str) -> Iterator[SessionFactory]:
+    """Sessions that see all tenants and may stop triggers, to look at rows and to remove them."""
+    engine = create_engine(owner_url)
+    yield sessionmaker(engine, expire_on_commit=False)
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")
@@ -51,15 +66,22 @@ def real_sessions(postgres_url: str) -> Iterator[SessionFactory]:
 
 
 @pytest.fixture
-def committed(real_sessions: SessionFactory) -> Iterator[SessionFactory]:
+def committed(real_sessions: SessionFactory, owner_sessions: SessionFactory) -> Iterator[SessionFactory]:
     """`real_sessions`, with every table emptied afterwards."""
     yield real_sessions
-    empty_tables(real_sessions)
+    empty_tables(owner_sessions)
 
 
-def empty_tables(sessions: SessionFactory) -> None:
+@contextmanager
+def all_rows(sessions: SessionFactory) -> Iterator[Session]:
+    """A session that sees every tenant's rows and commits at the end."""
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
+        yield uow.session
+
+
+def empty_tables(owner_sessions: SessionFactory) -> None:
     """Removes all rows. No trigger fires, so ready versions go too; for a few rows it is faster than TRUNCATE."""
-    with sessions() as session, session.begin():
+    with owner_sessions() as session, session.begin():
         tables = session.scalars(
             text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
         ).all()
@@ -80,6 +102,7 @@ def session_factory(postgres_engine: Engine) -> Iterator[SessionFactory]:
     """Sessions that share one connection, whose transaction is rolled back after the test; commits are savepoints."""
     with postgres_engine.connect() as connection:
         outer = connection.begin()
+        connection.execute(text("SELECT set_config('alignez.tenant', 'platform', true)"))
         yield sessionmaker(connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
         outer.rollback()
 

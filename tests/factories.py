@@ -15,7 +15,7 @@ from profiles.fitting.publishing import FittedVersion, Verdict, publish
 from profiles.fitting.request import FitRequest, request_fit
 from profiles.models import BaseModelRow, QuerySource, QuerySplit, Role, Tenant
 from profiles.repository.fits import SIDES, StoredEdit
-from profiles.service import Caller, ModelFacts, create_key, create_tenant, register_base_model
+from profiles.service import Caller, KeySpec, ModelFacts, create_key, create_tenant, register_base_model
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
 
@@ -61,7 +61,7 @@ class Factory:
         name = tenant or f"tenant-{next(_numbers)}"
         if name not in self._tenants:
             self._tenants[name] = create_tenant(self.uow, name)
-        key, _ = create_key(self.uow, self._tenants[name].id, role, "test key")
+        key, _ = create_key(self.uow, self._tenants[name].id, KeySpec(role, "test key"))
         return Caller(key.id, key.tenant_id, role)
 
     def base_model(self, name: str = "nano", **facts: Any) -> BaseModelRow:

@@ -15,7 +15,7 @@ import structlog
 from profiles.errors import DatabaseUnavailable
 from profiles.service import register_base_model
 from profiles.settings import DatabaseSettings
-from profiles.uow import UnitOfWork, make_session_factory
+from profiles.uow import PLATFORM, UnitOfWork, make_session_factory
 from telemetry.metrics_server import MetricsServer
 from telemetry.tracing import Tracing, start_tracing
 from worker.metrics import WorkerMetrics
@@ -97,7 +97,7 @@ class Child:
         loaded = load_engine(settings, on_lost=self._end_worker)
         sessions = make_session_factory(self._database)
         try:
-            with UnitOfWork.open(sessions) as uow:
+            with UnitOfWork.open(sessions, PLATFORM) as uow:
                 register_base_model(uow, loaded.facts)
         except DatabaseUnavailable as error:
             log.warning("model_not_registered", reason=str(error), then="with the first job")

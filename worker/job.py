@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
+from uuid import UUID
 
 import structlog
 
@@ -77,7 +78,7 @@ class ClaimedJob:
 
     def do(self, act: Callable[[UnitOfWork], T]) -> T:
         """Calls `patiently` for as long as the lease is held."""
-        return patiently(self._sessions, self.options.database_patience_s, act, self._lease.check)
+        return patiently(self._sessions, self.claim.tenant_id, self.options.database_patience_s, act, self._lease.check)
 
     def do_counting(self, act: Callable[[UnitOfWork], T]) -> T:
         """Calls `do`, and adds the tokens generated since the last call to the usage, in the same transaction."""
@@ -95,7 +96,7 @@ class ClaimedJob:
         """Adds uncounted tokens to the usage, even if the job now belongs to another worker. Does not retry."""
         rest = self.engine.generated - self._counted
         try:
-            with UnitOfWork.open(self._sessions) as uow:
+            with UnitOfWork.open(self._sessions, self.claim.tenant_id) as uow:
                 jobs.count_tokens(uow, self.claim, rest)
         except DatabaseUnavailable as error:
             log.warning("usage_lost", fit_tokens=rest, reason=str(error))
@@ -149,11 +150,12 @@ class ClaimedJob:
 
 def patiently(
     sessions: SessionFactory,
+    tenant_id: UUID,
     patience_s: float,
     act: Callable[[UnitOfWork], T],
     check: Callable[[], None] = lambda: None,
 ) -> T:
-    """Runs `act` in a transaction, and retries for at most `patience_s` while the database is unavailable.
+    """Runs `act` in a transaction of the tenant; retries for `patience_s` at most while the database is unavailable.
 
     `act` must be safe to repeat, because the outcome of a COMMIT on a broken connection is unknown.
 
@@ -165,7 +167,7 @@ def patiently(
     pause = 0.1
     while True:
         try:
-            with UnitOfWork.open(sessions) as uow:
+            with UnitOfWork.open(sessions, tenant_id) as uow:
                 return act(uow)
         except DatabaseUnavailable:
             if time.monotonic() + pause > deadline:

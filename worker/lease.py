@@ -52,7 +52,7 @@ class HeldLease:
     def _run(self) -> None:
         while not self._ended.wait(self._lease_s / _BEATS):
             try:
-                with UnitOfWork.open(self._sessions) as uow:
+                with UnitOfWork.open(self._sessions, self._claim.tenant_id) as uow:
                     cancelled = jobs.heartbeat(uow, self._claim, self._lease_s)
                 if cancelled:
                     self._news = JobCancelled(self._claim.job_id)

@@ -14,7 +14,7 @@ from alignez_core.errors import FitCancelled, JudgeUnavailable
 from profiles.errors import DatabaseUnavailable, JobCancelled, LeaseLost
 from profiles.fitting import claims as jobs
 from profiles.models import JobKind
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from worker.engine import LoadedEngine
 from worker.evaluate import run_evaluation
 from worker.failures import HandBack, failure_of
@@ -74,7 +74,7 @@ class JobRunner:
         """
         if self._stopping():
             return "skipped"
-        with UnitOfWork.open(self._sessions) as uow:
+        with UnitOfWork.open(self._sessions, PLATFORM) as uow:
             claim = jobs.claim_next(uow, self._options.worker, self._options.lease_s)
         if claim is None:
             log.debug("nothing_to_do", message=str(job_id))
@@ -129,15 +129,16 @@ class JobRunner:
         except LeaseLost:
             raise
         except (JobCancelled, FitCancelled):
-            self._patiently(lambda uow: jobs.acknowledge_cancel(uow, claim))
+            self._patiently(claim, lambda uow: jobs.acknowledge_cancel(uow, claim))
             return "cancelled"
         except HandBack:
-            self._patiently(lambda uow: jobs.hand_back(uow, claim))
+            self._patiently(claim, lambda uow: jobs.hand_back(uow, claim))
             return "handed_back"
         except Exception as error:  # after any error, the job must get a final state
             failure = failure_of(error)
             log.exception(f"{claim.kind}_failed", code=failure.code)
             again = self._patiently(
+                claim,
                 lambda uow: jobs.fail(
                     uow,
                     claim,
@@ -145,7 +146,7 @@ class JobRunner:
                     failure.message,
                     retryable=failure.retryable,
                     max_failures=self._options.max_failures,
-                )
+                ),
             )
             return "retry" if again else "failed"
 
@@ -161,5 +162,5 @@ class JobRunner:
         for stage, seconds in fitted.diagnostics["last_attempt"]["seconds"].items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
 
-    def _patiently(self, act: Callable[[UnitOfWork], T]) -> T:
-        return patiently(self._sessions, self._options.database_patience_s, act)
+    def _patiently(self, claim: jobs.Claim, act: Callable[[UnitOfWork], T]) -> T:
+        return patiently(self._sessions, claim.tenant_id, self._options.database_patience_s, act)

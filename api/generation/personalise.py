@@ -186,19 +186,19 @@ class Personaliser:
     def _personalise(self, caller: Caller, selection: Selection, query: Query) -> Personalisation:
         started = time.perf_counter()
         # Several transactions are safe: one statement resolves the version, and the content of a version is immutable.
-        with UnitOfWork.reading(self._sessions) as uow:
+        with UnitOfWork.reading(self._sessions, caller.tenant_id) as uow:
             picked = _pick(uow, caller, selection)
             if picked is None:
                 return BARE
             if isinstance(picked, Unserved):
                 return Personalisation(profile=picked.profile_name, reason=picked.reason)
             loaded = self._versions.get(picked.version_id) or self._load(uow, picked.version_id)
-        made = self._compile(picked, loaded, selection.strength, query)
+        made = self._compile(caller.tenant_id, picked, loaded, selection.strength, query)
         self._metrics.personalise_seconds.observe(time.perf_counter() - started)
         return made
 
     def _compile(
-        self, picked: ResolvedVersion, loaded: Loaded, strength: float | None, query: Query
+        self, tenant_id: UUID, picked: ResolvedVersion, loaded: Loaded, strength: float | None, query: Query
     ) -> Personalisation:
         from alignez_core.embeddings import LM_ENCODER
         from alignez_core.errors import DegenerateEmbeddings
@@ -224,14 +224,14 @@ class Personaliser:
         readable = query.text is not None or loaded.config.query_encoder == LM_ENCODER
         if loaded.lookup != "none" and readable and not query.is_empty:
             try:
-                return self._conditional(said, picked.version_id, loaded, dose, query)
+                return self._conditional(tenant_id, said, picked.version_id, loaded, dose, query)
             except DegenerateEmbeddings as error:
                 # These neighbours define no direction, but all fit queries together did during the fit.
                 log.warning("conditional_fallback", version=str(picked.version_id), reason=str(error))
         return replace(said, kind="global", plan=self._dose(picked.version_id, loaded, 0, dose))
 
     def _conditional(
-        self, said: Personalisation, version_id: UUID, loaded: Loaded, dose: float, query: Query
+        self, tenant_id: UUID, said: Personalisation, version_id: UUID, loaded: Loaded, dose: float, query: Query
     ) -> Personalisation:
         config = loaded.config
         prompt = self._engine.prompt_format.wrap(query.text or "") if query.ids is None else query.ids
@@ -241,7 +241,7 @@ class Personaliser:
         started = time.perf_counter()
         near: NearestGroups | Neighbourhood
         with self._tracer.start_as_current_span("lookup"):
-            with UnitOfWork.reading(self._sessions) as uow:
+            with UnitOfWork.reading(self._sessions, tenant_id) as uow:
                 if loaded.lookup == "groups":
                     near = nearest_groups(uow, version_id, embedding, config.neighbors)
                 else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api.generation.protocol import BASE, ProfileChoice, SamplingFields
 from api.http.errors import ApiError
 from api.http.fields import ALIAS_PATTERN, MAX_ID, MAX_INTEGER
+from profiles.service import Caller
 
 _NUMBER = re.compile(r"[0-9]{1,10}")
 _ALIAS = re.compile(ALIAS_PATTERN)
@@ -37,13 +38,15 @@ class Selection:
         return self.profile is None and self.end_user is None
 
 
-def select(body: SamplingFields, base_name: str, path_user: str | None = None) -> Selection:
-    """The request's selection; the more explicit place wins: `profile` field, model name, end user.
+def select(body: SamplingFields, base_name: str, caller: Caller, path_user: str | None = None) -> Selection:
+    """The request's selection; the more explicit place wins: `profile` field, model name, end user, bound key.
 
     Args:
         base_name: the served base model.
+        caller: a key that is bound to a profile or an end user selects it by itself.
         path_user: the end user of `/v1/users/{user}/…`; it must agree with the body's `user`, if that is given.
-    Raises: ApiError: 404 for a model that is not served, 400 for a malformed or contradictory choice.
+    Raises: ApiError: 404 for a model that is not served, 400 for a malformed or contradictory choice, 403 for what the
+        key is not bound to.
     """
     named = profile_in(body.model, base_name)
     if path_user is not None and body.user not in (None, path_user):
@@ -54,9 +57,28 @@ def select(body: SamplingFields, base_name: str, path_user: str | None = None) -
         raise ApiError(400, "conflicting_profile", "give the profile in model or in profile, not both", param="profile")
     choice = chosen or named
     if choice is None:
-        return Selection(end_user=end_user, param="user")
+        return bound(Selection(end_user=end_user, param="user"), caller)
     param = "model" if chosen is None else "profile"
-    return Selection(choice.name, choice.alias, choice.version, choice.strength, end_user, param)
+    return bound(Selection(choice.name, choice.alias, choice.version, choice.strength, end_user, param), caller)
+
+
+def bound(selection: Selection, caller: Caller) -> Selection:
+    """The selection within the bounds of the caller's key. Its profile is checked when it has been found.
+
+    Raises: ApiError: 403: another end user than the key's, or a profile that the key's end user is not known to have.
+    """
+    if caller.end_user is not None:
+        if selection.end_user not in (None, caller.end_user):
+            raise ApiError(403, "forbidden", "the key is bound to another end user", param="user")
+        if selection.profile is not None and caller.profile_id is None:
+            raise ApiError(
+                403, "forbidden", "the key is bound to an end user, whose assigned profile answers; name no profile",
+                param=selection.param,
+            )  # fmt: skip
+        selection = replace(selection, end_user=caller.end_user)
+    if caller.profile_id is not None and selection.profile is None:
+        selection = replace(selection, profile=str(caller.profile_id))
+    return selection
 
 
 def profile_in(model: str, base_name: str) -> ProfileChoice | None:

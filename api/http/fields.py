@@ -165,6 +165,8 @@ OptionalEndUser = Annotated[EndUser | None, BeforeValidator(lambda user: None if
 
 #: A profile's id or name in a path. A value that can be neither is answered with 404.
 ProfilePath = Annotated[Text, Path(min_length=1, max_length=MAX_ID, description="id or name")]
+#: The same in a body.
+ProfileRef = Annotated[Text, Field(min_length=1, max_length=MAX_ID, description="id or name")]
 IdPath = Annotated[Text, Path(min_length=1, max_length=MAX_ID)]
 NumberPath = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="the version's number")]
 AliasPath = Annotated[str, Path(pattern=ALIAS_PATTERN)]

@@ -36,7 +36,7 @@ class JobWatch:
 
     def poll(self) -> None:
         """Reads new events; blocks. Raises: NotFound, DatabaseUnavailable."""
-        with UnitOfWork.open(self.services.sessions) as uow:
+        with UnitOfWork.open(self.services.sessions, self.caller.tenant_id) as uow:
             # The status first: it is committed together with the last event, so a finished job has all its events.
             status = get_job(uow, self.caller, self.job_id).status
             rows = job_events(uow, self.caller, self.job_id, self.after_id, _PAGE)

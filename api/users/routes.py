@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, model_validator
 
 from api.deps import CallerDep, KeyedRoute, UowDep
-from api.http.fields import MAX_ID, AliasName, Body, EndUserPath, Text, VersionNumber, field_error
+from api.http.fields import AliasName, Body, EndUserPath, ProfileRef, VersionNumber, field_error
 from profiles.service import AssignedProfile, assign_user, get_assignment, remove_assignment
 
 router = APIRouter(prefix="/v1/users", tags=["users"], route_class=KeyedRoute)
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/users", tags=["users"], route_class=KeyedRoute)
 class AssignmentBody(Body):
     """A profile by its default, by another alias, or by one version."""
 
-    profile: Annotated[Text, Field(min_length=1, max_length=MAX_ID, description="id or name")]
+    profile: ProfileRef
     alias: AliasName | None = None
     version: VersionNumber | None = None
 

@@ -33,7 +33,7 @@ def main() -> None:
     if set(parts) != {"workers"}:
         title = f"{profiles:,} profiles, {profiles * QUERIES:,} fit queries (D={HIDDEN_SIZE}, L={LAYERS})"
         with database() as data:
-            fill(data.sessions, profiles)
+            fill(data, profiles)
             keys = list(callers(data.sessions, 200))
             if "reads" in parts:
                 load.reads(data, keys, requests, title).show(given.out)

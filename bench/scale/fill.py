@@ -15,9 +15,10 @@ from sqlalchemy import text
 from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.query_bank import default_queries
 from bench.fits import fit, new_tenant, runner
+from bench.processes import Database
 from profiles.models.base import Base
-from profiles.service import Caller, create_key
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.service import Caller, KeySpec, create_key
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from worker.runner import JobRunner
 
 PER_TENANT = 10
@@ -32,18 +33,18 @@ SPEC = {
 }
 
 
-def fill(sessions: SessionFactory, profiles: int) -> None:
+def fill(data: Database, profiles: int) -> None:
     """Creates the profiles, and updates Postgres' statistics as autovacuum would."""
-    template = _fit_one(sessions)
+    template = _fit_one(data.sessions)
     values = {"tenants": profiles // PER_TENANT, "each": PER_TENANT, "template": template}
-    with sessions() as session, session.begin():
+    with data.owner() as session, session.begin():
         # Without triggers, which forbid writes to ready versions, and without foreign-key checks, which copies pass.
         session.execute(text("SET LOCAL session_replication_role = replica"))
         session.execute(text("SET LOCAL statement_timeout = 0"))
         for statement in _statements():
             names = {name: value for name, value in values.items() if f":{name}" in statement}
             session.execute(text(statement), names)
-    with sessions.kw["bind"].connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with data.owner.kw["bind"].connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("VACUUM ANALYZE"))
 
@@ -55,10 +56,10 @@ def template_runner(sessions: SessionFactory, engine: FakeEngine) -> JobRunner:
 
 def callers(sessions: SessionFactory, count: int) -> dict[str, Caller]:
     """A new key for each of `count` tenants: secret → its caller."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         statement = text("SELECT id FROM tenants WHERE name <> 'template' ORDER BY id LIMIT :count")
         found = uow.session.scalars(statement, {"count": count}).all()
-        made = [create_key(uow, tenant, "member", "bench") for tenant in found]
+        made = [create_key(uow, tenant, KeySpec("member", "bench")) for tenant in found]
         return {secret: Caller(row.id, row.tenant_id, row.role) for row, secret in made}
 
 

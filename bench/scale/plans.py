@@ -26,7 +26,7 @@ from bench.report import Report
 from bench.scale.fill import HIDDEN_SIZE, LAYERS, PER_TENANT, SPEC, callers, template_runner
 from profiles.fitting import claims
 from profiles.fitting.request import request_fit
-from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork, make_session_factory
 
 _EXPLAINABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 #: Tables with fewer rows may be scanned.
@@ -78,10 +78,10 @@ def run(data: Database, title: str) -> Report:
     """Explains the statements with their own parameters."""
     asking = callers(data.sessions, 200)
     for caller in asking.values():
-        with UnitOfWork.open(data.sessions) as uow:
+        with UnitOfWork.open(data.sessions, PLATFORM) as uow:
             for i in range(5):
                 request_fit(uow, caller, SPEC, name=f"waiting-{i}")
-    with data.sessions() as session:
+    with data.owner() as session:
         job = session.scalars(text("SELECT id FROM jobs WHERE status = 'queued' ORDER BY id LIMIT 1")).one()
     engine = FakeEngine(n_layers=LAYERS, hidden_size=HIDDEN_SIZE)
     with explaining(data.url) as (explained, plans):
@@ -91,13 +91,13 @@ def run(data: Database, title: str) -> Report:
         if (outcome := template_runner(explained, engine).run(job)) != "succeeded":
             raise RuntimeError(f"the explained fit ended as {outcome!r}")
         plans.use = "the relay"
-        with UnitOfWork.open(explained) as uow:
+        with UnitOfWork.open(explained, PLATFORM) as uow:
             messages = uow.repository.jobs.take_messages(100)
             uow.repository.jobs.sent({message.id: message.job_id for message in messages})
             claims.sweep(uow, 0.0)
             uow.repository.jobs.backlog()
     statement = "SELECT relname, reltuples FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
-    with data.sessions() as session:
+    with data.owner() as session:
         rows = {row.relname: float(row.reltuples) for row in session.execute(text(statement))}
     return _report(list({(plan.use, plan.sql): plan for plan in plans}.values()), rows, title)
 

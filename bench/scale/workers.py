@@ -84,7 +84,7 @@ def _wait(data: Database, ids: Sequence[str]) -> float:
     )
     deadline = time.monotonic() + _PATIENCE_S
     while True:
-        with data.sessions() as session:
+        with data.owner() as session:
             done, failed, seconds = session.execute(statement, {"ids": list(ids)}).one()
         if done == len(ids):
             return float(seconds)

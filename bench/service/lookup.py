@@ -25,13 +25,13 @@ from profiles.models import Profile, ProfileVersion, VersionState
 from profiles.models.base import new_id
 from profiles.repository.fits import CANDIDATES
 from profiles.service import create_tenant, nearest_representations
-from profiles.uow import UnitOfWork
+from profiles.uow import PLATFORM, UnitOfWork
 from profiles.vectors import Vector
 
 D, L, K, N = 4096, 5, 10, 1000
 FILL, WARM_UP = 20, 50
 _QUERIES = [("id", "uuid"), ("tenant_id", "uuid"), ("version_id", "uuid"), ("position", "int4"), ("text", "text"),
-            ("source", "text"), ("embedding", "bytea"), ("embedding_sketch", "bytea")]  # fmt: skip
+            ("source", "text"), ("embedding", "vector"), ("embedding_sketch", "vector")]  # fmt: skip
 _REPRESENTATIONS = [("query_id", "uuid"), ("tenant_id", "uuid"), ("version_id", "uuid"), ("layers", "int4[]"),
                     ("help", "bytea"), ("harm", "bytea")]  # fmt: skip
 
@@ -50,7 +50,7 @@ def run(quick: bool = False) -> Report:
         config, seconds, found = FitConfig(method="alignez"), [], []
         for query in queries:
             started = time.perf_counter()
-            with UnitOfWork.reading(data.sessions) as uow:
+            with UnitOfWork.reading(data.sessions, PLATFORM) as uow:
                 near = nearest_representations(uow, version_id, query, K)
             read = time.perf_counter()
             if near.help is None or near.harm is None:
@@ -72,7 +72,7 @@ def _fill(data: Database, count: int, stored: Vector, random: np.random.Generato
     """Writes all versions; returns the measured one, from their middle, and its query ids by position."""
     versions, ids = [new_id() for _ in range(count)], [new_id() for _ in range(N)]
     measured, filler = versions[count // 2], _structured(random, FILL)
-    with UnitOfWork.open(data.sessions) as uow:
+    with UnitOfWork.open(data.sessions, PLATFORM) as uow:
         tenant = create_tenant(uow, "bench").id
         profile = Profile(tenant_id=tenant, name="bench")
         uow.session.add(profile)
@@ -85,15 +85,15 @@ def _fill(data: Database, count: int, stored: Vector, random: np.random.Generato
             width = D if version == measured else 8  # a thousand versions of full size would take 240 GB
             wide = enumerate(zip(own, rows, vectors.sketch(rows), strict=True))
             sides = (vectors.pack(np.stack([row[:width] + 0.1 * layer for layer in range(L)])) for row in rows)
-            vectors.copy_rows(uow.session, "fit_queries", _QUERIES, (
-                (id_, tenant, version, i, f"query {i}", "given", vectors.encode(row), vectors.encode(brief))
+            vectors.insert_rows(uow.session, "fit_queries", _QUERIES, (
+                (id_, tenant, version, i, f"query {i}", "given", vectors.parameter(row), vectors.parameter(brief))
                 for i, (id_, row, brief) in wide
             ))  # fmt: skip
-            vectors.copy_rows(uow.session, "query_representations", _REPRESENTATIONS, (
+            vectors.insert_rows(uow.session, "query_representations", _REPRESENTATIONS, (
                 (id_, tenant, version, list(range(L)), side, side) for id_, side in zip(own, sides, strict=True)
             ))  # fmt: skip
-    with UnitOfWork.open(data.sessions) as uow:
-        uow.session.execute(text("ANALYZE"))  # as autovacuum does before a version is used
+    with data.owner() as session, session.begin():
+        session.execute(text("ANALYZE"))  # as autovacuum does before a version is used
     return measured, ids
 
 

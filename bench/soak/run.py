@@ -84,14 +84,15 @@ async def _soak(options: Options, info: RunInfo, data_dir: Path) -> Outcome:
 
 async def _make_tenants(client: httpx.AsyncClient, info: RunInfo, count: int) -> tuple[list[str], list[str]]:
     """Ids of new tenants, and a member's key of each."""
-    admin = {"Authorization": f"Bearer {Path(info.admin_key_file).read_text().strip()}"}
+    operator = {"Authorization": f"Bearer {Path(info.key_file).read_text().strip()}"}
 
-    async def make(path: str, **body: str) -> dict[str, Any]:
-        made: dict[str, Any] = (await client.post(path, json=body, headers=admin)).raise_for_status().json()
+    async def make(path: str, name: str) -> dict[str, Any]:
+        reply = await client.post(path, json={"name": name}, headers=operator)
+        made: dict[str, Any] = reply.raise_for_status().json()
         return made
 
-    ids = [(await make("/admin/tenants", name=f"soak-{i}"))["id"] for i in range(count)]
-    return ids, [(await make("/admin/keys", name="soak", tenant_id=id_))["secret"] for id_ in ids]
+    ids = [(await make("/admin/tenants", f"soak-{i}"))["id"] for i in range(count)]
+    return ids, [(await make(f"/admin/keys?tenant={id_}", "soak"))["secret"] for id_ in ids]
 
 
 async def _load_and_churn(outcome: Outcome, data_dir: Path) -> None:

@@ -10,7 +10,12 @@ import typer
 
 from cli.shell import connected
 
-TenantOption = Annotated[str | None, typer.Option(help="Tenant id; your own by default.")]
+TenantOption = Annotated[str | None, typer.Option(help="Tenant id, for operators; your own by default.")]
+
+
+def account_path(what: str, tenant: str | None) -> str:
+    """The path of one's own keys, usage or audit log, or of another tenant's."""
+    return f"/v1/{what}" if tenant is None else f"/admin/{what}"
 
 
 def usage(
@@ -25,7 +30,9 @@ def usage(
     Example: alignez usage --since 2026-11-01
     """
     with connected(context) as (shell, client):
-        rows = client.all("/admin/usage", since=since.date().isoformat() if since else None, tenant=tenant)
+        rows = client.all(
+            account_path("usage", tenant), since=since.date().isoformat() if since else None, tenant=tenant
+        )
         names = client.profile_names({row["profile_id"] for row in rows if row["profile_id"]})
     shell.table(
         rows,
@@ -51,7 +58,7 @@ def audit(
     Example: alignez audit --limit 20
     """
     with connected(context) as (shell, client):
-        rows = client.all("/admin/audit", limit, tenant=tenant)
+        rows = client.all(account_path("audit", tenant), limit, tenant=tenant)
     shell.table(
         rows,
         {

@@ -20,7 +20,7 @@ def env(
     context: typer.Context,
     wait: Annotated[float, typer.Option(min=0, max=3600, help="Seconds to wait until the server is ready.")] = 0,
 ) -> None:
-    """Print `export` lines with ALIGNEZ_URL and ALIGNEZ_KEY of the running stack, for `eval`. The key is an admin key.
+    """Print `export` lines with ALIGNEZ_URL and ALIGNEZ_KEY of the running stack, for `eval`. It is an operator's key.
 
     Example: eval "$(alignez env --wait 120)"
     """

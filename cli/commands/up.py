@@ -94,12 +94,12 @@ def _prepare_model(model: str | None, data_dir: Path, *, as_json: bool) -> None:
 
 def ready_text(run: RunInfo, directory: Path, model: str, new_key: str | None) -> str:
     """Text for the user of a stack that is ready. new_key: the key that this start made, which is shown once."""
-    file = run.admin_key_file
+    file = run.key_file
     key = f"{new_key}   (shown only now; stored in {file})" if new_key else f"in {file}   (show it: cat {file})"
     lines = [
         "",
         f"REST API   {run.url}   (docs: {run.url}/docs, OpenAI clients: base_url={run.url}/v1)",
-        f"admin key  {key}",
+        f"key        {key}",
         f"metrics    {run.metrics_url}",
         f"data, logs {directory}",
         "",

@@ -7,14 +7,14 @@ from pathlib import Path
 from cli.config import write_atomically
 from profiles.errors import Unauthenticated
 from profiles.models import Role
-from profiles.service import authenticate, create_key, ensure_tenant
-from profiles.uow import UnitOfWork, make_session_factory
+from profiles.service import KeySpec, authenticate, create_key, ensure_tenant
+from profiles.uow import PLATFORM, UnitOfWork, make_session_factory
 
 TENANT = "default"
 
 
-def ensure_admin_key(database_url: str, key_file: Path) -> bool:
-    """Keeps the key in `key_file` if this database accepts it; otherwise makes tenant `default` and a new admin key.
+def ensure_operator_key(database_url: str, key_file: Path) -> bool:
+    """Keeps the key in `key_file` if this database accepts it; otherwise makes tenant `default` and a new operator key.
 
     Args:
         database_url: URL of a migrated database.
@@ -25,14 +25,14 @@ def ensure_admin_key(database_url: str, key_file: Path) -> bool:
     try:
         if key_file.exists():
             try:
-                with UnitOfWork.open(sessions) as uow:
-                    if authenticate(uow, key_file.read_text(encoding="utf-8").strip()).role is Role.ADMIN:
+                with UnitOfWork.open(sessions, PLATFORM) as uow:
+                    if authenticate(uow, key_file.read_text(encoding="utf-8").strip()).role is Role.OPERATOR:
                         return False
             except Unauthenticated:
                 pass  # another database, or a revoked key
-        with UnitOfWork.open(sessions) as uow:
+        with UnitOfWork.open(sessions, PLATFORM) as uow:
             tenant = ensure_tenant(uow, TENANT)
-            _, secret = create_key(uow, tenant.id, Role.ADMIN, "alignez up")
+            _, secret = create_key(uow, tenant.id, KeySpec(Role.OPERATOR, "alignez up"))
         write_atomically(key_file, secret + "\n")
         return True
     finally:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import psutil
 import psycopg
@@ -26,7 +27,9 @@ from cli.local_stack import process
 from cli.local_stack.server import EmbeddedServer
 from cli.local_stack.unprivileged import unprivileged_user
 
-_USER = "alignez"
+_OWNER = "alignez"
+#: The role of the processes, which row-level security holds for; the migration gives it its rights.
+_APPLICATION = "alignez_app"
 _DATABASE = "alignez"
 # Small: one application on a shared machine. Durable: a commit that was confirmed survives a power cut.
 _OPTIONS = {
@@ -53,7 +56,7 @@ _OPTIONS = {
 
 
 class PostgresServer(EmbeddedServer):
-    """A database server with the files `cluster/`, `password`, `port`, `postgres.log` and `lock`.
+    """A database server with the files `cluster/`, `password`, `app.password`, `port`, `postgres.log` and `lock`.
 
     As root, the server runs as an unprivileged user.
 
@@ -78,8 +81,19 @@ class PostgresServer(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """SQLAlchemy URL of the running server, password included."""
-        return f"postgresql+psycopg://{_USER}:{self._password}@127.0.0.1:{self._port}/{_DATABASE}"
+        """SQLAlchemy URL of the running server for the processes, password included."""
+        return self._url(_APPLICATION, self._application_password())
+
+    @property
+    def owner_url(self) -> str:
+        """The same for migrations and backups, as the superuser who owns the tables."""
+        return self._url(_OWNER, self._password)
+
+    def _url(self, role: str, password: str) -> str:
+        return f"postgresql+psycopg://{role}:{password}@127.0.0.1:{self._port}/{_DATABASE}"
+
+    def _application_password(self) -> str:
+        return (self.data_dir / "app.password").read_text(encoding="utf-8").strip()
 
     def _find(self) -> Path:
         return find_binaries()
@@ -130,7 +144,7 @@ class PostgresServer(EmbeddedServer):
         if self._run_as is not None:
             os.chown(scratch, self._run_as.uid, self._run_as.gid)
             os.chown(password_file, self._run_as.uid, self._run_as.gid)
-        arguments = ["-D", str(scratch / "cluster"), "-U", _USER, f"--pwfile={password_file}", "--auth=scram-sha-256"]
+        arguments = ["-D", str(scratch / "cluster"), "-U", _OWNER, f"--pwfile={password_file}", "--auth=scram-sha-256"]
         child = self._run(binaries, "initdb", [*arguments, "--encoding=UTF8", "--no-locale"], signal.SIGKILL)
         if child.wait() != 0:
             raise ServerDidNotStart("initdb", f"exit code {child.returncode}", str(self.log), process.tail(self.log))
@@ -184,16 +198,28 @@ class PostgresServer(EmbeddedServer):
             return False
 
     def _answers(self) -> bool:
-        """True when the server answers a query. Creates the database if it is missing."""
-        admin_url = self.url.replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres"
+        """True when the server answers a query. Creates database and application role if they are missing."""
+        admin_url = self.owner_url.replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres"
         try:
             with psycopg.connect(admin_url, connect_timeout=5, autocommit=True) as connection:
                 known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_DATABASE,)).fetchone()
                 if known is None:
                     connection.execute(f"CREATE DATABASE {_DATABASE}")
+                self._make_application_role(connection)
             return True
         except psycopg.OperationalError:
             return False
+
+    def _make_application_role(self, connection: psycopg.Connection[Any]) -> None:
+        """Makes the role, and sets its password if the file with it is new."""
+        file = self.data_dir / "app.password"
+        known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (_APPLICATION,)).fetchone()
+        if known is not None and file.exists():
+            return
+        password = secrets.token_urlsafe(24)
+        verb = "CREATE" if known is None else "ALTER"
+        connection.execute(f"{verb} ROLE {_APPLICATION} LOGIN PASSWORD '{password}'")
+        write_atomically(file, password)
 
 
 def find_binaries() -> Path:

@@ -49,15 +49,15 @@ class LocalStack:
         self._supervisor = Supervisor(report, self._write_run_info)
         self._run: RunInfo | None = None
         self._stopping = False
-        #: True if this start made the admin key, which nobody has seen yet.
+        #: True if this start made the operator key, which nobody has seen yet.
         self.key_is_new = False
         #: Role → Prometheus endpoint.
         self._metrics: dict[str, str] = {}
 
     @property
     def key_file(self) -> Path:
-        """File with the admin key, mode 0600."""
-        return self._data_dir / "admin.key"
+        """File with the operator key, mode 0600."""
+        return self._data_dir / "operator.key"
 
     def start(self) -> RunInfo:
         """Starts all parts, waits until each is ready, and writes `run.json`. Returns its content.
@@ -80,11 +80,11 @@ class LocalStack:
             redis = RedisServer(self._data_dir / "broker", log=self._log("broker"))
             broker_url = self._start_server("broker", "ALIGNEZ_BROKER_URL", redis)
             environment = self._environment(database_url, broker_url, port)
-            self._prepare_database(environment["ALIGNEZ_DATABASE_URL"])
+            self._prepare_database(database_url, None if "ALIGNEZ_DATABASE_URL" in os.environ else postgres.owner_url)
             self._start_roles(environment, port)
             self._run = RunInfo(
                 url=self._url(port),
-                admin_key_file=str(self.key_file),
+                key_file=str(self.key_file),
                 metrics_url=self._metrics["api"],
                 metrics_urls=dict(self._metrics),
                 pid=os.getpid(),
@@ -180,14 +180,19 @@ class LocalStack:
             environment["ALIGNEZ_MODEL"] = self._model
         return environment
 
-    def _prepare_database(self, url: str) -> None:
-        """Migrates the database; at the first start, makes the tenant `default` with its admin key."""
+    def _prepare_database(self, url: str, owner_url: str | None) -> None:
+        """Migrates the stack's own database; at the first start, makes the tenant `default` with its operator key.
+
+        Args:
+            owner_url: None for the user's own database, which its owner migrates (`alignez migrate`).
+        """
         with self._step("migrations"):
-            from cli.local_stack.first_key import ensure_admin_key
+            from cli.local_stack.first_key import ensure_operator_key
             from profiles import migrate
 
-            migrate.upgrade(url)
-            self.key_is_new = ensure_admin_key(url, self.key_file)
+            if owner_url is not None:
+                migrate.upgrade(owner_url)
+            self.key_is_new = ensure_operator_key(url, self.key_file)
 
     def _start_roles(self, environment: Mapping[str, str], port: int) -> None:
         """Starts relay, workers and API together, because several of them load a model, and waits for all."""

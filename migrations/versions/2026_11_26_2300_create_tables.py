@@ -1,4 +1,5 @@
-"""All tables, and the triggers that make ready versions, base models and the audit log immutable.
+"""All tables, the triggers that make ready versions, base models and the audit log immutable, and the policies that
+show a transaction its tenant's rows only.
 
 Constraints and indexes get their names from `profiles.models.base.NAMING`.
 """
@@ -46,12 +47,36 @@ BEGIN
 END $$
 """
 
+# What a transaction may see: the rows of the tenant in `alignez.tenant`, or all rows if that is "platform". In
+# parentheses with SELECT, so that Postgres reads the setting once for a statement and not once for a row.
+_POLICY = """
+CREATE POLICY of_tenant ON {table} USING (
+    (SELECT current_setting('alignez.tenant', true)) = 'platform'
+    OR {column} = (SELECT nullif(nullif(current_setting('alignez.tenant', true), ''), 'platform')::uuid)
+)
+"""
+
+# The role of the processes. Policies do not hold for the tables' owner, who migrates them and makes backups. The role
+# exists already if the administrator made it.
+_MAKE_ROLE = """
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'alignez_app') THEN CREATE ROLE alignez_app NOLOGIN; END IF;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;  -- made by another migration at the same time
+END $$
+"""
+
 _REFUSE_CHANGE = """
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE integrity_constraint_violation USING MESSAGE = format('%s of immutable rows of %s', TG_OP, TG_TABLE_NAME);
 END $$
 """
+
+_TENANT_TABLES = (
+    "tenants", "api_keys", "idempotency_keys", "audit_log", "profiles", "usage", "profile_versions", "profile_aliases",
+    "alias_moves", "assignments", "fit_queries", "preference_pairs", "query_representations", "version_edits", "jobs",
+    "job_texts", "job_events", "outbox", "evaluations",
+)  # fmt: skip
 
 
 def upgrade() -> None:
@@ -61,6 +86,7 @@ def upgrade() -> None:
     _create_fits()
     _create_jobs()
     _create_triggers()
+    _create_policies()
 
 
 def downgrade() -> None:
@@ -97,11 +123,18 @@ def _create_accounts() -> None:
         _id(),
         _tenant(index=True),
         sa.Column("name", sa.String(100), nullable=False),
-        _one_of("role", "admin", "member"),
+        _one_of("role", "operator", "admin", "member", "inference"),
         sa.Column("prefix", sa.String(16), nullable=False),
         sa.Column("secret_sha256", sa.LargeBinary(32), nullable=False, unique=True),
+        sa.Column("profile_id", sa.Uuid(), index=True),
+        sa.Column("end_user", sa.String(200)),
+        sa.Column("last_used_from", sa.String(64)),
         *_time("expires_at", "revoked_at", "last_used_at"),
         *_now("created_at"),
+        sa.UniqueConstraint("id", "tenant_id"),
+        sa.CheckConstraint(
+            "role = 'inference' OR (profile_id IS NULL AND end_user IS NULL)", name="bound_for_inference"
+        ),
     )
     op.create_table(
         "idempotency_keys",
@@ -137,16 +170,17 @@ def _create_profiles() -> None:
         _reference("base_model_id", "base_models", nullable=True),
         *_now("created_at", "updated_at"),
         *_time("archived_at"),
-        sa.Index(None, "tenant_id", "id"),
+        sa.UniqueConstraint("tenant_id", "id"),
         sa.Index("uq_profiles_live_name", "tenant_id", "name", unique=True, postgresql_where=sa.text(live)),
     )
+    op.create_foreign_key(None, "api_keys", "profiles", ["profile_id", "tenant_id"], ["id", "tenant_id"])
     counters = ("requests", "prompt_tokens", "completion_tokens", "fit_tokens")
     op.create_table(
         "usage",
         _serial(),
         _tenant(),
         sa.Column("day", sa.Date(), nullable=False),
-        _reference("profile_id", "profiles", nullable=True, index=True),
+        *_of_tenant("profile_id", "profiles", nullable=True, index=True),
         *_columns(sa.BigInteger(), *counters, server_default="0", nullable=False),
         sa.UniqueConstraint("tenant_id", "day", "profile_id", postgresql_nulls_not_distinct=True),
     )
@@ -154,10 +188,10 @@ def _create_profiles() -> None:
         "profile_versions",
         _id(),
         _tenant(),
-        _reference("profile_id", "profiles"),
+        *_of_tenant("profile_id", "profiles"),
         sa.Column("number", sa.Integer(), nullable=False),
         _one_of("state", "pending", "ready", "failed", "archived"),
-        _reference("parent_id", "profile_versions", nullable=True),
+        *_of_tenant("parent_id", "profile_versions", nullable=True),
         _reference("base_model_id", "base_models", nullable=True),
         sa.Column("spec", JSONB(), nullable=False),
         *_columns(sa.String(16), "method", "quality"),
@@ -171,6 +205,7 @@ def _create_profiles() -> None:
         *_now("created_at"),
         *_time("ready_at", "archived_at"),
         sa.UniqueConstraint("profile_id", "number"),
+        sa.UniqueConstraint("id", "tenant_id"),
         sa.CheckConstraint("number > 0", name="number_positive"),
         sa.CheckConstraint("quality IN ('good', 'weak')", name="quality_known"),
         sa.CheckConstraint("positions IN ('answer', 'all')", name="positions_known"),
@@ -183,9 +218,9 @@ def _create_profiles() -> None:
     )
     op.create_table(
         "profile_aliases",
-        _reference("profile_id", "profiles", primary_key=True),
+        *_of_tenant("profile_id", "profiles", primary_key=True),
         sa.Column("alias", sa.String(64), primary_key=True),
-        _reference("version_id", "profile_versions", primary_key=True),
+        *_of_tenant("version_id", "profile_versions", primary_key=True),
         _tenant(),
         sa.Column("weight", sa.Float(), nullable=False),
         *_now("created_at"),
@@ -195,10 +230,10 @@ def _create_profiles() -> None:
         "alias_moves",
         _serial(),
         _tenant(),
-        _reference("profile_id", "profiles"),
+        *_of_tenant("profile_id", "profiles"),
         sa.Column("alias", sa.String(64), nullable=False),
         sa.Column("targets", JSONB(), nullable=False),
-        _reference("key_id", "api_keys", nullable=True),
+        *_of_tenant("key_id", "api_keys", nullable=True),
         *_now("created_at"),
         *_time("undone_at"),
         sa.Index(None, "profile_id", "alias", "id"),
@@ -207,9 +242,9 @@ def _create_profiles() -> None:
         "assignments",
         _tenant(primary_key=True),
         sa.Column("end_user", sa.String(200), primary_key=True),
-        _reference("profile_id", "profiles", index=True),
+        *_of_tenant("profile_id", "profiles", index=True),
         sa.Column("alias", sa.String(64)),
-        _reference("version_id", "profile_versions", nullable=True),
+        *_of_tenant("version_id", "profile_versions", nullable=True),
         *_now("created_at", "updated_at"),
         sa.CheckConstraint("alias IS NULL OR version_id IS NULL", name="alias_or_version"),
     )
@@ -220,7 +255,7 @@ def _create_fits() -> None:
         "fit_queries",
         _id(),
         _tenant(),
-        _version(),
+        *_version(),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("text", sa.Text(), nullable=False),
         *_columns(sa.Text(), "preferred", "dispreferred"),
@@ -250,7 +285,7 @@ def _create_fits() -> None:
     )
     op.create_table(
         "version_edits",
-        _version(primary_key=True),
+        *_version(primary_key=True),
         sa.Column("persona_group", sa.Integer(), autoincrement=False, primary_key=True),
         sa.Column("layer", sa.Integer(), autoincrement=False, primary_key=True),
         _tenant(),
@@ -268,8 +303,8 @@ def _create_jobs() -> None:
         "jobs",
         _id(),
         _tenant(),
-        _reference("profile_id", "profiles", index=True),
-        _reference("version_id", "profile_versions", index=True),
+        *_of_tenant("profile_id", "profiles", index=True),
+        *_of_tenant("version_id", "profile_versions", index=True),
         _one_of("kind", "fit", "evaluate", server_default="fit"),
         sa.Column("request", JSONB()),
         _one_of("status", "queued", "running", "succeeded", "failed", "cancelled"),
@@ -285,14 +320,14 @@ def _create_jobs() -> None:
         *_time("lease_until", "run_after", "cancel_requested_at", "sent_at", "event_at", "started_at", "finished_at"),
         sa.CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="lease_iff_running"),
         sa.CheckConstraint(f"({finished}) = (finished_at IS NOT NULL)", name="finished_at_iff_finished"),
-        sa.Index(None, "tenant_id", "id"),
+        sa.UniqueConstraint("tenant_id", "id"),
         sa.Index("uq_jobs_fit_of_version", "version_id", unique=True, postgresql_where=sa.text("kind = 'fit'")),
         sa.Index("ix_jobs_unfinished", "tenant_id", postgresql_where=sa.text("finished_at IS NULL")),
         sa.Index("ix_jobs_open", "status", "lease_until", postgresql_where=sa.text("status IN ('queued', 'running')")),
     )
     op.create_table(
         "job_texts",
-        _reference("job_id", "jobs", ondelete="CASCADE", primary_key=True),
+        *_of_tenant("job_id", "jobs", ondelete="CASCADE", primary_key=True),
         sa.Column("kind", sa.Text(), primary_key=True),
         sa.Column("position", sa.Integer(), autoincrement=False, primary_key=True),
         _tenant(),
@@ -302,7 +337,7 @@ def _create_jobs() -> None:
         "job_events",
         _serial(),
         _tenant(),
-        _reference("job_id", "jobs", ondelete="CASCADE"),
+        *_of_tenant("job_id", "jobs", ondelete="CASCADE"),
         sa.Column("kind", sa.String(32), nullable=False),
         sa.Column("payload", JSONB(), nullable=False),
         *_now("created_at"),
@@ -312,15 +347,15 @@ def _create_jobs() -> None:
         "outbox",
         _serial(),
         _tenant(),
-        _reference("job_id", "jobs", ondelete="CASCADE", unique=True),
+        *_of_tenant("job_id", "jobs", ondelete="CASCADE", unique=True),
         *_now("created_at"),
     )
     op.create_table(
         "evaluations",
         _id(),
         _tenant(),
-        _version(),
-        _reference("job_id", "jobs", unique=True),
+        *_version(),
+        *_of_tenant("job_id", "jobs", unique=True),
         sa.Column("judge", sa.Text(), nullable=False),
         sa.Column("quality", sa.String(16), nullable=False),
         *_columns(JSONB(), "reasons", "report", nullable=False),
@@ -349,6 +384,20 @@ def _create_triggers() -> None:
         _trigger("keep_all", "TRUNCATE", table, "FOR EACH STATEMENT", "refuse_change")
 
 
+def _create_policies() -> None:
+    op.execute(_MAKE_ROLE)
+    op.execute("GRANT USAGE ON SCHEMA public TO alignez_app")
+    op.execute("GRANT SELECT ON alembic_version TO alignez_app")
+    op.execute("GRANT SELECT, INSERT, UPDATE ON base_models TO alignez_app")
+    op.execute("GRANT SELECT, INSERT ON audit_log TO alignez_app")
+    op.execute("GRANT SELECT, INSERT, UPDATE ON tenants TO alignez_app")
+    for table in _TENANT_TABLES:
+        if table not in ("tenants", "audit_log"):
+            op.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO alignez_app")
+        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        op.execute(_POLICY.format(table=table, column="id" if table == "tenants" else "tenant_id"))
+
+
 def _trigger(name: str, operations: str, table: str, each: str, function: str) -> None:
     op.execute(f"CREATE TRIGGER {name} BEFORE {operations} ON {table} {each} EXECUTE FUNCTION {function}()")
 
@@ -370,16 +419,24 @@ def _tenant(**options: Any) -> sa.Column[Any]:
     return _reference("tenant_id", "tenants", **options)
 
 
-def _version(**options: Any) -> sa.Column[Any]:
+def _of_tenant(
+    name: str, table: str, ondelete: str | None = None, **options: Any
+) -> tuple[sa.Column[Any], sa.ForeignKeyConstraint]:
+    """A reference to a row of the same tenant."""
+    key = sa.ForeignKeyConstraint([name, "tenant_id"], [f"{table}.id", f"{table}.tenant_id"], ondelete=ondelete)
+    return sa.Column(name, sa.Uuid(), **{"nullable": False, **options}), key
+
+
+def _version(**options: Any) -> tuple[sa.Column[Any], sa.ForeignKeyConstraint]:
     """The reference of a row to its version."""
-    return _reference("version_id", "profile_versions", ondelete="CASCADE", **options)
+    return _of_tenant("version_id", "profile_versions", ondelete="CASCADE", **options)
 
 
-def _query() -> tuple[sa.Column[Any], sa.Column[Any], sa.ForeignKeyConstraint]:
+def _query() -> tuple[sa.Column[Any] | sa.ForeignKeyConstraint, ...]:
     """References to a query and its version, for a table with one row per query."""
     columns = ("query_id", "version_id")
     of_version = sa.ForeignKeyConstraint(columns, ["fit_queries.id", "fit_queries.version_id"], ondelete="CASCADE")
-    return sa.Column("query_id", sa.Uuid(), primary_key=True), _version(index=True), of_version
+    return sa.Column("query_id", sa.Uuid(), primary_key=True), *_version(index=True), of_version
 
 
 def _columns(kind: sa.types.TypeEngine[Any], *names: str, **options: Any) -> list[sa.Column[Any]]:

@@ -22,7 +22,7 @@ from profiles.connection import DeadlineConnection
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable
 from profiles.fitting import claims as jobs
 from profiles.repository.jobs import OUTBOX_CHANNEL, Backlog, WaitingMessage
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from telemetry.tracing import parent_context
 
 _log = structlog.get_logger("relay")
@@ -91,7 +91,7 @@ def relay_once(sessions: SessionFactory, queue: JobQueue, tracer: Tracer | None 
         tracer: gets a span per message, from the job's request to the broker's confirmation.
     Raises: BrokerUnavailable, DatabaseUnavailable.
     """
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         messages = uow.repository.jobs.take_messages(_BATCH)
         if not messages:
             return 0
@@ -182,7 +182,7 @@ class Relay:
 
     def _sweep(self) -> bool:
         """Recovers lost jobs and messages; True if there are messages to send."""
-        with UnitOfWork.open(self._sessions) as uow:
+        with UnitOfWork.open(self._sessions, PLATFORM) as uow:
             ended, resent = jobs.sweep(uow, self._options.resend_s)
             if time.monotonic() >= self._next_cleaning:
                 self._next_cleaning = time.monotonic() + 3600.0

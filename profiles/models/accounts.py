@@ -10,14 +10,21 @@ from uuid import UUID
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, state_column
+from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, same_tenant, state_column
 
 
 class Role(StrEnum):
-    """The role of a key: `member` uses the profiles of its tenant, `admin` also manages tenants and keys."""
+    """The role of a key. Each has the rights of those below it."""
 
-    ADMIN = "admin"
-    MEMBER = "member"
+    OPERATOR = "operator"  #: runs the deployment: all tenants
+    ADMIN = "admin"  #: keys, usage and audit log of its own tenant
+    MEMBER = "member"  #: profiles, end users and jobs of its tenant
+    INFERENCE = "inference"  #: generation only
+
+    def includes(self, other: Role) -> bool:
+        """True when this role has all rights of the other."""
+        ranks = list(Role)
+        return ranks.index(self) <= ranks.index(other)
 
 
 class Tenant(Base):
@@ -33,9 +40,17 @@ class Tenant(Base):
 
 
 class ApiKey(Base):
-    """A bearer key. Only the SHA-256 of its secret is stored."""
+    """A bearer key. Only the SHA-256 of its secret is stored.
+
+    A bound key generates with one profile, or for one end user, only.
+    """
 
     __tablename__ = "api_keys"
+    __table_args__ = (
+        same_tenant("profile_id", "profiles"),
+        UniqueConstraint("id", "tenant_id"),
+        CheckConstraint("role = 'inference' OR (profile_id IS NULL AND end_user IS NULL)", name="bound_for_inference"),
+    )
 
     id: Mapped[PublicId]
     tenant_id: Mapped[TenantId] = mapped_column(index=True)
@@ -43,9 +58,12 @@ class ApiKey(Base):
     role: Mapped[Role] = mapped_column(state_column(Role, "role"))
     prefix: Mapped[str] = mapped_column(String(16))  #: first characters of the secret, by which users recognise the key
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    profile_id: Mapped[UUID | None] = mapped_column(index=True)
+    end_user: Mapped[str | None] = mapped_column(String(200))
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]  #: exact to about a minute
+    last_used_from: Mapped[str | None] = mapped_column(String(64))  #: the client's address at that time
     created_at: Mapped[CreatedAt]
 
 
@@ -83,12 +101,15 @@ class Usage(Base):
     """Counters of one day and profile. `profile_id` is None for requests to the bare base model."""
 
     __tablename__ = "usage"
-    __table_args__ = (UniqueConstraint("tenant_id", "day", "profile_id", postgresql_nulls_not_distinct=True),)
+    __table_args__ = (
+        same_tenant("profile_id", "profiles"),
+        UniqueConstraint("tenant_id", "day", "profile_id", postgresql_nulls_not_distinct=True),
+    )
 
     id: Mapped[SerialId]
     tenant_id: Mapped[TenantId]
     day: Mapped[date]
-    profile_id: Mapped[UUID | None] = mapped_column(ForeignKey("profiles.id"), index=True)
+    profile_id: Mapped[UUID | None] = mapped_column(index=True)
     requests: Mapped[int] = mapped_column(BigInteger, server_default="0")
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
     completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, Enum, ForeignKey, Identity, MetaData, Uuid, func
+from sqlalchemy import BigInteger, DateTime, Enum, ForeignKey, ForeignKeyConstraint, Identity, MetaData, Uuid, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
@@ -48,6 +48,11 @@ PublicId = Annotated[UUID, mapped_column(primary_key=True, default=new_id)]
 SerialId = Annotated[int, mapped_column(BigInteger, Identity(always=True), primary_key=True)]
 TenantId = Annotated[UUID, mapped_column(ForeignKey("tenants.id"))]
 CreatedAt = Annotated[datetime, mapped_column(server_default=func.now())]
+
+
+def same_tenant(column: str, table: str, ondelete: str | None = None) -> ForeignKeyConstraint:
+    """A reference to a row of the same tenant. The referred table has a unique constraint on id and tenant."""
+    return ForeignKeyConstraint([column, "tenant_id"], [f"{table}.id", f"{table}.tenant_id"], ondelete=ondelete)
 
 
 def state_column(states: type[StrEnum], name: str) -> Enum:

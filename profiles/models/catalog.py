@@ -11,7 +11,7 @@ from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, Integer, Strin
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, state_column
+from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, same_tenant, state_column
 
 
 class BaseModelRow(Base):
@@ -41,7 +41,7 @@ class Profile(Base):
     __tablename__ = "profiles"
     __table_args__ = (
         Index("uq_profiles_live_name", "tenant_id", "name", unique=True, postgresql_where=text("archived_at IS NULL")),
-        Index(None, "tenant_id", "id"),
+        UniqueConstraint("tenant_id", "id"),
     )
 
     id: Mapped[PublicId]
@@ -67,7 +67,10 @@ class ProfileVersion(Base):
 
     __tablename__ = "profile_versions"
     __table_args__ = (
+        same_tenant("profile_id", "profiles"),
+        same_tenant("parent_id", "profile_versions"),
         UniqueConstraint("profile_id", "number"),
+        UniqueConstraint("id", "tenant_id"),
         CheckConstraint("number > 0", name="number_positive"),
         CheckConstraint("quality IN ('good', 'weak')", name="quality_known"),
         CheckConstraint(
@@ -81,10 +84,10 @@ class ProfileVersion(Base):
 
     id: Mapped[PublicId]
     tenant_id: Mapped[TenantId]
-    profile_id: Mapped[UUID] = mapped_column(ForeignKey("profiles.id"))
+    profile_id: Mapped[UUID]
     number: Mapped[int]  #: 1, 2, 3 … within the profile
     state: Mapped[VersionState] = mapped_column(state_column(VersionState, "state"))
-    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("profile_versions.id"))
+    parent_id: Mapped[UUID | None]
     base_model_id: Mapped[UUID | None] = mapped_column(ForeignKey("base_models.id"))
     spec: Mapped[dict[str, Any]]  #: as requested: persona, queries, pairs, fit
     fit_config: Mapped[dict[str, Any] | None]  #: with all defaults
@@ -113,11 +116,15 @@ class ProfileAlias(Base):
     """One target of an alias. The rows of one (profile, alias) share its traffic by weight."""
 
     __tablename__ = "profile_aliases"
-    __table_args__ = (CheckConstraint("weight > 0", name="weight_positive"),)
+    __table_args__ = (
+        same_tenant("profile_id", "profiles"),
+        same_tenant("version_id", "profile_versions"),
+        CheckConstraint("weight > 0", name="weight_positive"),
+    )
 
-    profile_id: Mapped[UUID] = mapped_column(ForeignKey("profiles.id"), primary_key=True)
+    profile_id: Mapped[UUID] = mapped_column(primary_key=True)
     alias: Mapped[str] = mapped_column(String(64), primary_key=True)
-    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id"), primary_key=True)
+    version_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[TenantId]
     weight: Mapped[float] = mapped_column(Float)
     created_at: Mapped[CreatedAt]
@@ -130,14 +137,18 @@ class AliasMove(Base):
     """
 
     __tablename__ = "alias_moves"
-    __table_args__ = (Index(None, "profile_id", "alias", "id"),)
+    __table_args__ = (
+        same_tenant("profile_id", "profiles"),
+        same_tenant("key_id", "api_keys"),
+        Index(None, "profile_id", "alias", "id"),
+    )
 
     id: Mapped[SerialId]
     tenant_id: Mapped[TenantId]
-    profile_id: Mapped[UUID] = mapped_column(ForeignKey("profiles.id"))
+    profile_id: Mapped[UUID]
     alias: Mapped[str] = mapped_column(String(64))
     targets: Mapped[dict[str, Any]]  #: version number (as text) → weight
-    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))
+    key_id: Mapped[UUID | None]
     created_at: Mapped[CreatedAt]
     undone_at: Mapped[datetime | None]
 
@@ -146,12 +157,16 @@ class Assignment(Base):
     """The profile of an end user; the default version without alias and version."""
 
     __tablename__ = "assignments"
-    __table_args__ = (CheckConstraint("alias IS NULL OR version_id IS NULL", name="alias_or_version"),)
+    __table_args__ = (
+        same_tenant("profile_id", "profiles"),
+        same_tenant("version_id", "profile_versions"),
+        CheckConstraint("alias IS NULL OR version_id IS NULL", name="alias_or_version"),
+    )
 
     tenant_id: Mapped[TenantId] = mapped_column(primary_key=True)
     end_user: Mapped[str] = mapped_column(String(200), primary_key=True)
-    profile_id: Mapped[UUID] = mapped_column(ForeignKey("profiles.id"), index=True)
+    profile_id: Mapped[UUID] = mapped_column(index=True)
     alias: Mapped[str | None] = mapped_column(String(64))
-    version_id: Mapped[UUID | None] = mapped_column(ForeignKey("profile_versions.id"))
+    version_id: Mapped[UUID | None]
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]

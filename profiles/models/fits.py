@@ -14,7 +14,6 @@ from uuid import UUID
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     CheckConstraint,
-    ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -26,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, deferred, mapped_column, relationship
 
-from profiles.models.base import Base, CreatedAt, PublicId, TenantId, state_column
+from profiles.models.base import Base, CreatedAt, PublicId, TenantId, same_tenant, state_column
 
 #: Dimensions of `FitQueryRow.embedding_sketch`.
 SKETCH_SIZE = 256
@@ -52,11 +51,15 @@ class FitQueryRow(Base):
     """One query of a version. Queries of the fit split have embeddings if the version looks them up."""
 
     __tablename__ = "fit_queries"
-    __table_args__ = (UniqueConstraint("version_id", "position"), UniqueConstraint("id", "version_id"))
+    __table_args__ = (
+        same_tenant("version_id", "profile_versions", "CASCADE"),
+        UniqueConstraint("version_id", "position"),
+        UniqueConstraint("id", "version_id"),
+    )
 
     id: Mapped[PublicId]
     tenant_id: Mapped[TenantId]
-    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id", ondelete="CASCADE"))
+    version_id: Mapped[UUID]
     position: Mapped[int]  #: 0 to N − 1
     text: Mapped[str] = mapped_column(Text)
     preferred: Mapped[str | None] = mapped_column(Text)
@@ -85,11 +88,14 @@ class PreferencePairRow(Base):
     """The texts for one fit query, from the model or the caller. A field is None until its chunk is finished."""
 
     __tablename__ = "preference_pairs"
-    __table_args__ = (_same_version_as_query(),)
+    __table_args__ = (
+        same_tenant("version_id", "profile_versions", "CASCADE"),
+        _same_version_as_query(),
+    )
 
     query_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[TenantId]
-    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id", ondelete="CASCADE"), index=True)
+    version_id: Mapped[UUID] = mapped_column(index=True)
     help_characteristics: Mapped[str | None] = mapped_column(Text)
     harm_characteristics: Mapped[str | None] = mapped_column(Text)
     help_response: Mapped[str | None] = mapped_column(Text)
@@ -107,11 +113,14 @@ class QueryRepresentations(Base):
     """
 
     __tablename__ = "query_representations"
-    __table_args__ = (_same_version_as_query(),)
+    __table_args__ = (
+        same_tenant("version_id", "profile_versions", "CASCADE"),
+        _same_version_as_query(),
+    )
 
     query_id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant_id: Mapped[TenantId]
-    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id", ondelete="CASCADE"), index=True)
+    version_id: Mapped[UUID] = mapped_column(index=True)
     layers: Mapped[list[int]] = mapped_column(ARRAY(Integer))  #: L, ascending
     help: Mapped[bytes | None] = deferred(mapped_column(LargeBinary))
     harm: Mapped[bytes | None] = deferred(mapped_column(LargeBinary))
@@ -121,8 +130,9 @@ class VersionEdit(Base):
     """The edit of one group of queries at one layer: y = x + (x·Uᵀ + c)·V, little-endian float32."""
 
     __tablename__ = "version_edits"
+    __table_args__ = (same_tenant("version_id", "profile_versions", "CASCADE"),)
 
-    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id", ondelete="CASCADE"), primary_key=True)
+    version_id: Mapped[UUID] = mapped_column(primary_key=True)
     persona_group: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     layer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     tenant_id: Mapped[TenantId]
@@ -136,14 +146,16 @@ class Evaluation(Base):
 
     __tablename__ = "evaluations"
     __table_args__ = (
+        same_tenant("version_id", "profile_versions", "CASCADE"),
+        same_tenant("job_id", "jobs"),
         CheckConstraint("quality IN ('good', 'weak')", name="quality_known"),
         Index(None, "version_id", "id"),
     )
 
     id: Mapped[PublicId]
     tenant_id: Mapped[TenantId]
-    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id", ondelete="CASCADE"))
-    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    version_id: Mapped[UUID]
+    job_id: Mapped[UUID] = mapped_column(unique=True)
     judge: Mapped[str] = mapped_column(Text)
     quality: Mapped[str] = mapped_column(String(16))
     reasons: Mapped[list[Any]]

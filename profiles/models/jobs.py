@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text, text
+from sqlalchemy import CheckConstraint, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, state_column
+from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, same_tenant, state_column
 
 
 class JobStatus(StrEnum):
@@ -36,12 +36,14 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
+        same_tenant("profile_id", "profiles"),
+        same_tenant("version_id", "profile_versions"),
         CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="lease_iff_running"),
         CheckConstraint(
             "(status IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)",
             name="finished_at_iff_finished",
         ),
-        Index(None, "tenant_id", "id"),
+        UniqueConstraint("tenant_id", "id"),
         Index("uq_jobs_fit_of_version", "version_id", unique=True, postgresql_where=text("kind = 'fit'")),
         # A tenant's open jobs are counted under its lock at each of its requests for a fit. The condition is not the
         # status, because the planner would then use the index of all open jobs, which it estimates as nearly empty.
@@ -51,8 +53,8 @@ class Job(Base):
 
     id: Mapped[PublicId]
     tenant_id: Mapped[TenantId]
-    profile_id: Mapped[UUID] = mapped_column(ForeignKey("profiles.id"), index=True)
-    version_id: Mapped[UUID] = mapped_column(ForeignKey("profile_versions.id"), index=True)
+    profile_id: Mapped[UUID] = mapped_column(index=True)
+    version_id: Mapped[UUID] = mapped_column(index=True)
     kind: Mapped[JobKind] = mapped_column(
         state_column(JobKind, "kind"), default=JobKind.FIT, server_default=JobKind.FIT
     )
@@ -84,8 +86,9 @@ class JobText(Base):
     """An intermediate text of a job, stored so that it survives a crash; removed when the job ends."""
 
     __tablename__ = "job_texts"
+    __table_args__ = (same_tenant("job_id", "jobs", "CASCADE"),)
 
-    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(Text, primary_key=True)  #: as the core's `TextChunk.kind`
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     tenant_id: Mapped[TenantId]
@@ -96,11 +99,14 @@ class JobEvent(Base):
     """An event for a job's watchers; ids ascend within a job."""
 
     __tablename__ = "job_events"
-    __table_args__ = (Index(None, "job_id", "id"),)
+    __table_args__ = (
+        same_tenant("job_id", "jobs", "CASCADE"),
+        Index(None, "job_id", "id"),
+    )
 
     id: Mapped[SerialId]
     tenant_id: Mapped[TenantId]
-    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[UUID]
     kind: Mapped[str] = mapped_column(String(32))  #: queued, running, progress, retry, succeeded, failed, cancelled
     payload: Mapped[dict[str, Any]]
     created_at: Mapped[CreatedAt]
@@ -110,8 +116,9 @@ class OutboxMessage(Base):
     """A message for the broker; the relay removes it after the broker's confirmation."""
 
     __tablename__ = "outbox"
+    __table_args__ = (same_tenant("job_id", "jobs", "CASCADE"),)
 
     id: Mapped[SerialId]
     tenant_id: Mapped[TenantId]
-    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
+    job_id: Mapped[UUID] = mapped_column(unique=True)
     created_at: Mapped[CreatedAt]

@@ -55,11 +55,12 @@ class Accounts:
         statement = select(ApiKey).where(ApiKey.secret_sha256 == secret_sha256, *_VALID)
         return self._session.scalars(statement).one_or_none()
 
-    def touch_key(self, key_id: UUID) -> None:
-        """Stores the time of use, at most once a minute, so that requests do not wait for a row lock."""
+    def touch_key(self, key_id: UUID, address: str | None) -> None:
+        """Stores time and address of use, at most once a minute, so that requests do not wait for a row lock."""
         stale = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at < func.now() - timedelta(minutes=1))
         free = select(ApiKey.id).where(ApiKey.id == key_id, stale).with_for_update(skip_locked=True)
-        statement = update(ApiKey).where(ApiKey.id == free.scalar_subquery()).values(last_used_at=func.now())
+        statement = update(ApiKey).where(ApiKey.id == free.scalar_subquery())
+        statement = statement.values(last_used_at=func.now(), last_used_from=address)
         self._session.execute(statement, execution_options={"synchronize_session": False})
 
     def key(self, tenant_id: UUID, key_id: UUID) -> ApiKey | None:
@@ -71,9 +72,9 @@ class Accounts:
         return fetch_page(self._session, statement, ApiKey.id, cursor, limit)
 
     def other_admin_keys(self, tenant_id: UUID, key_id: UUID) -> int:
-        """Number of other admin keys of the tenant that are valid."""
+        """Number of other keys of the tenant that are valid and may make keys."""
         statement = select(func.count()).where(
-            ApiKey.tenant_id == tenant_id, ApiKey.id != key_id, ApiKey.role == Role.ADMIN, *_VALID
+            ApiKey.tenant_id == tenant_id, ApiKey.id != key_id, ApiKey.role.in_((Role.OPERATOR, Role.ADMIN)), *_VALID
         )
         return self._session.scalars(statement).one()
 

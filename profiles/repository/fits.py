@@ -1,4 +1,4 @@
-"""Content of versions: texts by the ORM, vectors by binary COPY and binary reads."""
+"""Content of versions: texts by the ORM, vectors in binary form."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Fits:
 
         columns = [("query_id", "uuid"), ("tenant_id", "uuid"), ("version_id", "uuid"), ("layers", "int4[]")]
         columns += [(side, "bytea") for side in SIDES]
-        vectors.copy_rows(self._session, "query_representations", columns, rows())
+        vectors.insert_rows(self._session, "query_representations", columns, rows())
 
     def representations(self, version_id: UUID) -> StoredRows | None:
         """All representations of a version; None if there are none."""
@@ -218,7 +218,7 @@ class Fits:
 
         columns = [("version_id", "uuid"), ("persona_group", "int4"), ("layer", "int4"), ("tenant_id", "uuid")]
         columns += [(name, "bytea") for name in ("u", "v", "c")]
-        vectors.copy_rows(self._session, "version_edits", columns, rows())
+        vectors.insert_rows(self._session, "version_edits", columns, rows())
 
     def edits(self, version_id: UUID) -> tuple[StoredEdit, ...]:
         """The version's edits by group; none for a prefix alone."""

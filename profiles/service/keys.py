@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from profiles.errors import Conflict, Forbidden, InvalidSpec, NameTaken, NotFound, Unauthenticated
 from profiles.models import ApiKey, AuditEntry, Role, Tenant
 from profiles.paging import Page
-from profiles.spec import check_text, check_time
+from profiles.spec import check_end_user, check_text, check_time, profile_ref
 from profiles.uow import UnitOfWork
 
 _PREFIX = "az_"
@@ -20,16 +20,23 @@ _SHOWN = 9  #: characters of a secret that identify it in lists: the prefix and 
 
 @dataclass(frozen=True)
 class Caller:
-    """Tenant and role of a request. key_id: None for the command line on the server."""
+    """Tenant and rights of a request.
+
+    Args:
+        key_id: None for the command line on the server.
+        profile_id: the only profile that a bound key generates with. end_user: the only end user it generates for.
+    """
 
     key_id: UUID | None
     tenant_id: UUID
     role: Role
+    profile_id: UUID | None = None
+    end_user: str | None = None
 
-    def require_admin(self) -> None:
-        """Raises: Forbidden: the key is a member's."""
-        if self.role is not Role.ADMIN:
-            raise Forbidden(Role.ADMIN.value)
+    def require(self, role: Role) -> None:
+        """Raises: Forbidden: the key's role does not include this one."""
+        if not self.role.includes(role):
+            raise Forbidden(role.value)
 
 
 def create_tenant(
@@ -56,54 +63,100 @@ def list_tenants(uow: UnitOfWork, cursor: str | None = None, limit: int = 50) ->
     return uow.repository.accounts.tenants(cursor, limit)
 
 
-def create_key(
-    uow: UnitOfWork,
-    tenant_id: UUID,
-    role: Role | str,
-    name: str,
-    expires_at: datetime | None = None,
-    *,
-    by: Caller | None = None,
-) -> tuple[ApiKey, str]:
+@dataclass(frozen=True)
+class KeySpec:
+    """What a key is for.
+
+    Args:
+        profile, end_user: bind an inference key to generation with one profile (id or name), or for one end user.
+        expires_at: with a time zone; None: never.
+    """
+
+    role: Role | str
+    name: str
+    expires_at: datetime | None = None
+    profile: UUID | str | None = None
+    end_user: str | None = None
+
+
+def create_key(uow: UnitOfWork, tenant_id: UUID, spec: KeySpec, *, by: Caller | None = None) -> tuple[ApiKey, str]:
     """A new key and its secret, which is shown once and stored as a SHA-256 only.
 
     A fast hash suffices, because nobody can guess 32 random bytes.
 
-    Raises: NotFound: no such tenant. InvalidSpec: unknown role, an expiry in the past or without time zone.
+    Raises: NotFound: no such tenant or profile. Forbidden: the role has more rights than the caller's. InvalidSpec: an
+        unknown role, an expiry in the past or without time zone, a bound key of another role than inference.
     """
-    check_text("name", name, 100)
-    if role not in list(Role):
+    check_text("name", spec.name, 100)
+    if spec.role not in list(Role):
         raise InvalidSpec("role", f"must be one of {', '.join(Role)}")
+    role = Role(spec.role)
+    if by is not None:
+        by.require(role)
+    expires_at = spec.expires_at
     if expires_at is not None:
         expires_at = check_time("expires_at", expires_at)
         if expires_at <= datetime.now(UTC):
             raise InvalidSpec("expires_at", "is in the past")
+    if role is not Role.INFERENCE and (spec.profile, spec.end_user) != (None, None):
+        raise InvalidSpec("role", "must be inference for a key that is bound to a profile or an end user")
     accounts = uow.repository.accounts
     if accounts.tenant(tenant_id) is None:
         raise NotFound("tenant", tenant_id)
-    secret = _PREFIX + secrets.token_urlsafe(32)
-    key = ApiKey(
-        tenant_id=tenant_id,
-        name=name,
-        role=Role(role),
-        prefix=secret[:_SHOWN],
-        secret_sha256=_digest(secret),
-        expires_at=expires_at,
-    )
-    accounts.add_key(key)
-    accounts.audit(tenant_id, _key_id(by), "key.create", "key", key.id, name=name, role=key.role.value)
+    key = ApiKey(tenant_id=tenant_id, name=spec.name, role=role, expires_at=expires_at)
+    if spec.profile is not None:
+        profile = uow.repository.catalog.profile(tenant_id, profile_ref(spec.profile))
+        if profile is None:
+            raise NotFound("profile", spec.profile)
+        key.profile_id = profile.id
+    if spec.end_user is not None:
+        key.end_user = check_end_user(spec.end_user)
+    secret = _store(uow, key)
+    bound = {"profile": str(key.profile_id)} if key.profile_id else {}
+    bound |= {"end_user": key.end_user} if key.end_user else {}
+    accounts.audit(tenant_id, _key_id(by), "key.create", "key", key.id, name=spec.name, role=role.value, **bound)
     return key, secret
 
 
-def authenticate(uow: UnitOfWork, secret: str | None) -> Caller:
-    """The caller with a key. Raises: Unauthenticated: the key is missing, unknown, expired or revoked."""
+def rotate_key(
+    uow: UnitOfWork, tenant_id: UUID, key_id: UUID, overlap: timedelta, *, by: Caller | None = None
+) -> tuple[ApiKey, str]:
+    """A new key with the name, rights and expiry of another one, which works for `overlap` longer.
+
+    Raises: NotFound. Forbidden: the key has more rights than the caller's. Conflict: the key no longer works.
+    """
+    accounts = uow.repository.accounts
+    accounts.lock_tenant(tenant_id)
+    old = _managed(uow, tenant_id, key_id, by)
+    now = datetime.now(UTC)
+    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+        raise Conflict(f"key {key_id} no longer works; create another one")
+    new = ApiKey(
+        tenant_id=tenant_id, name=old.name, role=old.role, expires_at=old.expires_at, profile_id=old.profile_id,
+        end_user=old.end_user,
+    )  # fmt: skip
+    secret = _store(uow, new)
+    end = now + overlap
+    old.expires_at = end if old.expires_at is None else min(old.expires_at, end)
+    uow.session.flush()
+    details = {"name": old.name, "by_key": str(new.id), "works_until": old.expires_at.isoformat()}
+    accounts.audit(tenant_id, _key_id(by), "key.rotate", "key", old.id, **details)
+    return new, secret
+
+
+def authenticate(uow: UnitOfWork, secret: str | None, address: str | None = None) -> Caller:
+    """The caller with a key. Raises: Unauthenticated: the key is missing, unknown, expired or revoked.
+
+    Args:
+        address: of the client, stored with the time of use.
+    """
     if not secret or len(secret) > 200:
         raise Unauthenticated
     key = uow.repository.accounts.key_by_digest(_digest(secret))
     if key is None:
         raise Unauthenticated
-    uow.repository.accounts.touch_key(key.id)
-    return Caller(key.id, key.tenant_id, key.role)
+    uow.repository.accounts.touch_key(key.id, address)
+    return Caller(key.id, key.tenant_id, key.role, key.profile_id, key.end_user)
 
 
 def list_keys(uow: UnitOfWork, tenant_id: UUID, cursor: str | None = None, limit: int = 50) -> Page[ApiKey]:
@@ -114,12 +167,11 @@ def list_keys(uow: UnitOfWork, tenant_id: UUID, cursor: str | None = None, limit
 def revoke_key(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, *, by: Caller | None = None) -> ApiKey:
     """Revokes a key at once; a repetition changes nothing.
 
-    Raises: NotFound. Conflict: the key is the caller's own and the tenant's last valid admin key.
+    Raises: NotFound. Forbidden: the key has more rights than the caller's. Conflict: the key is the caller's own and
+        the tenant's last valid admin key.
     """
     accounts = uow.repository.accounts
-    key = accounts.key(tenant_id, key_id)
-    if key is None:
-        raise NotFound("key", key_id)
+    key = _managed(uow, tenant_id, key_id, by)
     if key.revoked_at is None:
         accounts.lock_tenant(tenant_id)
         if by is not None and by.key_id == key_id and not accounts.other_admin_keys(tenant_id, key_id):
@@ -129,9 +181,37 @@ def revoke_key(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, *, by: Caller | N
     return key
 
 
+def looked_at(uow: UnitOfWork, caller: Caller, tenant_id: UUID | None, what: str) -> UUID:
+    """The tenant that an operator reads, which is the caller's own without another; the other's audit log notes it."""
+    if tenant_id is None or tenant_id == caller.tenant_id:
+        return caller.tenant_id
+    if uow.repository.accounts.tenant(tenant_id) is None:
+        raise NotFound("tenant", tenant_id)
+    uow.repository.accounts.audit(tenant_id, caller.key_id, "operator.read", "tenant", tenant_id, what=what)
+    return tenant_id
+
+
 def audit_entries(uow: UnitOfWork, tenant_id: UUID, cursor: str | None = None, limit: int = 50) -> Page[AuditEntry]:
     """The tenant's audit log, newest first."""
     return uow.repository.accounts.audit_entries(tenant_id, cursor, limit)
+
+
+def _managed(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, by: Caller | None) -> ApiKey:
+    """A key that the caller may change. Raises: NotFound, Forbidden."""
+    key = uow.repository.accounts.key(tenant_id, key_id)
+    if key is None:
+        raise NotFound("key", key_id)
+    if by is not None:
+        by.require(key.role)
+    return key
+
+
+def _store(uow: UnitOfWork, key: ApiKey) -> str:
+    """Gives a new key its secret, which is returned, and stores it."""
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    key.prefix, key.secret_sha256 = secret[:_SHOWN], _digest(secret)
+    uow.repository.accounts.add_key(key)
+    return secret
 
 
 def _digest(secret: str) -> bytes:

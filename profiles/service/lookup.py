@@ -15,8 +15,8 @@ from profiles.repository.fits import SIDES, NearestGroups, Neighbourhood, Stored
 from profiles.repository.resolution import Route, Target
 from profiles.service.aliases import DEFAULT_ALIAS
 from profiles.service.keys import Caller
-from profiles.service.profiles import not_ready, profile_ref
-from profiles.spec import check_end_user
+from profiles.service.profiles import not_ready
+from profiles.spec import check_end_user, profile_ref
 from profiles.uow import UnitOfWork
 from profiles.vectors import Vector
 
@@ -107,7 +107,7 @@ def pick_version(
         route = routes.by_number(caller.tenant_id, ref, version if 0 < version < 2**31 else 0)
     else:
         route = routes.by_alias(caller.tenant_id, ref, alias or DEFAULT_ALIAS)
-    if route is None:
+    if route is None or caller.profile_id not in (None, route.profile_id):
         raise NotFound("profile", profile)
     if version is not None and not route.targets:
         raise NotFound("version", f"{version} of profile {route.profile_name}")
@@ -153,6 +153,8 @@ def resolve_for_user(uow: UnitOfWork, caller: Caller, end_user: str) -> Resolved
     route = uow.repository.routes.of_user(caller.tenant_id, check_end_user(end_user), DEFAULT_ALIAS)
     if route is None:
         return None
+    if caller.profile_id not in (None, route.profile_id):
+        raise NotFound("profile of user", end_user)
     try:
         return _resolved(uow, route, end_user)
     except NoDefaultVersion:

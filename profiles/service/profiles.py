@@ -7,11 +7,10 @@ from uuid import UUID
 from sqlalchemy import func
 
 from profiles.errors import Conflict, InvalidSpec, NameTaken, NotFound, StillAssigned, VersionNotReady
-from profiles.models import FitQueryRow, JobStatus, Profile, ProfileVersion, VersionState
+from profiles.models import FitQueryRow, JobStatus, Profile, ProfileVersion, Role, VersionState
 from profiles.paging import Page
 from profiles.service.keys import Caller
-from profiles.spec import DESCRIPTION_LIMIT, check_name, check_text, parse_id
-from profiles.text import storable, unstorable
+from profiles.spec import DESCRIPTION_LIMIT, check_name, check_text, profile_ref
 from profiles.uow import UnitOfWork
 
 
@@ -21,8 +20,8 @@ def list_profiles(uow: UnitOfWork, caller: Caller, cursor: str | None = None, li
 
 
 def all_profiles(uow: UnitOfWork, caller: Caller, cursor: str | None = None, limit: int = 50) -> Page[Profile]:
-    """Live profiles of all tenants, newest first. Raises: Forbidden: not an admin."""
-    caller.require_admin()
+    """Live profiles of all tenants, newest first. Raises: Forbidden: not an operator."""
+    caller.require(Role.OPERATOR)
     return uow.repository.catalog.profiles(None, cursor, limit)
 
 
@@ -37,14 +36,6 @@ def get_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str, *, lock: b
     if row is None:
         raise NotFound("profile", profile)
     return row
-
-
-def profile_ref(profile: UUID | str) -> UUID | str:
-    """The id or name in a text. Raises: NotFound: it is neither."""
-    ref = profile if isinstance(profile, UUID) else parse_id(profile) or profile
-    if isinstance(ref, str) and unstorable(ref) is not None:
-        raise NotFound("profile", storable(ref))
-    return ref
 
 
 def update_profile(

@@ -22,9 +22,9 @@ from alignez_core.fit import FittedProfile
 from api.app import create_app
 from api.server import Server, server_config
 from api.settings import ApiSettings
-from profiles.service import Caller, create_key, create_tenant
+from profiles.service import Caller, KeySpec, create_key, create_tenant
 from profiles.settings import DatabaseSettings
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.api.fitting import Quality, finish_fit
 from tests.conftest import empty_tables
 
@@ -93,10 +93,10 @@ def _plain_logs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def sessions(real_sessions: SessionFactory) -> Iterator[SessionFactory]:
+def sessions(real_sessions: SessionFactory, owner_sessions: SessionFactory) -> Iterator[SessionFactory]:
     """Sessions that commit; the package leaves empty tables."""
     yield real_sessions
-    empty_tables(real_sessions)
+    empty_tables(owner_sessions)
 
 
 @pytest.fixture(scope="package")
@@ -127,9 +127,9 @@ def new_tenant(
     client: TestClient, sessions: SessionFactory, engine: FakeEngine, role: str = "member", name: str | None = None
 ) -> Tenant:
     """A tenant nobody else has, with one key."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         row = create_tenant(uow, name or f"tenant {next(_NUMBERS)} {time.time_ns()}")
-        key, secret = create_key(uow, row.id, role, "test")
+        key, secret = create_key(uow, row.id, KeySpec(role, "test"))
         caller = Caller(key.id, row.id, key.role)
     return Tenant(caller, secret, client, sessions, engine)
 
@@ -147,8 +147,8 @@ def stranger(client: TestClient, sessions: SessionFactory, engine: FakeEngine) -
 
 
 @pytest.fixture
-def admin(client: TestClient, sessions: SessionFactory, engine: FakeEngine) -> Tenant:
-    return new_tenant(client, sessions, engine, role="admin")
+def operator(client: TestClient, sessions: SessionFactory, engine: FakeEngine) -> Tenant:
+    return new_tenant(client, sessions, engine, role="operator")
 
 
 @contextmanager

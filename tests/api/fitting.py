@@ -32,7 +32,7 @@ from profiles.models import (
 )
 from profiles.service import StoredEdit
 from profiles.service.aliases import point_default
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.reports import make_report
 
 QUERIES = [f"What is a good way to {what}?" for what in ("cook", "sleep", "run", "read", "save", "rest", "sing", "sew")]
@@ -46,7 +46,7 @@ def finish_fit(
     sessions: SessionFactory, engine: Engine, version_id: UUID, quality: Quality = "good", judge: str = "self"
 ) -> FittedProfile:
     """Runs a made-up fit of a pending version and makes it ready; a good one as a worker would make it the default."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         version = uow.session.get_one(ProfileVersion, version_id)
         fitted = make_fit(engine, version.spec, quality)
         _publish(uow, version, fitted, judge)
@@ -91,7 +91,7 @@ def evaluate(
     sessions: SessionFactory, job_id: UUID, quality: Quality = "good", judge: str = "self", **report: Any
 ) -> None:
     """Ends an evaluation's job as a worker would."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         job = uow.session.get_one(Job, job_id)
         reasons = [] if quality == "good" else [WEAK]
         uow.repository.fits.add_evaluation(_evaluation(job, quality, reasons, {**make_report(judge=judge), **report}))
@@ -100,7 +100,7 @@ def evaluate(
 
 def end_job(sessions: SessionFactory, job_id: UUID, status: JobStatus, code: str) -> None:
     """Ends a job that did not succeed."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         uow.repository.jobs.finish(uow.session.get_one(Job, job_id), status, code, "as the test wants it")
 
 

@@ -16,8 +16,8 @@ from api.auth import Authenticator
 from api.metrics import Metrics
 from profiles.errors import Unauthenticated
 from profiles.models import ApiKey
-from profiles.service import create_key, revoke_key
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.service import KeySpec, create_key, revoke_key
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant, serving
 from tests.api.raw_http import raw_connection, read_reply
 
@@ -72,25 +72,25 @@ def test_the_scheme_is_case_insensitive(tenant: Tenant) -> None:
 
 
 @pytest.mark.parametrize("path", ["tenants", "keys", "audit", "usage", "profiles"])
-def test_members_are_kept_out_of_administration(tenant: Tenant, admin: Tenant, path: str) -> None:
+def test_members_are_kept_out_of_administration(tenant: Tenant, operator: Tenant, path: str) -> None:
     reply = tenant.get(f"/admin/{path}")
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "forbidden")
-    assert admin.get(f"/admin/{path}").status_code == 200
+    assert operator.get(f"/admin/{path}").status_code == 200
 
 
 def test_an_expired_key_is_refused(tenant: Tenant) -> None:
-    with UnitOfWork.open(tenant.sessions) as uow:
-        row, secret = create_key(uow, tenant.caller.tenant_id, "member", "short")
+    with UnitOfWork.open(tenant.sessions, PLATFORM) as uow:
+        row, secret = create_key(uow, tenant.caller.tenant_id, KeySpec("member", "short"))
         uow.session.get_one(ApiKey, row.id).expires_at = datetime.now(UTC) - timedelta(seconds=1)
     assert tenant.client.get("/v1/jobs", headers={"Authorization": f"Bearer {secret}"}).status_code == 401
 
 
-def test_a_key_revoked_here_stops_at_once(admin: Tenant) -> None:
-    made = admin.post("/admin/keys", json={"name": "brief"}).json()
+def test_a_key_revoked_here_stops_at_once(operator: Tenant) -> None:
+    made = operator.post("/admin/keys", json={"name": "brief"}).json()
     header = {"Authorization": f"Bearer {made['secret']}"}
-    assert admin.client.get("/v1/jobs", headers=header).status_code == 200
-    assert admin.delete(f"/admin/keys/{made['id']}").json()["revoked_at"]
-    assert admin.client.get("/v1/jobs", headers=header).status_code == 401
+    assert operator.client.get("/v1/jobs", headers=header).status_code == 200
+    assert operator.delete(f"/admin/keys/{made['id']}").json()["revoked_at"]
+    assert operator.client.get("/v1/jobs", headers=header).status_code == 401
 
 
 def test_a_key_revoked_elsewhere_stops_after_the_cache_time(tenant: Tenant) -> None:
@@ -98,8 +98,8 @@ def test_a_key_revoked_elsewhere_stops_after_the_cache_time(tenant: Tenant) -> N
     known = Authenticator(tenant.sessions, Metrics(), ttl_s=3.0, size=10, timer=lambda: now)
     header = tenant.headers["Authorization"]
     assert known.recall(header) is None
-    assert known.look_up(header) == known.recall(header) == tenant.caller
-    with UnitOfWork.open(tenant.sessions) as uow:
+    assert known.look_up(header, None) == known.recall(header) == tenant.caller
+    with UnitOfWork.open(tenant.sessions, PLATFORM) as uow:
         assert isinstance(tenant.caller.key_id, UUID)
         revoke_key(uow, tenant.caller.tenant_id, tenant.caller.key_id)
     now = 102.9
@@ -107,7 +107,7 @@ def test_a_key_revoked_elsewhere_stops_after_the_cache_time(tenant: Tenant) -> N
     now = 103.0
     assert known.recall(header) is None
     with pytest.raises(Unauthenticated):
-        known.look_up(header)
+        known.look_up(header, None)
 
 
 def test_generation_for_a_known_key_asks_the_database_nothing(

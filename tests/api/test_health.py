@@ -20,9 +20,9 @@ from api.app import create_app
 from api.settings import ApiSettings
 from cli.local_stack.postgres import PostgresServer
 from profiles import migrate
-from profiles.service import create_key, create_tenant
+from profiles.service import KeySpec, create_key, create_tenant
 from profiles.settings import DatabaseSettings
-from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork, make_session_factory
 from tests.api.conftest import Tenant, serving
 
 
@@ -47,10 +47,10 @@ def test_ready_when_everything_is_there(
         assert client.get("/ready").json()["status"] == "ready"
 
 
-def test_not_ready_behind_the_migrations(make_app: Any, sessions: SessionFactory) -> None:
+def test_not_ready_behind_the_migrations(make_app: Any, owner_sessions: SessionFactory) -> None:
     with TestClient(make_app(role="inference", engine=FakeEngine())) as client:
         assert client.get("/ready").status_code == 200
-        with sessions() as session, session.begin():
+        with owner_sessions() as session, session.begin():
             head = session.scalars(text("DELETE FROM alembic_version RETURNING version_num")).one()
         try:
             checks = client.get("/ready").json()["checks"]
@@ -58,7 +58,7 @@ def test_not_ready_behind_the_migrations(make_app: Any, sessions: SessionFactory
             assert not checks["migrations"]["ok"]
             assert "alignez migrate" in checks["migrations"]["detail"]
         finally:
-            with sessions() as session, session.begin():
+            with owner_sessions() as session, session.begin():
                 session.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": head})
 
 
@@ -89,11 +89,11 @@ def test_without_the_database_calls_get_503_and_the_process_recovers(tmp_path: P
     server = PostgresServer(tmp_path)
     server.start()
     try:
-        migrate.upgrade(server.url)
+        migrate.upgrade(server.owner_url)
         database = DatabaseSettings(database_url=server.url, connect_timeout_s=2, pool_timeout_s=2)
         sessions = make_session_factory(database)
-        with UnitOfWork.open(sessions) as uow:
-            secret = create_key(uow, create_tenant(uow, "t").id, "member", "k")[1]
+        with UnitOfWork.open(sessions, PLATFORM) as uow:
+            secret = create_key(uow, create_tenant(uow, "t").id, KeySpec("member", "k"))[1]
         header = {"Authorization": f"Bearer {secret}"}
         app = create_app(ApiSettings(auth_cache_s=60), engine=FakeEngine(), session_factory=sessions, database=database)
         chat = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
@@ -137,15 +137,15 @@ def frozen(server: PostgresServer) -> Iterator[None]:
 def test_a_database_that_hangs_is_given_up_and_serves_on_when_it_wakes(tmp_path: Path) -> None:
     with PostgresServer(tmp_path) as server:
         server.start()
-        migrate.upgrade(server.url)
+        migrate.upgrade(server.owner_url)
         # The shared timeout is far beyond what this test would wait for.
         database = DatabaseSettings(database_url=server.url, connect_timeout_s=1, pool_size=2, statement_timeout_s=300)
         settings = ApiSettings(auth_cache_s=60, statement_timeout_s=0.2, ready_timeout_s=0.5)
         app = create_app(settings, engine=FakeEngine(), database=database)
         sessions = app.state.services.sessions
         with TestClient(app) as client:
-            with UnitOfWork.open(sessions) as uow:
-                secret = create_key(uow, create_tenant(uow, "t").id, "member", "k")[1]
+            with UnitOfWork.open(sessions, PLATFORM) as uow:
+                secret = create_key(uow, create_tenant(uow, "t").id, KeySpec("member", "k"))[1]
             header = {"Authorization": f"Bearer {secret}"}
             assert client.get("/v1/jobs", headers=header).status_code == 200
             with frozen(server):

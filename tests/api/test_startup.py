@@ -23,7 +23,7 @@ from alignez_core.errors import RequestTooLarge
 from api.app import create_app
 from api.settings import ApiSettings
 from profiles.service import list_base_models
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant
 
 CONTROL = """
@@ -125,7 +125,7 @@ def test_the_served_model_is_registered_so_that_profiles_can_name_it(
     make_app: Any, sessions: SessionFactory, tenant: Tenant
 ) -> None:
     with TestClient(make_app(FakeEngine(name="brand-new"), model_name="served-as")):
-        with UnitOfWork.open(sessions) as uow:
+        with UnitOfWork.open(sessions, PLATFORM) as uow:
             names = [row.name for row in list_base_models(uow)]
         assert "served-as" in names
 

@@ -17,7 +17,7 @@ from api.app import create_app
 from api.settings import ApiSettings
 from profiles.models import Job
 from profiles.settings import DatabaseSettings
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from telemetry.tracing import Tracing
 from tests.api.conftest import Tenant, new_tenant
 
@@ -123,7 +123,7 @@ def test_a_profile_s_job_keeps_the_request_that_asked_for_it(
     reply = traced.post("/v1/profiles", json=body, headers=headers).json()
     assert reply["job"]["request_id"] == "req-of-the-caller"
     assert traced.get(f"/v1/jobs/{reply['job']['id']}").json()["request_id"] == "req-of-the-caller"
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         (traceparent,) = uow.session.scalars(select(Job.traceparent).where(Job.id == reply["job"]["id"]))
     request = spans()["POST /v1/profiles"]
     assert traceparent == f"00-{TRACE}-{own_id(request):016x}-01"

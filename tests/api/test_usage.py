@@ -18,19 +18,19 @@ from alignez_core.engines.fake.engine import FakeEngine
 from api.usage import UsageMeter
 from profiles.errors import DatabaseUnavailable
 from profiles.service import UsageCount, record_usage, usage_since
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant, serving
 
 Row = tuple[str | None, int, int, int]
 
 
 @pytest.fixture
-def used(app: FastAPI, admin: Tenant) -> Callable[[Tenant], list[Row]]:
+def used(app: FastAPI, operator: Tenant) -> Callable[[Tenant], list[Row]]:
     """(profile id, requests, prompt tokens, completion tokens) of a tenant, as administrators see them."""
 
     def read(tenant: Tenant) -> list[Row]:
         app.state.services.usage.flush()
-        reply = admin.get("/admin/usage", params={"tenant": str(tenant.caller.tenant_id)})
+        reply = operator.get("/admin/usage", params={"tenant": str(tenant.caller.tenant_id)})
         assert reply.status_code == 200, reply.text
         rows = reply.json()["data"]
         assert {row["day"] for row in rows} <= {str(datetime.now(UTC).date())}
@@ -105,7 +105,7 @@ def test_a_client_that_leaves_pays_for_what_was_made(
                 next(lines)
         assert counted.wait(5)
     # Shutting down flushed it, long before the interval was over.
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         [row] = usage_since(uow, tenant.caller.tenant_id).rows
     assert row.requests == 1
     assert 0 < row.completion_tokens < 400
@@ -119,7 +119,7 @@ def test_counts_reach_the_database_by_themselves(make_app: Any, tenant: Tenant, 
         rows: list[Any] = []
         while not rows and time.monotonic() < deadline:
             time.sleep(0.02)
-            with UnitOfWork.open(sessions) as uow:
+            with UnitOfWork.open(sessions, PLATFORM) as uow:
                 rows = usage_since(uow, tenant.caller.tenant_id).rows
     assert [row.requests for row in rows] == [1]
 
@@ -138,7 +138,7 @@ def test_while_the_database_is_away_counts_are_kept(
     meter.count(tenant.caller.tenant_id, None, 1, 1)
     assert meter.flush()
     assert meter.flush()  # nothing is added twice
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         [row] = usage_since(uow, tenant.caller.tenant_id).rows
     assert (row.requests, row.prompt_tokens, row.completion_tokens) == (2, 6, 8)
 
@@ -149,31 +149,31 @@ def test_what_the_database_will_never_take_does_not_stop_the_rest(tenant: Tenant
     assert meter.flush()
     meter.count(tenant.caller.tenant_id, None, 1, 1)
     assert meter.flush()
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         assert len(usage_since(uow, tenant.caller.tenant_id).rows) == 1
 
 
-def test_usage_is_filtered_by_day_and_paged(admin: Tenant, sessions: SessionFactory) -> None:
+def test_usage_is_filtered_by_day_and_paged(operator: Tenant, sessions: SessionFactory) -> None:
     today = datetime.now(UTC).date()
     days = [today - timedelta(days=n) for n in range(5)]
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         for day in reversed(days):
-            record_usage(uow, [UsageCount(admin.caller.tenant_id, day, None, 1, 2, 3)])
+            record_usage(uow, [UsageCount(operator.caller.tenant_id, day, None, 1, 2, 3)])
 
-    first = admin.get("/admin/usage", params={"since": str(days[2]), "limit": 2}).json()
-    rest = admin.get("/admin/usage", params={"since": str(days[2]), "limit": 2, "cursor": first["next"]}).json()
+    first = operator.get("/admin/usage", params={"since": str(days[2]), "limit": 2}).json()
+    rest = operator.get("/admin/usage", params={"since": str(days[2]), "limit": 2, "cursor": first["next"]}).json()
     assert [row["day"] for row in first["data"] + rest["data"]] == [str(day) for day in days[:3]]
     assert rest["next"] is None
-    assert len(admin.get("/admin/usage").json()["data"]) == 5
-    assert admin.get("/admin/usage", params={"since": "yesterday"}).status_code == 422
+    assert len(operator.get("/admin/usage").json()["data"]) == 5
+    assert operator.get("/admin/usage", params={"since": "yesterday"}).status_code == 422
 
 
-def test_more_rows_than_one_statement_takes_are_recorded(admin: Tenant, sessions: SessionFactory) -> None:
+def test_more_rows_than_one_statement_takes_are_recorded(operator: Tenant, sessions: SessionFactory) -> None:
     first = datetime(2000, 1, 1, tzinfo=UTC).date()
-    counts = [UsageCount(admin.caller.tenant_id, first + timedelta(days=n), None, 1, 1, 1) for n in range(2500)]
+    counts = [UsageCount(operator.caller.tenant_id, first + timedelta(days=n), None, 1, 1, 1) for n in range(2500)]
     for _ in range(2):
-        with UnitOfWork.open(sessions) as uow:
+        with UnitOfWork.open(sessions, PLATFORM) as uow:
             record_usage(uow, counts)
-    with UnitOfWork.open(sessions) as uow:
-        rows = usage_since(uow, admin.caller.tenant_id, first + timedelta(days=2499)).rows
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
+        rows = usage_since(uow, operator.caller.tenant_id, first + timedelta(days=2499)).rows
     assert [row.requests for row in rows] == [2]

@@ -101,6 +101,7 @@ KEY = {
     "revoked_at": None,
     "expires_at": None,
     "last_used_at": None,
+    "last_used_from": None,
 }
 ASSIGNMENT = {"user": "ada", "profile": {"id": "p-1", "name": "cheerful"}, "alias": None, "version": 1}
 ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
@@ -159,11 +160,12 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
         {"columns": [{"name": "base", "text": "Walk."}, {"name": "cheerful", "text": "Yay, walk!"}]},
     ),
     ("POST", "/v1/chat/completions"): (200, {"choices": [{"message": {"content": "Hello"}}]}),
-    ("GET", "/admin/usage"): (200, {"data": [USAGE], "next": None}),
-    ("GET", "/admin/audit"): (200, {"data": [ACT], "next": None}),
-    ("GET", "/admin/keys"): (200, {"data": [KEY], "next": None}),
-    ("POST", "/admin/keys"): (201, {**KEY, "secret": "az_secret"}),
-    ("DELETE", "/admin/keys/k-1"): (200, KEY),
+    ("GET", "/v1/usage"): (200, {"data": [USAGE], "next": None}),
+    ("GET", "/v1/audit"): (200, {"data": [ACT], "next": None}),
+    ("GET", "/v1/keys"): (200, {"data": [KEY], "next": None}),
+    ("POST", "/v1/keys"): (201, {**KEY, "secret": "az_secret"}),
+    ("DELETE", "/v1/keys/k-1"): (200, KEY),
+    ("POST", "/v1/keys/k-1/rotate"): (201, {**KEY, "secret": "az_secret"}),
     ("PUT", "/v1/users/ada/profile"): (200, ASSIGNMENT),
     ("GET", "/v1/users/ada/profile"): (200, ASSIGNMENT),
     ("DELETE", "/v1/users/ada/profile"): (204, ""),

@@ -84,7 +84,7 @@ def refusal(status: int, **error: Any) -> Callable[[httpx.Request], httpx.Respon
     ("status", "error", "says"),
     [
         (401, {"message": "no"}, "the key was refused: pass --key or set ALIGNEZ_KEY"),
-        (403, {"message": "members may not"}, "members may not; this needs an admin key"),
+        (403, {"message": "members may not"}, "members may not; use a key of that role"),
         (503, {"message": "too busy"}, "too busy; try again in 7 s"),
         (404, {"message": "job x does not exist", "details": {"kind": "job", "ref": "x"}}, "^job x does not exist$"),
         (422, {"message": "must be text", "details": {"field": "queries.0"}}, "^queries.0: must be text$"),

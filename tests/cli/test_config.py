@@ -16,8 +16,8 @@ from cli.main import app
 @pytest.fixture
 def running(tmp_path: Path) -> Path:
     """The data directory of a stack."""
-    (tmp_path / "admin.key").write_text("az_local\n")
-    RunInfo("http://127.0.0.1:4567", str(tmp_path / "admin.key"), "http://127.0.0.1:4568/metrics", {"api": 1}).write(
+    (tmp_path / "operator.key").write_text("az_local\n")
+    RunInfo("http://127.0.0.1:4567", str(tmp_path / "operator.key"), "http://127.0.0.1:4568/metrics", {"api": 1}).write(
         tmp_path
     )
     return tmp_path
@@ -73,7 +73,7 @@ def test_the_data_directory_follows_the_environment(monkeypatch: pytest.MonkeyPa
 
 
 def test_env_prints_lines_for_a_shell_and_ignores_an_earlier_stack(tmp_path: Path) -> None:
-    key_file = tmp_path / "admin.key"
+    key_file = tmp_path / "operator.key"
     key_file.write_text("az_it's\n", encoding="utf-8")
     RunInfo("http://127.0.0.1:4321", str(key_file), "").write(tmp_path)
     result = CliRunner().invoke(app, ["--data-dir", str(tmp_path), "env"], env={"ALIGNEZ_URL": "http://old:1"})

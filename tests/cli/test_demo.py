@@ -52,7 +52,7 @@ class FakeStack:
 
 @pytest.fixture(autouse=True)
 def _stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    key = tmp_path / "admin.key"
+    key = tmp_path / "operator.key"
     key.write_text("good")
     version = {**VERSION, "quality": "weak", "quality_reasons": ["answers repeat themselves"]}
     monkeypatch.setitem(ANSWERS, ("GET", PATH), (200, version))

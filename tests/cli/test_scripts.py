@@ -47,6 +47,7 @@ COMMANDS = (
     ["keys", "create", "app"],
     ["keys", "list"],
     ["keys", "revoke", "k-1"],
+    ["keys", "rotate", "k-1"],
 )
 #: Their answers need a stack, a database or a broker; `promote` is refused by the fake server, below.
 OTHERS = {

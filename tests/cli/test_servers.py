@@ -15,6 +15,7 @@ import psutil
 import psycopg
 import pytest
 import redis
+from sqlalchemy import make_url
 
 from cli.errors import AlreadyRunning, MissingWheel, StackError
 from cli.local_stack import broker, postgres
@@ -40,41 +41,59 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 def test_postgres_keeps_data_port_and_password_over_a_restart_and_has_pgvector(tmp_path: Path) -> None:
     server = PostgresServer(tmp_path)
     url = server.start()
-    query(url, "CREATE EXTENSION vector")
-    query(url, "CREATE TABLE kept (v vector(3))")
-    query(url, "INSERT INTO kept VALUES ('[1,2,3]')")
+    owner_url = server.owner_url
+    query(owner_url, "CREATE EXTENSION vector")
+    query(owner_url, "CREATE TABLE kept (v vector(3))")
+    query(owner_url, "INSERT INTO kept VALUES ('[1,2,3]')")
+    query(owner_url, "GRANT SELECT ON kept TO alignez_app")
     assert str(query(url, "SHOW server_version")).startswith("16.")
     assert query(url, "SHOW fsync") == "on"
     server.stop()
     assert server.pid is None
     with PostgresServer(tmp_path) as again:
-        assert again.url == url
+        assert (again.url, again.owner_url) == (url, owner_url)
         assert query(url, "SELECT v::text FROM kept") == "[1,2,3]"
+
+
+def test_processes_connect_to_postgres_as_a_role_without_rights_of_its_own(tmp_path: Path) -> None:
+    rights = (
+        "SELECT rolsuper OR rolbypassrls OR rolcreatedb OR rolcreaterole FROM pg_roles WHERE rolname = current_user"
+    )
+    with PostgresServer(tmp_path) as server:
+        assert query(server.url, "SELECT current_user") == "alignez_app"
+        assert query(server.url, rights) is False
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            query(server.url, "CREATE TABLE own (n int)")
+    (tmp_path / "app.password").unlink()
+    with PostgresServer(tmp_path) as server:  # a lost password is replaced
+        assert query(server.url, "SELECT current_user") == "alignez_app"
 
 
 def test_secrets_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     with PostgresServer(tmp_path / "postgres"), RedisServer(tmp_path / "broker"):
-        for name in ("postgres/password", "broker/password", "broker/redis.conf"):
+        for name in ("postgres/password", "postgres/app.password", "broker/password", "broker/redis.conf"):
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600, name
         assert stat.S_IMODE((tmp_path / "postgres/cluster").stat().st_mode) == 0o700
 
 
 def test_postgres_asks_for_the_password(tmp_path: Path) -> None:
     with PostgresServer(tmp_path) as server:
-        wrong = server.url.replace(":" + (tmp_path / "password").read_text().strip() + "@", ":wrong@")
-        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-            query(wrong, "SELECT 1")
+        for url in (server.url, server.owner_url):
+            wrong = make_url(url).set(password="wrong").render_as_string(hide_password=False)
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                query(wrong, "SELECT 1")
 
 
 def test_a_killed_postgres_starts_again_on_the_same_url_with_its_committed_data(tmp_path: Path) -> None:
     with PostgresServer(tmp_path) as server:
-        url = server.url
+        url = server.owner_url
         query(url, "CREATE TABLE kept (n int)")
         query(url, "INSERT INTO kept VALUES (7)")
         assert server.pid is not None
         os.kill(server.pid, signal.SIGKILL)
         wait_until(lambda: server.pid is None)
-        assert server.start() == url
+        server.start()
+        assert server.owner_url == url
         assert query(url, "SELECT n FROM kept") == 7
 
 

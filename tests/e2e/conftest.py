@@ -17,8 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from profiles.service import create_key, create_tenant
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.service import KeySpec, create_key, create_tenant
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.worker.processes import wait_for
 
 _ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ class Up:
 
     @property
     def key(self) -> str:
-        return Path(self.run["admin_key_file"]).read_text().strip()
+        return Path(self.run["key_file"]).read_text().strip()
 
     def client(self) -> httpx.Client:
         return httpx.Client(
@@ -157,6 +157,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 @pytest.fixture
 def headers(committed: SessionFactory) -> dict[str, str]:
     """Of a tenant's requests, on the test session's database."""
-    with UnitOfWork.open(committed) as uow:
-        _, secret = create_key(uow, create_tenant(uow, f"tenant {time.time_ns()}").id, "member", "test")
+    with UnitOfWork.open(committed, PLATFORM) as uow:
+        _, secret = create_key(uow, create_tenant(uow, f"tenant {time.time_ns()}").id, KeySpec("member", "test"))
     return {"Authorization": f"Bearer {secret}"}

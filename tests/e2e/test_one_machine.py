@@ -31,7 +31,7 @@ QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "How d
 def test_run_json_names_the_url_the_key_and_every_process(stack: Up) -> None:
     run = stack.run
     assert run["url"].startswith("http://127.0.0.1:")
-    assert Path(run["admin_key_file"]).stat().st_mode & 0o077 == 0
+    assert Path(run["key_file"]).stat().st_mode & 0o077 == 0
     assert set(run["pids"]) >= ROLES
     assert all(psutil.pid_exists(pid) for pid in run["pids"].values())
 

@@ -16,6 +16,7 @@ from bench.processes import Processes, Running
 from cli.local_stack.broker import RedisServer
 from profiles.models import Job, JobEvent, JobStatus
 from profiles.uow import SessionFactory
+from tests.conftest import all_rows
 from tests.e2e.replicas import Balancer, Load, replicas_of, small_profile
 from tests.worker.processes import model_process, wait_for
 
@@ -65,7 +66,7 @@ def start_all(replicas: Processes, headers: dict[str, str]) -> tuple[dict[str, l
 def is_at_work(sessions: SessionFactory, worker: Running) -> bool:
     """Whether a fit runs on it now."""
     name = f"%:{model_process(worker.process).pid}"
-    with sessions() as session:
+    with all_rows(sessions) as session:
         statement = select(Job.id).where(Job.status == JobStatus.RUNNING, Job.worker.like(name))
         return session.scalars(statement).first() is not None
 
@@ -105,12 +106,12 @@ def test_nothing_is_lost_when_every_process_is_replaced_under_load(
             assert load.done[kind, phase] > 0, f"no {kind} while {phase}"
 
     def unfinished() -> int:
-        with committed() as session:
+        with all_rows(committed) as session:
             statement = select(Job.status).where(Job.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]))
             return len(session.scalars(statement).all())
 
     wait_for(lambda: unfinished() == 0, 240, "the end of all jobs")
-    with committed() as session:
+    with all_rows(committed) as session:
         found = {str(id_): status for id_, status in session.execute(select(Job.id, Job.status))}
         ends = Counter(str(id_) for id_ in session.scalars(select(JobEvent.job_id).where(JobEvent.kind == "succeeded")))
     assert {found[job] for job in load.jobs} == {JobStatus.SUCCEEDED}

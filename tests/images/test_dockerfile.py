@@ -246,7 +246,7 @@ def test_the_control_image_does_what_its_pods_do(
     control_image: Path, postgres: PostgresServer, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """Migration, then API and relay, with an empty database and a broker."""
-    server = postgres.url.replace("+psycopg", "")
+    server = postgres.owner_url.replace("+psycopg", "")
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute("CREATE DATABASE image")
     port, ready_file = _free_port(), tmp_path / "ready"
@@ -257,13 +257,14 @@ def test_the_control_image_does_what_its_pods_do(
     }
     with contextlib.ExitStack() as stack:
 
-        def start(*command: str) -> subprocess.Popen[bytes]:
-            return stack.enter_context(_process(command, tmp_path, environment))
+        def start(*command: str, **more: str) -> subprocess.Popen[bytes]:
+            return stack.enter_context(_process(command, tmp_path, environment | more))
 
         api = start("alignez", "api")
         _until(lambda: _status(port, "/health") == 200, api)
         assert _status(port, "/ready") == 503, "not migrated yet"
-        assert start("alignez", "migrate").wait(60) == 0
+        owner = {"ALIGNEZ_DATABASE_URL": f"{postgres.owner_url.rpartition('/')[0]}/image"}
+        assert start("alignez", "migrate", **owner).wait(60) == 0
         _until(lambda: _status(port, "/ready") == 200, api)
         relay = start("alignez", "relay", "--ready-file", str(ready_file))
         _until(ready_file.exists, relay)

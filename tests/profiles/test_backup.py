@@ -17,7 +17,7 @@ from profiles import migrate
 from profiles.fitting import claims as jobs
 from profiles.models import JobStatus
 from profiles.service import get_job, load_active, nearest_representations
-from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork, make_session_factory
 from tests.factories import Factory, make_content
 
 
@@ -27,20 +27,20 @@ def run(tool: str, url: str, *arguments: str) -> None:
 
 
 @pytest.fixture
-def empty_database(postgres_url: str) -> Iterator[str]:
+def empty_database(owner_url: str) -> Iterator[str]:
     """Another database of the same server, without anything in it."""
-    engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    engine = create_engine(owner_url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text("CREATE DATABASE restored TEMPLATE template0"))
-        yield make_url(postgres_url).set(database="restored").render_as_string(hide_password=False)
+        yield make_url(owner_url).set(database="restored").render_as_string(hide_password=False)
         connection.execute(text("DROP DATABASE restored WITH (FORCE)"))
     engine.dispose()
 
 
 def test_a_restored_dump_serves_the_same_profiles_and_goes_on_with_the_jobs(
-    committed: SessionFactory, postgres_url: str, empty_database: str, tmp_path: Path
+    committed: SessionFactory, postgres_url: str, owner_url: str, empty_database: str, tmp_path: Path
 ) -> None:
-    with UnitOfWork.open(committed) as uow:
+    with UnitOfWork.open(committed, PLATFORM) as uow:
         make = Factory(uow)
         caller = make.caller()
         content = make_content()
@@ -51,12 +51,12 @@ def test_a_restored_dump_serves_the_same_profiles_and_goes_on_with_the_jobs(
         make.claimed(running, lease_s=0.001)
 
     dump = tmp_path / "alignez.dump"
-    run("pg_dump", postgres_url, "-Fc", "-f", str(dump))
+    run("pg_dump", owner_url, "-Fc", "-f", str(dump))
     run("pg_restore", empty_database, "--exit-on-error", str(dump))
     assert migrate.upgrade(empty_database)
 
-    restored = make_session_factory(empty_database)
-    with UnitOfWork.open(restored) as uow:
+    restored = make_session_factory(make_url(postgres_url).set(database="restored").render_as_string(False))
+    with UnitOfWork.open(restored, PLATFORM) as uow:
         again = load_active(uow, version.id)
         for name in ("u", "v", "c"):
             assert np.array_equal(getattr(again.edits[0], name), getattr(active.edits[0], name))
@@ -67,6 +67,6 @@ def test_a_restored_dump_serves_the_same_profiles_and_goes_on_with_the_jobs(
         assert np.array_equal(found.help, near.help)
         assert jobs.sweep(uow, 20.0) == (1, 0)
         assert get_job(uow, caller, running.job.id).status is JobStatus.QUEUED
-    with pytest.raises(IntegrityError, match="immutable"), UnitOfWork.open(restored) as uow:
+    with pytest.raises(IntegrityError, match="immutable"), UnitOfWork.open(restored, PLATFORM) as uow:
         uow.session.execute(text("DELETE FROM profile_versions WHERE state = 'ready'"))
     restored.kw["bind"].dispose()

@@ -38,14 +38,15 @@ from profiles.service import (
     job_events,
     list_jobs,
 )
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
+from tests.conftest import all_rows
 from tests.factories import Factory, fitted, make_content, publish_content, query_row, save_content
 
 EXPIRED = -1.0  #: a lease that ends before it begins
 
 
 def queued_job(sessions: SessionFactory) -> UUID:
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         make = Factory(uow)
         return make.fit(make.caller()).job.id
 
@@ -67,7 +68,7 @@ class TestClaim:
 
         def take(worker: int) -> jobs.Claim | None:
             start.wait()
-            with UnitOfWork.open(committed) as uow:
+            with UnitOfWork.open(committed, PLATFORM) as uow:
                 return jobs.claim(uow, job_id, f"worker-{worker}", 60.0)
 
         with ThreadPoolExecutor(8) as pool:
@@ -81,10 +82,11 @@ class TestClaim:
         job_id = queued_job(committed)
 
         def take() -> jobs.Claim | None:
-            with UnitOfWork.open(committed) as uow:
+            with UnitOfWork.open(committed, PLATFORM) as uow:
                 return jobs.claim(uow, job_id, "second", 60.0)
 
-        with ThreadPoolExecutor(1) as pool, committed() as session, session.begin() as transaction:
+        with ThreadPoolExecutor(1) as pool, all_rows(committed) as session:
+            transaction = session.get_transaction() or pytest.fail("there is none")
             assert Repository(session).jobs.claim(job_id, "first", 60.0)
             second = pool.submit(take)
             wait_until_blocked(committed)
@@ -382,7 +384,7 @@ def wait_until_blocked(sessions: SessionFactory) -> None:
     """Until some session of this database waits for a lock of another one."""
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     for _ in range(1000):
-        with sessions() as session:
+        with all_rows(sessions) as session:
             if session.scalars(waiting).one():
                 return
         threading.Event().wait(0.005)

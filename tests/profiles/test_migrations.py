@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from alembic import command
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -19,18 +19,26 @@ from profiles import migrate
 from profiles.errors import DatabaseUnavailable
 from profiles.models import Base, ProfileVersion, VersionState
 from profiles.service import archive_version, authenticate
-from profiles.uow import UnitOfWork, make_session_factory
+from profiles.uow import PLATFORM, UnitOfWork, make_session_factory
 from tests.factories import Factory
+
+
+@pytest.fixture(scope="module")
+def postgres_engine(owner_url: str) -> Iterator[Engine]:
+    """As the tables' owner, who has every right: what is refused here is refused to everybody."""
+    engine = create_engine(owner_url)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
 def empty_url(postgres: PostgresServer) -> Iterator[str]:
     """URL of a new database on the session's server, without any table."""
     name = f"empty_{uuid.uuid4().hex[:8]}"
-    admin = postgres.url.replace("+psycopg", "")
+    admin = postgres.owner_url.replace("+psycopg", "")
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    yield f"{postgres.url.rsplit('/', 1)[0]}/{name}"
+    yield f"{postgres.owner_url.rsplit('/', 1)[0]}/{name}"
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -44,12 +52,12 @@ def tables(url: str) -> set[str]:
 
 
 def head_reached(url: str) -> bool:
-    sessions = make_session_factory(url)
+    engine = create_engine(url)
     try:
-        with sessions() as session:
+        with Session(engine) as session:
             return migrate.serves_this_release(session)
     finally:
-        sessions.kw["bind"].dispose()
+        engine.dispose()
 
 
 def set_revision(url: str, revision: str) -> None:
@@ -116,7 +124,7 @@ def test_downgrade_removes_all_and_upgrade_brings_it_back(empty_url: str) -> Non
 
 def test_a_database_that_is_not_migrated_says_so(empty_url: str) -> None:
     sessions = make_session_factory(empty_url)
-    with pytest.raises(DatabaseUnavailable, match="alignez migrate"), UnitOfWork.open(sessions) as uow:
+    with pytest.raises(DatabaseUnavailable, match="alignez migrate"), UnitOfWork.open(sessions, PLATFORM) as uow:
         authenticate(uow, "az_anything")
     sessions.kw["bind"].dispose()
 

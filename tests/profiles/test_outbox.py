@@ -19,8 +19,9 @@ from profiles.fitting import claims as jobs
 from profiles.models import Job, JobStatus, OutboxMessage
 from profiles.repository.jobs import Backlog
 from profiles.service import cancel_job
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from telemetry.tracing import Origin, TracingSettings, start_tracing
+from tests.conftest import all_rows
 from tests.factories import Factory
 from tests.fakes import InMemoryQueue
 
@@ -30,31 +31,31 @@ Start = Callable[..., Relay]
 
 def ask(sessions: SessionFactory, count: int = 1) -> list[UUID]:
     """Queued jobs of one tenant."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         make = Factory(uow)
         caller = make.caller()
         return [make.fit(caller).job.id for _ in range(count)]
 
 
 def waiting(sessions: SessionFactory) -> list[UUID]:
-    with sessions() as session:
+    with all_rows(sessions) as session:
         return list(session.scalars(select(OutboxMessage.job_id).order_by(OutboxMessage.id)))
 
 
 def job_of(sessions: SessionFactory, job_id: UUID) -> Job:
-    with sessions() as session:
+    with all_rows(sessions) as session:
         return session.get_one(Job, job_id)
 
 
 def pass_time(sessions: SessionFactory, seconds: float) -> None:
     """As far as the jobs can tell."""
-    with sessions() as session, session.begin():
+    with all_rows(sessions) as session:
         ago = timedelta(seconds=seconds)
         session.execute(update(Job).values(sent_at=Job.sent_at - ago, lease_until=Job.lease_until - ago))
 
 
 def sweep(sessions: SessionFactory, **options: int) -> tuple[int, int]:
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         return jobs.sweep(uow, RESEND_S, **options)
 
 
@@ -99,12 +100,12 @@ class Notes:
 
 def test_the_backlog_counts_what_waits_and_how_long(committed: SessionFactory) -> None:
     def backlog() -> Backlog:
-        with UnitOfWork.open(committed) as uow:
+        with UnitOfWork.open(committed, PLATFORM) as uow:
             return uow.repository.jobs.backlog()
 
     assert backlog() == Backlog(0, 0.0, 0, 0.0, 0)
     first, *_ = ask(committed, 3)
-    with committed() as session, session.begin():
+    with all_rows(committed) as session:
         ago = timedelta(seconds=100)
         session.execute(update(Job).where(Job.id == first).values(created_at=Job.created_at - ago))
         session.execute(
@@ -115,12 +116,12 @@ def test_the_backlog_counts_what_waits_and_how_long(committed: SessionFactory) -
     assert 100 <= found.oldest_due_s < 160
     assert 100 <= found.oldest_message_s < 160
     relay_once(committed, InMemoryQueue())
-    with UnitOfWork.open(committed) as uow:
+    with UnitOfWork.open(committed, PLATFORM) as uow:
         assert jobs.claim(uow, first, "worker", 30.0) is not None
     found = backlog()
     assert (found.messages, found.oldest_message_s, found.queued, found.running) == (0, 0.0, 2, 1)
     assert found.oldest_due_s < 60
-    with committed() as session, session.begin():  # neither is due
+    with all_rows(committed) as session:  # neither is due
         session.execute(update(Job).where(Job.status == "queued").values(run_after=func.now() + timedelta(hours=1)))
     assert backlog().oldest_due_s == 0.0
 
@@ -137,7 +138,7 @@ class TestRequest:
 
     def test_a_rolled_back_request_leaves_neither(self, committed: SessionFactory) -> None:
         def ask_and_fail() -> None:
-            with UnitOfWork.open(committed) as uow:
+            with UnitOfWork.open(committed, PLATFORM) as uow:
                 make = Factory(uow)
                 make.fit(make.caller())
                 raise ZeroDivisionError
@@ -145,12 +146,12 @@ class TestRequest:
         with pytest.raises(ZeroDivisionError):
             ask_and_fail()
         assert waiting(committed) == []
-        with committed() as session:
+        with all_rows(committed) as session:
             assert session.scalars(select(func.count()).select_from(Job)).one() == 0
 
     def test_nothing_is_sent_before_the_commit(self, committed: SessionFactory) -> None:
         queue = InMemoryQueue()
-        with UnitOfWork.open(committed) as uow:
+        with UnitOfWork.open(committed, PLATFORM) as uow:
             make = Factory(uow)
             make.fit(make.caller())
             assert relay_once(committed, queue) == 0
@@ -223,11 +224,11 @@ class TestRelayOnce:
         assert dying.published == queue.published == [job_id]
 
     def test_a_cancelled_jobs_message_is_not_sent(self, committed: SessionFactory) -> None:
-        with UnitOfWork.open(committed) as uow:
+        with UnitOfWork.open(committed, PLATFORM) as uow:
             make = Factory(uow)
             caller = make.caller()
             job_id = make.fit(caller).job.id
-        with UnitOfWork.open(committed) as uow:
+        with UnitOfWork.open(committed, PLATFORM) as uow:
             cancel_job(uow, caller, job_id)
         assert relay_once(committed, InMemoryQueue()) == 0
 
@@ -255,7 +256,7 @@ class TestSweep:
 
     def test_an_emptied_outbox_is_filled_again(self, committed: SessionFactory) -> None:
         [job_id] = ask(committed)
-        with committed() as session, session.begin():
+        with all_rows(committed) as session:
             session.query(OutboxMessage).delete()
         assert sweep(committed) == (0, 1)
         assert waiting(committed) == [job_id]
@@ -268,7 +269,7 @@ class TestSweep:
     def test_a_lost_workers_job_is_queued_and_sent_at_once(self, committed: SessionFactory) -> None:
         [job_id], queue = ask(committed), InMemoryQueue()
         relay_once(committed, queue)
-        with UnitOfWork.open(committed) as uow:
+        with UnitOfWork.open(committed, PLATFORM) as uow:
             assert jobs.claim(uow, job_id, "worker-1", 30.0)
         assert sweep(committed) == (0, 0)
         pass_time(committed, 31)
@@ -280,7 +281,7 @@ class TestSweep:
     def test_a_job_whose_workers_are_lost_again_and_again_fails(self, committed: SessionFactory) -> None:
         [job_id] = ask(committed)
         for _ in range(3):
-            with UnitOfWork.open(committed) as uow:
+            with UnitOfWork.open(committed, PLATFORM) as uow:
                 assert jobs.claim(uow, job_id, "worker-1", 30.0)
             pass_time(committed, 31)
             sweep(committed, max_failures=3)
@@ -291,12 +292,12 @@ class TestSweep:
     def test_a_pausing_job_is_sent_when_its_pause_is_over(self, committed: SessionFactory) -> None:
         [job_id], queue = ask(committed), InMemoryQueue()
         relay_once(committed, queue)
-        with UnitOfWork.open(committed) as uow:
+        with UnitOfWork.open(committed, PLATFORM) as uow:
             claim = jobs.claim(uow, job_id, "worker-1", 30.0)
             assert claim is not None
             jobs.fail(uow, claim, "out_of_memory", "no memory", retryable=True)
         assert sweep(committed) == (0, 0)
-        with committed() as session, session.begin():
+        with all_rows(committed) as session:
             session.execute(update(Job).values(run_after=Job.run_after - timedelta(seconds=10)))
         assert sweep(committed) == (0, 1)
 
@@ -362,7 +363,7 @@ def test_a_sent_message_is_a_span_in_its_request_s_trace(committed: SessionFacto
     spans = InMemorySpanExporter()
     tracing = start_tracing("relay", TracingSettings(), spans)
     origin = Origin("req_1", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-    with UnitOfWork.open(committed) as uow:
+    with UnitOfWork.open(committed, PLATFORM) as uow:
         factory = Factory(uow)
         traced = factory.fit(factory.caller(), origin=origin).job.id
         factory.fit(factory.caller())

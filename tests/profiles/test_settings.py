@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from profiles.delivery.celery_queue import broker_configuration
 from profiles.settings import DatabaseSettings, read_settings
-from profiles.uow import UnitOfWork, make_session_factory
+from profiles.uow import PLATFORM, UnitOfWork, make_session_factory
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
@@ -50,7 +50,7 @@ def test_options_of_the_url_are_kept_beside_our_own(postgres_url: str) -> None:
     given = "options=-c%20search_path%3Dpg_catalog%20-c%20timezone%3DAsia/Tokyo"
     sessions = make_session_factory(f"{postgres_url}?{given}&application_name=shown&connect_timeout=7")
     try:
-        with UnitOfWork.open(sessions) as uow:
+        with UnitOfWork.open(sessions, PLATFORM) as uow:
             shown = {
                 name: uow.session.scalar(text(f"SHOW {name}"))
                 for name in ("search_path", "timezone", "statement_timeout", "application_name")

@@ -7,7 +7,7 @@ from uuid import UUID
 from profiles.fitting import claims
 from profiles.models import JobStatus
 from profiles.service import Caller, cancel_job
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.factories import Factory
 
 
@@ -77,10 +77,10 @@ def test_a_job_that_pauses_is_passed_over(uow: UnitOfWork, make: Factory) -> Non
 
 
 def test_workers_that_claim_at_the_same_moment_get_different_tenants(committed: SessionFactory) -> None:
-    with UnitOfWork.open(committed) as uow:
+    with UnitOfWork.open(committed, PLATFORM) as uow:
         make = Factory(uow)
         tenants = [make.caller() for _ in range(2)]
         for caller in tenants:
             queue(make, caller, 3)
-    with UnitOfWork.open(committed) as first, UnitOfWork.open(committed) as second:
+    with UnitOfWork.open(committed, PLATFORM) as first, UnitOfWork.open(committed, PLATFORM) as second:
         assert {taken(first).tenant_id, taken(second).tenant_id} == {caller.tenant_id for caller in tenants}

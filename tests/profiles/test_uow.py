@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import text
 
 from profiles.settings import DatabaseSettings
-from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork, make_session_factory
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def raw(uow: UnitOfWork) -> psycopg.Connection:
 
 
 def backend(sessions: SessionFactory) -> int:
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         return int(uow.session.scalar(text("SELECT pg_backend_pid()")))
 
 
@@ -38,25 +38,25 @@ def test_a_connection_that_postgres_closed_costs_nobody_a_request(sessions: Sess
     with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as admin:
         admin.execute("SELECT pg_terminate_backend(%s, 5000)", [before])
     assert backend(sessions) != before
-    with UnitOfWork.reading(sessions) as uow:
+    with UnitOfWork.reading(sessions, PLATFORM) as uow:
         assert uow.session.scalar(text("SELECT 1")) == 1
 
 
 def test_a_connection_that_was_told_something_is_kept(sessions: SessionFactory, postgres_url: str) -> None:
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         uow.session.execute(text("LISTEN something"))
     before = backend(sessions)
     with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as other:
         other.execute("NOTIFY something")
     assert backend(sessions) == before
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         assert not raw(uow).autocommit
 
 
 def test_reading_needs_no_transaction_and_leaves_none_behind(sessions: SessionFactory) -> None:
-    with UnitOfWork.reading(sessions) as uow:
+    with UnitOfWork.reading(sessions, PLATFORM) as uow:
         uow.session.execute(text("SELECT 1"))
         assert raw(uow).info.transaction_status is TransactionStatus.IDLE
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         uow.session.execute(text("SELECT 1"))
         assert raw(uow).info.transaction_status is TransactionStatus.INTRANS

@@ -18,9 +18,9 @@ from alignez_core.models import persona_nano
 from alignez_core.models.persona_nano.style import style_of
 from api.app import create_app
 from api.settings import ApiSettings
-from profiles.service import create_key, create_tenant
+from profiles.service import KeySpec, create_key, create_tenant
 from profiles.settings import DatabaseSettings
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.worker.conftest import OPTIONS, loaded
 from worker.runner import JobRunner, only_self
 
@@ -62,8 +62,8 @@ def test_users_with_profiles_of_every_kind_share_a_batch(
     engine: Any, committed: SessionFactory, postgres_url: str
 ) -> None:
     """Edits made per request, a prefix, an edit of rank 4 that another engine fitted, and nothing."""
-    with UnitOfWork.open(committed) as uow:
-        _, key = create_key(uow, create_tenant(uow, "acme").id, "member", "test")
+    with UnitOfWork.open(committed, PLATFORM) as uow:
+        _, key = create_key(uow, create_tenant(uow, "acme").id, KeySpec("member", "test"))
     database = DatabaseSettings(database_url=postgres_url, broker_url="redis://127.0.0.1:9/0")
     app = create_app(ApiSettings(role="all", port=0), engine=engine, session_factory=committed, database=database)
     with (

@@ -17,7 +17,7 @@ from alignez_core.models import persona_nano
 from cli.local_stack.broker import RedisServer
 from profiles.fitting.request import FitRequest
 from profiles.models import FINISHED, Job, JobStatus, ProfileVersion, VersionState
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.factories import Factory
 from tests.worker.processes import (
     RELAY,
@@ -66,7 +66,7 @@ def test_a_worker_on_vllm_fits_what_it_can_and_takes_vllm_with_it_when_told_to_s
     job = wait_for(lambda: finished(committed, walks), 60.0, "the end of the fit that vLLM cannot do")
     assert (job.status, job.error_code) == (JobStatus.FAILED, "engine_cannot_fit")
     assert "ALIGNEZ_WORKER_ENGINE=transformers" in (job.error_message or "")
-    with UnitOfWork.open(committed) as uow:
+    with UnitOfWork.open(committed, PLATFORM) as uow:
         version = uow.session.get_one(ProfileVersion, request.version.id)
         assert (version.state, version.method) == (VersionState.READY, "alignez")
         assert version.quality is not None  # judged; the paper's edit is near the gate on persona-nano
@@ -93,7 +93,7 @@ def ask(sessions: SessionFactory, fit: dict[str, Any]) -> FitRequest:
         "queries": list(persona_nano.query_bank()[:32]),
         "fit": fit,
     }
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         make = Factory(uow)
         return make.fit(make.caller(), spec=spec)
 

@@ -18,7 +18,7 @@ from profiles.fitting.evaluations import request_evaluation
 from profiles.fitting.request import FitRequest
 from profiles.models import Job
 from profiles.service import Caller, ModelFacts
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.factories import Factory
 from worker.engine import LoadedEngine
 from worker.job import JobOptions
@@ -56,12 +56,12 @@ class Bench:
 
     def request(self, **options: Any) -> FitRequest:
         """A queued job."""
-        with UnitOfWork.open(self.sessions) as uow:
+        with UnitOfWork.open(self.sessions, PLATFORM) as uow:
             return Factory(uow).fit(self.caller, **options)
 
     def evaluation(self, request: FitRequest, **settings: Any) -> Job:
         """A queued evaluation of a ready version."""
-        with UnitOfWork.open(self.sessions) as uow:
+        with UnitOfWork.open(self.sessions, PLATFORM) as uow:
             return request_evaluation(uow, self.caller, request.profile.id, request.version.number, settings)
 
     def runner(self, engine: LoadedEngine | None = None, **changes: Any) -> JobRunner:
@@ -74,20 +74,20 @@ class Bench:
         return JobRunner(self.sessions, engine or loaded(), options, stopping, metrics, tracer, make_judge)
 
     def open(self) -> AbstractContextManager[UnitOfWork]:
-        return UnitOfWork.open(self.sessions)
+        return UnitOfWork.open(self.sessions, PLATFORM)
 
 
 @pytest.fixture
 def bench(committed: SessionFactory) -> Bench:
     """Really commits, for a fit uses several connections."""
-    with UnitOfWork.open(committed) as uow:
+    with UnitOfWork.open(committed, PLATFORM) as uow:
         caller = Factory(uow).caller()
     return Bench(committed, caller)
 
 
 def texts_of(bench: Bench, version_id: UUID) -> dict[int, tuple[str | None, ...]]:
     """Position → characteristics and responses of a version's pairs."""
-    with UnitOfWork.open(bench.sessions) as uow:
+    with UnitOfWork.open(bench.sessions, PLATFORM) as uow:
         return {
             position: (p.help_characteristics, p.harm_characteristics, p.help_response, p.harm_response)
             for position, p in uow.repository.fits.pairs(version_id)
@@ -96,5 +96,5 @@ def texts_of(bench: Bench, version_id: UUID) -> dict[int, tuple[str | None, ...]
 
 def scratch_of(bench: Bench, job_id: UUID) -> dict[str, dict[int, str]]:
     """Kind → position → text of a job's scratch."""
-    with UnitOfWork.open(bench.sessions) as uow:
+    with UnitOfWork.open(bench.sessions, PLATFORM) as uow:
         return uow.repository.jobs.texts(job_id)

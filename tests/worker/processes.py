@@ -17,7 +17,7 @@ import psutil
 
 from profiles.errors import DatabaseUnavailable
 from profiles.models import Job
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 
 _ROOT = Path(__file__).parents[2]
 
@@ -139,5 +139,5 @@ def wait_for(look: Callable[[], T | None], timeout_s: float = 60.0, what: str = 
 
 def job_of(sessions: SessionFactory, job: Job) -> Job:
     """The job as it is now."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         return uow.session.get_one(Job, job.id)

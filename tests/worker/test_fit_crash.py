@@ -12,7 +12,7 @@ from profiles.fitting import claims as jobs
 from profiles.fitting import content, publishing
 from profiles.models import JobStatus, QuerySource, VersionState
 from profiles.service import cancel_job
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.conftest import empty_tables
 from tests.factories import Factory
 from tests.worker.conftest import Bench, loaded, scratch_of, texts_of
@@ -46,16 +46,16 @@ def stage_of(bench: Bench, request: Any) -> str | None:
 class TestCrash:
     @pytest.fixture(scope="class")
     @classmethod
-    def uninterrupted(cls, real_sessions: SessionFactory) -> Uninterrupted:
+    def uninterrupted(cls, real_sessions: SessionFactory, owner_sessions: SessionFactory) -> Uninterrupted:
         """A fit that nothing disturbs."""
-        with UnitOfWork.open(real_sessions) as uow:
+        with UnitOfWork.open(real_sessions, PLATFORM) as uow:
             bench = Bench(real_sessions, Factory(uow).caller())
         request = bench.request(spec=SPEC)
         engine = WatchedEngine()
         assert bench.runner(loaded(engine)).run(request.job.id) == "succeeded"
         result = version_of(bench, request).sha256, texts_of(bench, request.version.id), engine.rows
         assert len(engine.batches) == BATCHES
-        empty_tables(real_sessions)
+        empty_tables(owner_sessions)
         return result
 
     @pytest.mark.parametrize("call", range(BATCHES))

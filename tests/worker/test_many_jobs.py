@@ -17,8 +17,8 @@ from sqlalchemy import func, select
 
 from cli.local_stack.broker import RedisServer
 from profiles.models import Evaluation, Job, JobEvent, JobStatus, JobText, ProfileVersion, VersionState
-from profiles.uow import SessionFactory, UnitOfWork
-from tests.conftest import empty_tables
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
+from tests.conftest import all_rows, empty_tables
 from tests.factories import Factory
 from tests.rabbitmq import RABBITMQ_URL, delete_queue, require_rabbitmq
 from tests.worker.processes import RELAY, WORKER, Processes, children, kill_tree
@@ -60,7 +60,7 @@ def processes(
 
 
 def ask(sessions: SessionFactory) -> None:
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         make = Factory(uow)
         for _ in range(TENANTS):
             caller = make.caller()
@@ -69,7 +69,7 @@ def ask(sessions: SessionFactory) -> None:
 
 
 def unfinished(sessions: SessionFactory) -> int:
-    with sessions() as session:
+    with all_rows(sessions) as session:
         open_ = Job.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
         return session.scalars(select(func.count()).select_from(Job).where(open_)).one()
 
@@ -115,7 +115,7 @@ def test_no_job_is_lost_and_none_ends_twice(processes: Processes, committed: Ses
         time.sleep(0.05)
     assert killed["worker"] >= 3
     assert killed["model"] + killed["relay"] >= 2
-    with committed() as session:
+    with all_rows(committed) as session:
         statuses = Counter(session.scalars(select(Job.status)))
         ends = Counter(session.scalars(select(JobEvent.job_id).where(JobEvent.kind == "succeeded")))
         ready = session.scalars(

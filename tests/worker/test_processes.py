@@ -29,7 +29,7 @@ from profiles.models import (
     QueryRepresentations,
 )
 from profiles.service import Caller, cancel_job
-from profiles.uow import SessionFactory, UnitOfWork, make_session_factory
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork, make_session_factory
 from tests.conftest import empty_tables
 from tests.factories import Factory
 from tests.rabbitmq import RABBITMQ_URL, delete_queue, require_rabbitmq
@@ -45,7 +45,7 @@ N_QUERIES, HELD_OUT = 20, 2
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A server of its own, for these tests kill it."""
     with PostgresServer(tmp_path_factory.mktemp("killed-postgres")) as server:
-        migrate.upgrade(server.url)
+        migrate.upgrade(server.owner_url)
         yield server
 
 
@@ -222,7 +222,7 @@ def test_cancel_reaches_a_running_fit(processes: Processes, sessions: SessionFac
     processes.start(RELAY)
     processes.start(WORKER)
     wait_for(lambda: finished_texts(sessions) >= 8)
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         key = uow.session.get_one(Job, request.job.id)
         cancel_job(uow, Caller(None, key.tenant_id, Factory(uow).caller().role), request.job.id)
     wait_for(lambda: job_of(sessions, request.job).status is JobStatus.CANCELLED)
@@ -248,13 +248,13 @@ def ask(sessions: SessionFactory) -> FitRequest:
             "tune_queries": 0, "held_out_queries": HELD_OUT,
         },
     }  # fmt: skip
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         make = Factory(uow)
         return make.fit(make.caller(), spec=spec)
 
 
 def finished_texts(sessions: SessionFactory) -> int:
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         return uow.session.query(PreferencePairRow).count()
 
 
@@ -269,7 +269,7 @@ def wait_for_success(sessions: SessionFactory, request: FitRequest) -> Job:
 
 def assert_complete(sessions: SessionFactory, versions: int = 1) -> None:
     """Every query has exactly one pair, every version its verdict, and nothing else is left."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         pairs = uow.session.query(PreferencePairRow).all()
         assert len(pairs) == (N_QUERIES + HELD_OUT) * versions
         assert len({pair.query_id for pair in pairs}) == len(pairs)
@@ -285,7 +285,7 @@ def assert_complete(sessions: SessionFactory, versions: int = 1) -> None:
 
 def assert_resumed(sessions: SessionFactory, request: FitRequest) -> None:
     """The last attempt took over what the first had finished."""
-    with UnitOfWork.open(sessions) as uow:
+    with UnitOfWork.open(sessions, PLATFORM) as uow:
         version = uow.repository.catalog.version_by_id(request.version.id)
         assert version is not None
         assert version.diagnostics is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from api.deps import CallerDep, KeyedRoute, ModelDep, ServicesDep
+from api.deps import CallerDep, GenerationRoute, ModelDep, ServicesDep
 from api.generation.openai_format import CHAT_RESPONSES
 from api.generation.personalise import Query, personal_of
 from api.generation.protocol import ChatRequest, last_question
@@ -14,7 +14,7 @@ from api.http.fields import EndUserPath
 from api.services import Model, Services
 from profiles.service import Caller
 
-router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
+router = APIRouter(prefix="/v1", tags=["generation"], route_class=GenerationRoute)
 
 
 @router.post("/chat/completions", summary="Answer a conversation", response_model=None, responses=CHAT_RESPONSES)
@@ -51,7 +51,7 @@ async def _answer(
     body: ChatRequest, request: Request, caller: Caller, model: Model, services: Services, user: str | None
 ) -> Response:
     services.check_choices(body.n)
-    selection = select(body, model.name, user)
+    selection = select(body, model.name, caller, user)
     served = model.served
     served.prompts.check_length(sum(len(message.text) for message in body.messages), "messages")
 

@@ -6,17 +6,17 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from api.deps import CallerDep, KeyedRoute, ModelDep, ServicesDep
+from api.deps import CallerDep, GenerationRoute, ModelDep, ServicesDep
 from api.generation.compare_schemas import CompareRequest, Comparison
 from api.generation.compare_stream import compare_events, comparison
 from api.generation.personalise import BARE, Query, personal_of
 from api.generation.protocol import ChatMessage, SamplingFields, last_question
 from api.generation.run import CHAT, Generation, Prepared, engine_requests
-from api.generation.selection import Selection
+from api.generation.selection import Selection, bound
 from api.http.errors import ApiError, own_body, problem_of
 from api.http.sse import EventStream, event, watching
 
-router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
+router = APIRouter(prefix="/v1", tags=["generation"], route_class=GenerationRoute)
 
 
 @router.post(
@@ -44,7 +44,8 @@ async def compare(
     served.prompts.check_length(sum(len(message.text) for message in messages), prompt_field)
     sampling = SamplingFields(temperature=body.temperature, top_p=body.top_p, seed=body.seed, stop=body.stop)
     chosen = [
-        Selection(c.name, c.alias, c.version, c.strength, param=f"profiles.{i}") for i, c in enumerate(body.profiles)
+        bound(Selection(c.name, c.alias, c.version, c.strength, param=f"profiles.{i}"), caller)
+        for i, c in enumerate(body.profiles)
     ]
     names = (["base"] if body.include_base else []) + [
         c.label or _shown(c.name, c.alias, c.version) for c in body.profiles

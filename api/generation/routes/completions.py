@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from api.deps import CallerDep, KeyedRoute, ModelDep, ServicesDep
+from api.deps import CallerDep, GenerationRoute, ModelDep, ServicesDep
 from api.generation.openai_format import COMPLETION_RESPONSES
 from api.generation.personalise import Query, personal_of
 from api.generation.protocol import CompletionRequest
@@ -17,7 +17,7 @@ from api.http.fields import EndUserPath
 from api.services import Model, Services
 from profiles.service import Caller
 
-router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
+router = APIRouter(prefix="/v1", tags=["generation"], route_class=GenerationRoute)
 
 
 @router.post("/completions", summary="Continue a prompt", response_model=None, responses=COMPLETION_RESPONSES)
@@ -56,7 +56,7 @@ async def _answer(
     body: CompletionRequest, request: Request, caller: Caller, model: Model, services: Services, user: str | None
 ) -> Response:
     services.check_choices(body.n)
-    selection = select(body, model.name, user)
+    selection = select(body, model.name, caller, user)
     prompts = body.prompts
     if len(prompts) * (body.n or 1) > services.settings.max_prompts:
         raise ApiError(

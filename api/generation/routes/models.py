@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path
 from pydantic import BaseModel
 
-from api.deps import CallerDep, KeyedRoute, ModelDep, UowDep
+from api.deps import CallerDep, GenerationRoute, ModelDep, UowDep
 from api.generation.blame import CHOICE, blaming
 from api.generation.protocol import MAX_MODEL_NAME
 from api.generation.selection import full_name, model_not_found, profile_in
@@ -26,7 +26,7 @@ from profiles.service import (
 )
 from profiles.uow import UnitOfWork
 
-router = APIRouter(prefix="/v1", tags=["generation"], route_class=KeyedRoute)
+router = APIRouter(prefix="/v1", tags=["generation"], route_class=GenerationRoute)
 
 ModelPath = Annotated[Text, Path(min_length=1, max_length=MAX_MODEL_NAME)]
 
@@ -102,7 +102,11 @@ def _usable(uow: UnitOfWork, caller: Caller, row: BaseModelRow | None) -> Iterat
         page = list_profiles(uow, caller, cursor, MAX_PAGE)
         aliases = aliases_of(uow, page.rows)
         for profile in page.rows:
-            if _fits(profile, row) and aliases[profile.id].get(DEFAULT_ALIAS):
+            if (
+                caller.profile_id in (None, profile.id)
+                and _fits(profile, row)
+                and aliases[profile.id].get(DEFAULT_ALIAS)
+            ):
                 yield profile
         cursor = page.next
         if cursor is None:

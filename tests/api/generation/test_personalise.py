@@ -16,7 +16,7 @@ from alignez_core.engines.fake.engine import FakeEngine
 from alignez_core.fit import FittedProfile
 from alignez_core.methods.alignez import neighbor_plan
 from alignez_core.methods.base import vote
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import Scope, SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant
 from tests.api.events import BARE, chunks
 from tests.api.fitting import QUERIES
@@ -96,13 +96,13 @@ def test_a_global_profile_costs_no_pass_and_no_second_read(tenant: Tenant, monke
     reads: list[object] = []
     reading = UnitOfWork.reading
 
-    def counted(sessions: SessionFactory) -> Any:
-        reads.append(sessions)
-        return reading(sessions)
+    def counted(sessions: SessionFactory, scope: Scope) -> Any:
+        reads.append(scope)
+        return reading(sessions, scope)
 
     monkeypatch.setattr(UnitOfWork, "reading", counted)
     assert tenant.chat("Another one", model="fake@p").status_code == 200
-    assert len(reads) == 1
+    assert reads == [tenant.caller.tenant_id]
 
 
 def test_the_reported_neighbours_are_the_nearest_fit_queries(tenant: Tenant) -> None:

@@ -17,7 +17,7 @@ from alignez_core.spec.limits import LIMITS
 from alignez_core.spec.persona import FitQuery, FitSpec, Persona
 from alignez_core.spec.samples import fit_query_count
 from api.profiles.schemas import FitBody
-from profiles.uow import SessionFactory, UnitOfWork
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 from tests.api.conftest import Tenant, serving
 
 PERSONA = {"preferred": "cheerful", "dispreferred": "gloomy"}
@@ -247,7 +247,7 @@ def test_texts_are_measured_before_the_tenants_lock_is_taken(
     free: list[bool] = []
 
     def measuring(*_: object) -> None:
-        with UnitOfWork.open(sessions) as uow:
+        with UnitOfWork.open(sessions, PLATFORM) as uow:
             lock = text("SELECT id FROM tenants WHERE id = :id FOR UPDATE SKIP LOCKED")
             free.append(uow.session.execute(lock, {"id": tenant.caller.tenant_id}).first() is not None)
 

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from profiles.errors import DatabaseUnavailable
-from profiles.uow import SessionFactory, UnitOfWork
-from profiles.vectors import copy_rows
+from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
+from profiles.vectors import insert_rows
 from tests.api.conftest import Tenant
 
 SECRET = "acme-7c1f"
@@ -27,13 +27,13 @@ FORCED = {
 
 
 @pytest.fixture
-def broken(sessions: SessionFactory, request: pytest.FixtureRequest) -> Iterator[None]:
+def broken(owner_sessions: SessionFactory, request: pytest.FixtureRequest) -> Iterator[None]:
     """A trigger that makes Postgres refuse new tenants of some names."""
 
     def execute(*statements: str) -> None:
-        with UnitOfWork.open(sessions) as uow:
+        with owner_sessions() as session, session.begin():
             for statement in statements:
-                uow.session.connection().exec_driver_sql(statement)
+                session.connection().exec_driver_sql(statement)
 
     execute(
         f"CREATE FUNCTION forced() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
@@ -46,9 +46,9 @@ def broken(sessions: SessionFactory, request: pytest.FixtureRequest) -> Iterator
 
 @pytest.mark.parametrize("broken", FORCED, indirect=True)
 def test_an_unforeseen_error_of_the_database_logs_no_value(
-    admin: Tenant, broken: None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    operator: Tenant, broken: None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    reply = admin.post("/admin/tenants", json={"name": SECRET})
+    reply = operator.post("/admin/tenants", json={"name": SECRET})
     assert reply.status_code == 500
     logged = capsys.readouterr().out + caplog.text
     assert "unexpected_error" in logged
@@ -60,24 +60,24 @@ def test_an_unforeseen_error_of_the_database_logs_no_value(
 
 
 def test_an_error_of_a_raw_cursor_shows_no_value(sessions: SessionFactory) -> None:
-    """COPY goes past SQLAlchemy, and its errors quote the row."""
+    """Binary inserts go past SQLAlchemy, and their errors quote the row."""
 
-    def copy_in() -> None:
-        with UnitOfWork.open(sessions) as uow:
+    def insert() -> None:
+        with UnitOfWork.open(sessions, PLATFORM) as uow:
             columns = [("id", "uuid"), ("name", "text"), ("max_queued_jobs", "int4")]
-            copy_rows(uow.session, "tenants", columns, [(uuid4(), SECRET, -1)])
+            insert_rows(uow.session, "tenants", columns, [(uuid4(), SECRET, -1)])
 
     with pytest.raises(psycopg.Error, match="SQLSTATE 23") as raised:
-        copy_in()
+        insert()
     assert SECRET not in str(raised.value)
 
 
 def test_a_failed_connection_still_says_why(sessions: SessionFactory) -> None:
-    with pytest.raises(DatabaseUnavailable) as raised, UnitOfWork.open(sessions) as uow:
+    with pytest.raises(DatabaseUnavailable) as raised, UnitOfWork.open(sessions, PLATFORM) as uow:
         uow.session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     assert "terminat" in str(raised.value.__cause__)
 
 
-def test_names_that_are_not_refused_are_no_secret(admin: Tenant, sessions: SessionFactory) -> None:
+def test_names_that_are_not_refused_are_no_secret(operator: Tenant, sessions: SessionFactory) -> None:
     """The trigger of the tests above is gone."""
-    assert admin.post("/admin/tenants", json={"name": f"{SECRET} {admin.caller.tenant_id}"}).status_code == 201
+    assert operator.post("/admin/tenants", json={"name": f"{SECRET} {operator.caller.tenant_id}"}).status_code == 201

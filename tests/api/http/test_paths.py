@@ -129,9 +129,9 @@ def test_no_body_at_all_says_so(tenant: Tenant) -> None:
     ],
 )
 def test_parameters_are_named_as_they_are_written(
-    admin: Tenant, method: str, path: str, field: str, place: str
+    operator: Tenant, method: str, path: str, field: str, place: str
 ) -> None:
-    send = getattr(admin, method.lower())
+    send = getattr(operator, method.lower())
     reply = send(path, json=BODIES["/v1/chat/completions"]) if method == "POST" else send(path)
     error = reply.json()["error"]
     assert (error["details"]["field"], error["details"]["errors"][0]["in"]) == (field, place)

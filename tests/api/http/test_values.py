@@ -43,8 +43,13 @@ BODIES: list[tuple[str, str, dict[str, Any]]] = [
     ("put", "/v1/users/anna/profile", {"profile": "p", "alias": "default"}),
     ("put", "/v1/users/anna/profile", {"profile": "p", "version": 1}),
     ("post", "/admin/tenants", {"name": "t", "max_queued_jobs": 5}),
+    ("post", f"/admin/keys/{UNKNOWN}/rotate", {"overlap_s": 60}),
+    ("post", f"/v1/keys/{UNKNOWN}/rotate", {"overlap_s": 60}),
+    ("post", "/v1/keys", {
+        "name": "k", "role": "inference", "expires_at": "2999-01-01T00:00:00Z", "profile": "p", "end_user": "ada",
+    }),
     ("post", "/admin/keys", {
-        "name": "k", "role": "member", "tenant_id": UNKNOWN, "expires_at": "2999-01-01T00:00:00Z",
+        "name": "k", "role": "inference", "expires_at": "2999-01-01T00:00:00Z", "profile": "p", "end_user": "ada",
     }),
     ("post", "/v1/chat/completions", {
         "model": "fake", "profile": {"name": "p", "alias": "default", "strength": 1}, "user": "anna", "stop": ["x"],
@@ -103,11 +108,11 @@ def named(reply: Any) -> str:
 
 
 @pytest.fixture
-def owner(admin: Tenant) -> Tenant:
+def owner(operator: Tenant) -> Tenant:
     """An administrator whose profile `p` has two ready versions."""
-    admin.ready("p")
-    admin.next_version("p")
-    return admin
+    operator.ready("p")
+    operator.next_version("p")
+    return operator
 
 
 @pytest.mark.parametrize("text", [LONE, f"a{LONE}b", "\udfff\ud800", "a\x00b"])
@@ -240,25 +245,25 @@ def test_an_idempotency_key_of_other_characters_is_refused(owner: Tenant, key: s
     "expires_at",
     ["9999-12-31T23:59:59-14:00", "9999-12-31T23:59:59Z", "9999-01-01T00:00:00Z", "9998-12-31T23:59:59-14:00"],
 )
-def test_an_expiry_beyond_the_calendar_is_refused(admin: Tenant, expires_at: str) -> None:
-    reply = admin.post("/admin/keys", json={"name": "k", "expires_at": expires_at})
+def test_an_expiry_beyond_the_calendar_is_refused(operator: Tenant, expires_at: str) -> None:
+    reply = operator.post("/admin/keys", json={"name": "k", "expires_at": expires_at})
     assert (reply.status_code, named(reply)) == (422, "expires_at")
     assert "9999-01-01" in reply.json()["error"]["message"]
-    assert admin.get("/admin/keys").status_code == 200
+    assert operator.get("/admin/keys").status_code == 200
 
 
 @pytest.mark.parametrize(
     "expires_at", ["9998-12-31T23:59:59+14:00", "9998-12-31T23:59:59Z", "2999-06-01T12:00:00-14:00"]
 )
-def test_a_key_with_a_late_expiry_works_and_shows_it_in_utc(admin: Tenant, expires_at: str) -> None:
-    made = admin.post("/admin/keys", json={"name": "k", "expires_at": expires_at}).json()
+def test_a_key_with_a_late_expiry_works_and_shows_it_in_utc(operator: Tenant, expires_at: str) -> None:
+    made = operator.post("/admin/keys", json={"name": "k", "expires_at": expires_at}).json()
     assert made["expires_at"].endswith("Z")
     header = {"Authorization": f"Bearer {made['secret']}"}
-    assert admin.client.get("/v1/profiles", headers=header).status_code == 200
-    assert made["id"] in [row["id"] for row in admin.get("/admin/keys").json()["data"]]
+    assert operator.client.get("/v1/profiles", headers=header).status_code == 200
+    assert made["id"] in [row["id"] for row in operator.get("/admin/keys").json()["data"]]
 
 
 @pytest.mark.parametrize("since", ["0001-01-01", "9999-12-31", "-1", "1e30", "10000-01-01", "\u0661"])
-def test_a_first_day_of_usage_is_any_date_or_refused(admin: Tenant, since: str) -> None:
-    reply = admin.get("/admin/usage", params={"since": since})
+def test_a_first_day_of_usage_is_any_date_or_refused(operator: Tenant, since: str) -> None:
+    reply = operator.get("/admin/usage", params={"since": since})
     assert reply.status_code == 200 or (reply.status_code, named(reply)) == (422, "since")

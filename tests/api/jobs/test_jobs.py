@@ -12,7 +12,7 @@ import pytest
 from httpx_sse import connect_sse
 
 from profiles.models import Job, JobStatus
-from profiles.uow import UnitOfWork
+from profiles.uow import PLATFORM, UnitOfWork
 from tests.api.conftest import Tenant, serving
 from tests.api.events import parse
 from tests.api.fitting import end_job, finish_fit
@@ -26,7 +26,7 @@ def url(make_app: Any) -> Iterator[str]:
 
 def progress(tenant: Tenant, job: str, done: int) -> None:
     """What a worker reports."""
-    with UnitOfWork.open(tenant.sessions) as uow:
+    with UnitOfWork.open(tenant.sessions, PLATFORM) as uow:
         row = uow.session.get_one(Job, UUID(job))
         uow.repository.jobs.set_progress(row, f"stage {done}", done, 3)
 

@@ -35,12 +35,12 @@ def test_promoting_moves_the_default_and_rolling_back_undoes_it(three: Tenant) -
     assert default(three) == {"1": 1.0}
 
 
-def test_promotion_and_rollback_are_audited(three: Tenant, admin: Tenant) -> None:
+def test_promotion_and_rollback_are_audited(three: Tenant, operator: Tenant) -> None:
     three.post("/v1/profiles/p/promote", json={"version": 2})
     three.post("/v1/profiles/p/rollback")
-    rows = admin.get("/admin/audit", params={"tenant": str(three.caller.tenant_id)}).json()["data"]
-    assert [row["action"] for row in rows[:2]] == ["profile.rollback", "profile.promote"]
-    assert {row["key_id"] for row in rows[:2]} == {str(three.caller.key_id)}
+    rows = operator.get("/admin/audit", params={"tenant": str(three.caller.tenant_id)}).json()["data"]
+    assert [row["action"] for row in rows[:3]] == ["operator.read", "profile.rollback", "profile.promote"]
+    assert {row["key_id"] for row in rows[1:3]} == {str(three.caller.key_id)}
 
 
 def test_an_alias_points_to_one_version_or_spreads_over_several(three: Tenant) -> None:

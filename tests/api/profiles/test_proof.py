@@ -151,7 +151,7 @@ def test_only_ready_versions_of_ones_own_are_evaluated(tenant: Tenant, stranger:
 # Weak versions
 
 
-def test_a_weak_version_becomes_the_default_with_force_only(tenant: Tenant, admin: Tenant) -> None:
+def test_a_weak_version_becomes_the_default_with_force_only(tenant: Tenant, operator: Tenant) -> None:
     tenant.ready("p", "weak")
     assert tenant.get("/v1/profiles/p").json()["aliases"] == {}
     calls = (("post", "promote", {"version": 1}), ("put", "aliases/default", {"version": 1}),
@@ -166,7 +166,7 @@ def test_a_weak_version_becomes_the_default_with_force_only(tenant: Tenant, admi
     for method, path, body in calls:
         assert getattr(tenant, method)(f"/v1/profiles/p/{path}", json={**body, "force": True}).status_code == 200
         assert tenant.chat(model="fake@p").json()["alignez"]["version"] == 1
-    rows = admin.get("/admin/audit", params={"tenant": str(tenant.caller.tenant_id)}).json()["data"]
+    rows = operator.get("/admin/audit", params={"tenant": str(tenant.caller.tenant_id)}).json()["data"]
     assert [row["details"]["force"] for row in rows if row["action"] == "profile.promote"] == [True]
 
 
