@@ -21,17 +21,19 @@ from research.lab import ModelSource
 
 #: Experiment → options of the short form; those of personas are shortened by `_PERSONAS`.
 SHORT: dict[str, list[str]] = {
-    "table1": ["--queries", "6", "--tune-queries", "4", "--pairs", "100"],
-    "table2": ["--queries", "3"],
-    "figure3": ["--queries", "3", "--shares", "1"],
-    "figure4": ["--queries", "4", "--neighbors", "3", "10", "20", "--layers", "1", "5", "10", "20"],
-    "steps": ["--queries", "3", "--schedules", "all", "first 1", "first 8", "every 2nd", "decay 8"],
-    "predictor": ["--queries", "8"],
-    "axbench": ["--queries", "8", "--tune-queries", "4"],
-    "persona_vectors": ["--queries", "8"],
+    "table1": ["--queries", "4", "--pairs", "60"],
+    "table2": ["--queries", "2"],
+    "figure3": ["--queries", "2", "--shares", "1", "--max-length", "192"],
+    "figure4": ["--queries", "3", "--neighbors", "3", "10", "20", "--layers", "1", "5", "10", "20"],
+    "steps": ["--queries", "2", "--schedules", "all", "first 1", "first 8", "every 2nd", "decay 8"],
+    "predictor": ["--queries", "6"],
+    "axbench": ["--queries", "6"],
+    "persona_vectors": ["--queries", "6"],
 }
+#: Of every experiment. λ is given, because its choice takes most of the time.
+_SHORTER = ["--fit-queries", "16", "--tune-queries", "4", "--contrast", "1", "--answer-tokens", "40"]
 #: Number of personas of the experiments that go through personas.
-_PERSONAS = {"predictor": 3, "axbench": 2, "persona_vectors": 2}
+_PERSONAS = {"predictor": 2, "axbench": 2, "persona_vectors": 2}
 
 
 def main() -> int:
@@ -56,7 +58,7 @@ def main() -> int:
         print(f"\n## {name}\n", flush=True)
         try:
             module = importlib.import_module(f"research.{name}")
-            options = module.options().parse_args([*common, *SHORT[name]])
+            options = module.options().parse_args([*common, *_SHORTER, *SHORT[name]])
             if name in _PERSONAS:
                 from research.personas import styled_personas
 

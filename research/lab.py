@@ -283,7 +283,8 @@ def pair_samples(pairs: Sequence[GivenPair], persona: Persona) -> list[Sample]:
 
 def config_of(args: argparse.Namespace, seed: int) -> FitConfig:
     """Settings that all methods of an experiment share."""
-    return FitConfig(seed=seed, answer_tokens=args.answer_tokens, temperature=args.temperature, judge=args.judge)
+    config = FitConfig(seed=seed, answer_tokens=args.answer_tokens, temperature=args.temperature, judge=args.judge)
+    return config if args.contrast is None else replace(config, contrast=args.contrast, contrast_form="full")
 
 
 def judge_of(args: argparse.Namespace) -> Judge | None:

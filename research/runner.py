@@ -151,6 +151,7 @@ def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
     made.add_argument("--queries", type=int, default=16, help="evaluated queries of each slice (default: %(default)s)")
     made.add_argument("--fit-queries", type=int, default=24, help="queries to fit on (default: %(default)s)")
     made.add_argument("--tune-queries", type=int, default=8, help="queries to choose on (default: %(default)s)")
+    made.add_argument("--contrast", type=float, help="λ of distill; default: chosen on the tune queries")
     made.add_argument("--answer-tokens", type=int, default=48, help="new tokens of an answer (default: %(default)s)")
     made.add_argument("--temperature", type=float, default=0.8)
     made.add_argument("--dtype", default="auto")
