@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from uuid import UUID
 
 from cachetools import TTLCache
 
 from api.metrics import Metrics
 from profiles.errors import Unauthenticated
-from profiles.service import Caller, authenticate
+from profiles.service import Caller, authenticate, note_refused_key
 from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
 
 _SCHEME = "bearer "
 _MAX_KEY = 256
+#: The same refusal is written to the audit log once in this time.
+_NOTE_EVERY_S = 600.0
 
 
 class Authenticator:
@@ -40,7 +42,17 @@ class Authenticator:
         self._sessions = sessions
         self._metrics = metrics
         self._known: TTLCache[bytes, Caller] = TTLCache(size, ttl_s, timer)
+        #: Refusals that the audit log has, so that a client in a loop does not fill it; and keys known to be refused.
+        self._noted: TTLCache[Hashable, bool] = TTLCache(size, _NOTE_EVERY_S, timer)
         self._lock = threading.Lock()
+
+    def first_in_a_while(self, refusal: Hashable) -> bool:
+        """True if this refusal has not been noted lately; it counts as noted from now on."""
+        with self._lock:
+            if refusal in self._noted:
+                return False
+            self._noted[refusal] = True
+            return True
 
     def recall(self, header: str | None) -> Caller | None:
         """The cached caller of an `Authorization` header, or None. Never blocks on the database.
@@ -62,8 +74,14 @@ class Authenticator:
         Raises: Unauthenticated: the key is unknown, expired or revoked. DatabaseUnavailable.
         """
         secret = _secret(header)
-        with UnitOfWork.open(self._sessions, PLATFORM) as uow:
-            caller = authenticate(uow, secret, address)
+        try:
+            with UnitOfWork.open(self._sessions, PLATFORM) as uow:
+                caller = authenticate(uow, secret, address)
+        except Unauthenticated:
+            if self.first_in_a_while(("key", _digest(secret))):
+                with UnitOfWork.open(self._sessions, PLATFORM) as uow:
+                    note_refused_key(uow, secret)
+            raise
         with self._lock:
             self._known[_digest(secret)] = caller
         return caller
@@ -73,6 +91,11 @@ class Authenticator:
         with self._lock:
             for digest in [digest for digest, caller in self._known.items() if caller.key_id == key_id]:
                 self._known.pop(digest, None)
+
+    def forget_all(self) -> None:
+        """Empties the cache."""
+        with self._lock:
+            self._known.clear()
 
 
 def _secret(header: str | None) -> str:

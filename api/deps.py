@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import structlog
 from fastapi import Depends, Request, Response, Security
@@ -15,9 +15,10 @@ from fastapi.security import HTTPBearer
 
 from api.database import DatabaseThreads
 from api.services import Model, Services
+from profiles.errors import Forbidden
 from profiles.models import Role
-from profiles.service import Caller
-from profiles.uow import PLATFORM, Scope, UnitOfWork
+from profiles.service import Caller, note_refused_call
+from profiles.uow import CALLED_FROM, PLATFORM, CalledFrom, Scope, UnitOfWork
 
 #: Declares the scheme in the OpenAPI file; the key itself is read from the header by `KeyedRoute`.
 _bearer = HTTPBearer(auto_error=False, bearerFormat="alignez API key", description="`Authorization: Bearer <key>`")
@@ -50,8 +51,11 @@ class KeyedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_caller(request: Request) -> Response:
-            caller = await _authenticate(request)
-            caller.require(self.needs)
+            address = "" if request.client is None else request.client.host[:64]
+            CALLED_FROM.set(CalledFrom(request.state.request_id, address))
+            caller = await _authenticate(request, address)
+            if not caller.role.includes(self.needs):
+                await _refuse(request, caller, self)
             request.state.caller = caller
             request.state.scope = PLATFORM if self.needs is Role.OPERATOR else caller.tenant_id
             return await handle(request)
@@ -77,15 +81,24 @@ class OperatorRoute(KeyedRoute):
     needs = Role.OPERATOR
 
 
-async def _authenticate(request: Request) -> Caller:
+async def _authenticate(request: Request, address: str) -> Caller:
     services = services_of(request)
     header = request.headers.get("authorization")
     caller = services.auth.recall(header)
     if caller is None:
-        address = request.client.host if request.client is not None else None
         caller = await services.database_threads.run(functools.partial(services.auth.look_up, header, address))
     structlog.contextvars.bind_contextvars(tenant=str(caller.tenant_id))
     return caller
+
+
+async def _refuse(request: Request, caller: Caller, route: KeyedRoute) -> NoReturn:
+    """Refuses a call that needs another role, and notes it once in a while. Raises: Forbidden."""
+    services, call = services_of(request), f"{request.method} {route.path}"
+    if services.auth.first_in_a_while(("call", caller.key_id, call)):
+        await services.database_threads.transaction(
+            lambda uow: note_refused_call(uow, caller, call, route.needs), caller.tenant_id
+        )
+    raise Forbidden(route.needs.value)
 
 
 def _in_a_transaction(endpoint: Callable[..., Any]) -> Callable[..., Any]:

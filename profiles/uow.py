@@ -9,6 +9,7 @@ from __future__ import annotations
 import selectors
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 from uuid import UUID
@@ -116,7 +117,21 @@ def _refuse_dead(connection: Any, record: object, proxy: object) -> None:
         raise InvalidatePoolError from error
 
 
-_ENTER = "SELECT set_config('alignez.tenant', %s, true)"
+@dataclass(frozen=True)
+class CalledFrom:
+    """The request that the present work belongs to, for the audit log. address: of the client."""
+
+    request_id: str = ""
+    address: str = ""
+
+
+#: Set once per request or job, and read by every transaction of its threads.
+CALLED_FROM: ContextVar[CalledFrom | None] = ContextVar("called_from", default=None)
+
+_ENTER = (
+    "SELECT set_config('alignez.tenant', %s, true), set_config('alignez.request', %s, true),"
+    " set_config('alignez.address', %s, true)"
+)
 _ENTER_SESSION = "SELECT set_config('alignez.tenant', %s, false)"
 
 
@@ -137,7 +152,8 @@ class UnitOfWork:
         Raises: DatabaseUnavailable: Postgres is unreachable or not migrated, or a lock or a statement timed out.
         """
         with database_errors(), sessions() as session, session.begin():
-            session.connection().exec_driver_sql(_ENTER, (str(scope),))
+            caller = CALLED_FROM.get() or CalledFrom()
+            session.connection().exec_driver_sql(_ENTER, (str(scope), caller.request_id, caller.address))
             yield cls(session, Repository(session))
 
     @classmethod

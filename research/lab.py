@@ -194,7 +194,10 @@ class Lab:
     ) -> FittedProfile:
         """A profile fitted on the fit queries (or the given ones), chosen on the tune queries, without a proof."""
         fit_on = self.sets.fit if queries is None else tuple(queries)
-        tune = self.sets.tune if method in ("auto", "distill") else ()
+        chooses = method in ("auto", "distill")
+        tune = self.sets.tune if chooses else ()
+        if not chooses:
+            settings = {"contrast": None, "contrast_form": None, **settings}
         config = replace(
             self.config, method=method, answers=len(fit_on), tune_queries=len(tune), held_out_queries=0,
             neighbors=min(settings.pop("neighbors", self.config.neighbors), len(fit_on)), **settings,

@@ -14,7 +14,7 @@ from alignez_core.errors import FitCancelled, JudgeUnavailable
 from profiles.errors import DatabaseUnavailable, JobCancelled, LeaseLost
 from profiles.fitting import claims as jobs
 from profiles.models import JobKind
-from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
+from profiles.uow import CALLED_FROM, PLATFORM, CalledFrom, SessionFactory, UnitOfWork
 from worker.engine import LoadedEngine
 from worker.evaluate import run_evaluation
 from worker.failures import HandBack, failure_of
@@ -79,6 +79,7 @@ class JobRunner:
         if claim is None:
             log.debug("nothing_to_do", message=str(job_id))
             return "skipped"
+        CALLED_FROM.set(CalledFrom(claim.origin.request_id or ""))
         ids: dict[str, str | int] = {
             "job_id": str(claim.job_id),
             "request_id": claim.origin.request_id or "",

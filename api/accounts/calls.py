@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from api.accounts.schemas import AuditRead, KeyCreate, KeyCreated, KeyRead, KeyRotate, UsageRead
+from api.accounts.schemas import AuditRead, AuditVerdict, KeyCreate, KeyCreated, KeyRead, KeyRotate, UsageRead
 from api.http.idempotency import once
 from api.http.paging import Listed
 from api.services import Services
@@ -21,6 +21,7 @@ from profiles.service import (
     revoke_key,
     rotate_key,
     usage_since,
+    verify_audit,
 )
 from profiles.spec import parse_id
 from profiles.uow import UnitOfWork
@@ -72,6 +73,11 @@ def read_audit(uow: UnitOfWork, tenant_id: UUID, cursor: str | None, limit: int)
     """A page of the audit log."""
     page = audit_entries(uow, tenant_id, cursor, limit)
     return Listed(data=[AuditRead.model_validate(row) for row in page.rows], next=page.next)
+
+
+def check_audit(uow: UnitOfWork, tenant_id: UUID) -> AuditVerdict:
+    """The verdict on the audit log's chain."""
+    return AuditVerdict.model_validate(verify_audit(uow, tenant_id))
 
 
 def read_usage(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 from api.accounts import calls
-from api.accounts.schemas import AuditRead, KeyCreate, KeyCreated, KeyRead, KeyRotate, UsageRead
+from api.accounts.schemas import AuditRead, AuditVerdict, KeyCreate, KeyCreated, KeyRead, KeyRotate, UsageRead
 from api.deps import AdminRoute, CallerDep, ServicesDep, UowDep
 from api.http.fields import Cursor, IdPath, PageLimit
 from api.http.idempotency import IdempotencyHeader
@@ -57,6 +57,12 @@ def drop_key(key: IdPath, caller: CallerDep, uow: UowDep, services: ServicesDep)
 def audit(caller: CallerDep, uow: UowDep, cursor: Cursor = None, limit: PageLimit = 50) -> Listed[AuditRead]:
     """Your tenant's entries, newest first."""
     return calls.read_audit(uow, caller.tenant_id, cursor, limit)
+
+
+@router.get("/audit/verify", summary="Check the audit log")
+def verify(caller: CallerDep, uow: UowDep) -> AuditVerdict:
+    """Computes the chain of digests again, from the first entry on."""
+    return calls.check_audit(uow, caller.tenant_id)
 
 
 @router.get("/usage", summary="Read the usage counters")

@@ -80,7 +80,18 @@ class AuditRead(Row):
     subject: str
     subject_id: str
     details: dict[str, Any]
+    number: int
+    address: str | None
+    request_id: str | None
     created_at: datetime
+
+
+class AuditVerdict(Row):
+    """Whether the log is as it was written. Keep `entries` and `head` elsewhere, to show later that none is missing."""
+
+    entries: int
+    head: str = Field(description="digest of the last entry (SHA-256, hex)")
+    first_wrong: int | None = Field(description="number of the first entry that was changed or is missing")
 
 
 class UsageRead(Row):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from api.accounts import calls
 from api.accounts.routes import Since
-from api.accounts.schemas import AuditRead, KeyCreate, KeyCreated, KeyRead, KeyRotate, UsageRead
+from api.accounts.schemas import AuditRead, AuditVerdict, KeyCreate, KeyCreated, KeyRead, KeyRotate, UsageRead
 from api.deps import CallerDep, OperatorRoute, ServicesDep, UowDep
 from api.http.fields import Body, Cursor, IdPath, PageLimit, Row, ShortText
 from api.http.idempotency import IdempotencyHeader, once
@@ -108,6 +108,12 @@ def audit(
 ) -> Listed[AuditRead]:
     """Newest entries first."""
     return calls.read_audit(uow, looked_at(uow, caller, tenant, "audit log"), cursor, limit)
+
+
+@router.get("/audit/verify", summary="Check a tenant's audit log")
+def verify(caller: CallerDep, uow: UowDep, tenant: TenantQuery = None) -> AuditVerdict:
+    """As `/v1/audit/verify`."""
+    return calls.check_audit(uow, looked_at(uow, caller, tenant, "audit log"))
 
 
 @router.get("/usage", summary="Read a tenant's usage counters")

@@ -51,6 +51,9 @@ def usage(
 def audit(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="Most rows to show, newest first.")] = 50,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that no entry was changed or removed; status 1 if one was.")
+    ] = False,
     tenant: TenantOption = None,
 ) -> None:
     """Show changes of profiles, keys and assignments, with the key that made each (needs an admin key).
@@ -58,6 +61,12 @@ def audit(
     Example: alignez audit --limit 20
     """
     with connected(context) as (shell, client):
+        if verify:
+            verdict = client.call("GET", f"{account_path('audit', tenant)}/verify", tenant=tenant)
+            wrong = verdict["first_wrong"]
+            state = "intact" if wrong is None else f"entry {wrong} was changed or is missing"
+            shell.say(verdict, f"{verdict['entries']} entries, {state}; head {verdict['head']}")
+            raise typer.Exit(wrong is not None)
         rows = client.all(account_path("audit", tenant), limit, tenant=tenant)
     shell.table(
         rows,
@@ -66,6 +75,7 @@ def audit(
             "action": "action",
             "subject": lambda row: f"{row['subject']} {row['subject_id']}",
             "key": lambda row: row["key_id"] or "-",
+            "from": lambda row: row["address"] or "-",
             "details": lambda row: json.dumps(row["details"], ensure_ascii=False),
         },
         "no changes yet",

@@ -47,6 +47,27 @@ BEGIN
 END $$
 """
 
+# Chains an audit entry to the tenant's entry before it. The lock lasts until the transaction ends, so that no two
+# entries follow the same one. `profiles.service.audit` computes the digests again.
+_CHAIN_ENTRY = """
+CREATE FUNCTION chain_audit_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    last record;
+BEGIN
+    PERFORM pg_advisory_xact_lock(420261123, hashtext(NEW.tenant_id::text));
+    SELECT number, sha256 INTO last FROM audit_log WHERE tenant_id = NEW.tenant_id ORDER BY number DESC LIMIT 1;
+    NEW.number := coalesce(last.number, 0) + 1;
+    NEW.address := nullif(current_setting('alignez.address', true), '');
+    NEW.request_id := nullif(current_setting('alignez.request', true), '');
+    NEW.created_at := clock_timestamp();
+    NEW.sha256 := sha256(coalesce(last.sha256, '') || convert_to(concat_ws(E'\\x1f',
+        NEW.number, NEW.tenant_id, coalesce(NEW.key_id::text, ''), NEW.action, NEW.subject, NEW.subject_id,
+        NEW.details::text, coalesce(NEW.address, ''), coalesce(NEW.request_id, ''),
+        to_char(NEW.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')), 'UTF8'));
+    RETURN NEW;
+END $$
+"""
+
 # What a transaction may see: the rows of the tenant in `alignez.tenant`, or all rows if that is "platform". In
 # parentheses with SELECT, so that Postgres reads the setting once for a statement and not once for a row.
 _POLICY = """
@@ -95,7 +116,7 @@ def downgrade() -> None:
         " preference_pairs, fit_queries, assignments, alias_moves, profile_aliases, profile_versions, usage, profiles,"
         " audit_log, idempotency_keys, api_keys, tenants, base_models"
     )
-    op.execute("DROP FUNCTION keep_ready_version, keep_ready_content, refuse_change")
+    op.execute("DROP FUNCTION keep_ready_version, keep_ready_content, refuse_change, chain_audit_entry")
 
 
 def _create_accounts() -> None:
@@ -154,8 +175,13 @@ def _create_accounts() -> None:
         *_columns(sa.String(64), "action", "subject", nullable=False),
         sa.Column("subject_id", sa.String(200), nullable=False),
         sa.Column("details", JSONB(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.LargeBinary(32), nullable=False),
+        sa.Column("address", sa.String(64)),
+        sa.Column("request_id", sa.String(128)),
         *_now("created_at"),
         sa.Index(None, "tenant_id", "id"),
+        sa.UniqueConstraint("tenant_id", "number"),
     )
 
 
@@ -367,7 +393,7 @@ def _create_jobs() -> None:
 
 
 def _create_triggers() -> None:
-    for function in (_KEEP_READY_VERSION, _KEEP_READY_CONTENT, _REFUSE_CHANGE):
+    for function in (_KEEP_READY_VERSION, _KEEP_READY_CONTENT, _REFUSE_CHANGE, _CHAIN_ENTRY):
         op.execute(function)
     content = ("fit_queries", "preference_pairs", "query_representations", "version_edits")
     _trigger("keep_ready", "UPDATE OR DELETE", "profile_versions", "FOR EACH ROW", "keep_ready_version")
@@ -376,6 +402,7 @@ def _create_triggers() -> None:
     _trigger("keep_ready", "DELETE", "evaluations", "FOR EACH ROW", "keep_ready_content")
     _trigger("keep", "UPDATE", "evaluations", "FOR EACH ROW", "refuse_change")
     _trigger("keep", "UPDATE OR DELETE", "audit_log", "FOR EACH ROW", "refuse_change")
+    _trigger("chain", "INSERT", "audit_log", "FOR EACH ROW", "chain_audit_entry")
     identity = ("id", "fingerprint", "n_layers", "hidden_size")
     before, after = (", ".join(f"{row}.{column}" for column in identity) for row in ("OLD", "NEW"))
     changed = f"FOR EACH ROW WHEN (({before}) IS DISTINCT FROM ({after}))"

@@ -82,6 +82,9 @@ def request_fit(
     )
     uow.repository.catalog.add_version(version)
     job = add_job(uow, version, origin)
+    uow.repository.accounts.audit(
+        caller.tenant_id, caller.key_id, "version.create", "profile", row.id, version=version.number
+    )
     uow.session.refresh(row)
     uow.session.refresh(version)
     return FitRequest(row, version, job)
@@ -94,7 +97,7 @@ def _add_profile(
     row = uow.repository.catalog.add_profile(caller.tenant_id, name, description, model.id if model else None)
     if row is None:
         raise NameTaken("profile", name)
-    uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "profile.create", "profile", row.id, name=row.name)
+    uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "profile.create", "profile", row.id)
     return row
 
 

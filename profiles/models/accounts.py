@@ -7,7 +7,16 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    FetchedValue,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from profiles.models.base import Base, CreatedAt, PublicId, SerialId, TenantId, same_tenant, state_column
@@ -68,10 +77,14 @@ class ApiKey(Base):
 
 
 class AuditEntry(Base):
-    """One entry of the audit log. A trigger refuses to change or remove entries."""
+    """One entry of the audit log, chained to the tenant's entry before it. Nobody can change or remove entries.
+
+    A trigger fills `number`, `sha256`, `address`, `request_id` and `created_at` (see `profiles.service.audit`). Entries
+    hold ids and no texts or names, because erasure cannot reach them.
+    """
 
     __tablename__ = "audit_log"
-    __table_args__ = (Index(None, "tenant_id", "id"),)
+    __table_args__ = (Index(None, "tenant_id", "id"), UniqueConstraint("tenant_id", "number"))
 
     id: Mapped[SerialId]
     tenant_id: Mapped[TenantId]
@@ -80,6 +93,10 @@ class AuditEntry(Base):
     subject: Mapped[str] = mapped_column(String(64))  #: kind of the object: profile, key, tenant, …
     subject_id: Mapped[str] = mapped_column(String(200))
     details: Mapped[dict[str, Any]]
+    number: Mapped[int] = mapped_column(BigInteger, server_default=FetchedValue())  #: 1, 2, 3 … within the tenant
+    sha256: Mapped[bytes] = mapped_column(LargeBinary(32), server_default=FetchedValue())
+    address: Mapped[str | None] = mapped_column(String(64), server_default=FetchedValue())  #: of the client
+    request_id: Mapped[str | None] = mapped_column(String(128), server_default=FetchedValue())
     created_at: Mapped[CreatedAt]
 
 

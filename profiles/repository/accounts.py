@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Text, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -55,6 +56,10 @@ class Accounts:
         statement = select(ApiKey).where(ApiKey.secret_sha256 == secret_sha256, *_VALID)
         return self._session.scalars(statement).one_or_none()
 
+    def ended_key(self, secret_sha256: bytes) -> ApiKey | None:
+        """The key, if it exists; whoever asks knows that it is not valid."""
+        return self._session.scalars(select(ApiKey).where(ApiKey.secret_sha256 == secret_sha256)).one_or_none()
+
     def touch_key(self, key_id: UUID, address: str | None) -> None:
         """Stores time and address of use, at most once a minute, so that requests do not wait for a row lock."""
         stale = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at < func.now() - timedelta(minutes=1))
@@ -96,6 +101,21 @@ class Accounts:
     def audit_entries(self, tenant_id: UUID, cursor: str | None, limit: int) -> Page[AuditEntry]:
         statement = select(AuditEntry).where(AuditEntry.tenant_id == tenant_id)
         return fetch_page(self._session, statement, AuditEntry.id, cursor, limit)
+
+    def audit_chain(self, tenant_id: UUID) -> Iterator[tuple[int, tuple[str, ...], bytes]]:
+        """(number, the fields that the digest covers, stored digest) of each entry, in their order."""
+        entry, text = AuditEntry, partial(cast, type_=Text)
+        fields = (
+            text(entry.number), text(entry.tenant_id), func.coalesce(text(entry.key_id), ""), entry.action,
+            entry.subject, entry.subject_id, text(entry.details), func.coalesce(entry.address, ""),
+            func.coalesce(entry.request_id, ""),
+            func.to_char(func.timezone("UTC", entry.created_at), "YYYY-MM-DD HH24:MI:SS.US"),
+        )  # fmt: skip
+        named = [field.label(f"field_{i}") for i, field in enumerate(fields)]
+        statement = select(entry.number, entry.sha256, *named).where(entry.tenant_id == tenant_id)
+        rows = self._session.execute(statement.order_by(entry.number).execution_options(yield_per=1000))
+        for number, digest, *values in rows:
+            yield number, tuple(values), digest
 
     def claim_idempotency_key(self, tenant_id: UUID, key: str, request_sha256: bytes) -> IdempotencyKey | None:
         """None if this request now holds the key, else the existing row. Waits for a transaction that holds the key."""

@@ -10,7 +10,7 @@ from profiles.errors import InvalidSpec, NotFound, NothingToRollBackTo, StillAss
 from profiles.models import Assignment, Profile, ProfileVersion
 from profiles.service.keys import Caller
 from profiles.service.profiles import get_profile, get_version, ready_version
-from profiles.spec import check_end_user, check_name
+from profiles.spec import check_end_user, check_name, user_digest
 from profiles.uow import UnitOfWork
 
 DEFAULT_ALIAS = "default"
@@ -157,7 +157,9 @@ def assign_user(
     version_id = None if version is None else ready_version(uow, caller, row, version).id
     if alias is not None and alias not in uow.repository.catalog.aliases([row.id])[row.id]:
         raise NotFound("alias", f"{alias} of profile {row.name}")
-    return AssignedProfile(uow.repository.catalog.assign(row, end_user, alias, version_id), row, version)
+    assigned = AssignedProfile(uow.repository.catalog.assign(row, end_user, alias, version_id), row, version)
+    _audit_user(uow, caller, "user.assign", end_user, profile=str(row.id), alias=alias, version=version)
+    return assigned
 
 
 def get_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> AssignedProfile:
@@ -175,6 +177,13 @@ def remove_assignment(uow: UnitOfWork, caller: Caller, end_user: str) -> None:
     """Removes an end user's assignment. Raises: NotFound: there is none. InvalidSpec: the id is malformed."""
     if not uow.repository.catalog.remove_assignment(caller.tenant_id, check_end_user(end_user)):
         raise NotFound("profile of user", end_user)
+    _audit_user(uow, caller, "user.unassign", end_user)
+
+
+def _audit_user(uow: UnitOfWork, caller: Caller, action: str, end_user: str, **details: object) -> None:
+    who = user_digest(caller.tenant_id, end_user)
+    given = {name: value for name, value in details.items() if value is not None}
+    uow.repository.accounts.audit(caller.tenant_id, caller.key_id, action, "user", who, **given)
 
 
 def _point(

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from profiles.errors import Conflict, Forbidden, InvalidSpec, NameTaken, NotFound, Unauthenticated
-from profiles.models import ApiKey, AuditEntry, Role, Tenant
+from profiles.models import ApiKey, Role, Tenant
 from profiles.paging import Page
-from profiles.spec import check_end_user, check_text, check_time, profile_ref
+from profiles.spec import check_end_user, check_text, check_time, profile_ref, user_digest
 from profiles.uow import UnitOfWork
 
 _PREFIX = "az_"
@@ -49,7 +49,7 @@ def create_tenant(
     tenant = uow.repository.accounts.add_tenant(name, max_queued_jobs)
     if tenant is None:
         raise NameTaken("tenant", name)
-    uow.repository.accounts.audit(tenant.id, _key_id(by), "tenant.create", "tenant", tenant.id, name=name)
+    uow.repository.accounts.audit(tenant.id, _key_id(by), "tenant.create", "tenant", tenant.id)
     return tenant
 
 
@@ -113,8 +113,8 @@ def create_key(uow: UnitOfWork, tenant_id: UUID, spec: KeySpec, *, by: Caller | 
         key.end_user = check_end_user(spec.end_user)
     secret = _store(uow, key)
     bound = {"profile": str(key.profile_id)} if key.profile_id else {}
-    bound |= {"end_user": key.end_user} if key.end_user else {}
-    accounts.audit(tenant_id, _key_id(by), "key.create", "key", key.id, name=spec.name, role=role.value, **bound)
+    bound |= {"end_user": user_digest(tenant_id, key.end_user)} if key.end_user else {}
+    accounts.audit(tenant_id, _key_id(by), "key.create", "key", key.id, role=role.value, **bound)
     return key, secret
 
 
@@ -139,7 +139,7 @@ def rotate_key(
     end = now + overlap
     old.expires_at = end if old.expires_at is None else min(old.expires_at, end)
     uow.session.flush()
-    details = {"name": old.name, "by_key": str(new.id), "works_until": old.expires_at.isoformat()}
+    details = {"by_key": str(new.id), "works_until": old.expires_at.isoformat()}
     accounts.audit(tenant_id, _key_id(by), "key.rotate", "key", old.id, **details)
     return new, secret
 
@@ -152,7 +152,7 @@ def authenticate(uow: UnitOfWork, secret: str | None, address: str | None = None
     """
     if not secret or len(secret) > 200:
         raise Unauthenticated
-    key = uow.repository.accounts.key_by_digest(_digest(secret))
+    key = uow.repository.accounts.key_by_digest(secret_digest(secret))
     if key is None:
         raise Unauthenticated
     uow.repository.accounts.touch_key(key.id, address)
@@ -177,23 +177,8 @@ def revoke_key(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, *, by: Caller | N
         if by is not None and by.key_id == key_id and not accounts.other_admin_keys(tenant_id, key_id):
             raise Conflict("this is the tenant's last working admin key; create another one first")
         key.revoked_at = datetime.now(UTC)
-        accounts.audit(tenant_id, _key_id(by), "key.revoke", "key", key.id, name=key.name)
+        accounts.audit(tenant_id, _key_id(by), "key.revoke", "key", key.id)
     return key
-
-
-def looked_at(uow: UnitOfWork, caller: Caller, tenant_id: UUID | None, what: str) -> UUID:
-    """The tenant that an operator reads, which is the caller's own without another; the other's audit log notes it."""
-    if tenant_id is None or tenant_id == caller.tenant_id:
-        return caller.tenant_id
-    if uow.repository.accounts.tenant(tenant_id) is None:
-        raise NotFound("tenant", tenant_id)
-    uow.repository.accounts.audit(tenant_id, caller.key_id, "operator.read", "tenant", tenant_id, what=what)
-    return tenant_id
-
-
-def audit_entries(uow: UnitOfWork, tenant_id: UUID, cursor: str | None = None, limit: int = 50) -> Page[AuditEntry]:
-    """The tenant's audit log, newest first."""
-    return uow.repository.accounts.audit_entries(tenant_id, cursor, limit)
 
 
 def _managed(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, by: Caller | None) -> ApiKey:
@@ -209,12 +194,13 @@ def _managed(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, by: Caller | None) 
 def _store(uow: UnitOfWork, key: ApiKey) -> str:
     """Gives a new key its secret, which is returned, and stores it."""
     secret = _PREFIX + secrets.token_urlsafe(32)
-    key.prefix, key.secret_sha256 = secret[:_SHOWN], _digest(secret)
+    key.prefix, key.secret_sha256 = secret[:_SHOWN], secret_digest(secret)
     uow.repository.accounts.add_key(key)
     return secret
 
 
-def _digest(secret: str) -> bytes:
+def secret_digest(secret: str) -> bytes:
+    """The stored form of a key's secret: 32 bytes."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -46,22 +46,25 @@ def update_profile(
     Raises: NotFound, NameTaken, InvalidSpec.
     """
     row = get_profile(uow, caller, profile, lock=True)
-    changes = {}
+    changed = []
     if name is not None and name != row.name:
         check_name("name", name)
         # Under the tenant's lock, because two renames could choose one name. At creation, an index decides.
         uow.repository.accounts.lock_tenant(caller.tenant_id)
         if uow.repository.catalog.profile(caller.tenant_id, name) is not None:
             raise NameTaken("profile", name)
-        changes["name"] = [row.name, name]
+        changed.append("name")
         row.name = name
     if description is not None:
         row.description = check_text("description", description, DESCRIPTION_LIMIT) if description else None
+        changed.append("description")
     row.updated_at = func.now()
     uow.session.flush()
     uow.session.refresh(row)
-    if changes:
-        uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "profile.rename", "profile", row.id, **changes)
+    if changed:
+        uow.repository.accounts.audit(
+            caller.tenant_id, caller.key_id, "profile.update", "profile", row.id, changed=changed
+        )
     return row
 
 
@@ -85,7 +88,7 @@ def delete_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> Prof
     uow.session.flush()
     uow.session.refresh(row)
     uow.repository.accounts.audit(
-        caller.tenant_id, caller.key_id, "profile.delete", "profile", row.id, name=row.name, assignments=removed
+        caller.tenant_id, caller.key_id, "profile.delete", "profile", row.id, assignments=removed
     )
     return row
 

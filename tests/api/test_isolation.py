@@ -227,7 +227,16 @@ def test_the_attack_finds_what_neither_filters_nor_row_level_security_keep(
 
 def _own(method: str, path: str) -> bool:
     """True for a call that concerns the attacker's own tenant, whatever the victim's names in it."""
-    lists = {"/v1/profiles", "/v1/jobs", "/v1/keys", "/v1/audit", "/v1/usage", "/v1/models", "/v1/users/{user}/models"}
+    lists = {
+        "/v1/profiles",
+        "/v1/jobs",
+        "/v1/keys",
+        "/v1/audit",
+        "/v1/audit/verify",
+        "/v1/usage",
+        "/v1/models",
+        "/v1/users/{user}/models",
+    }
     return path in lists and (method == "get" or path == "/v1/profiles")
 
 

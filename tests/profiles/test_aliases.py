@@ -290,13 +290,14 @@ def test_every_move_is_audited_with_its_key(uow: UnitOfWork, caller: Caller, pro
     entries = [e for e in audit_entries(uow, caller.tenant_id).rows if e.subject_id == str(profile.id)]
     own = [(entry.action, entry.details) for entry in reversed(entries) if entry.key_id == caller.key_id]
     assert own == [
-        ("profile.create", {"name": profile.name}),
+        ("profile.create", {}),
+        *(("version.create", {"version": number}) for number in (1, 2, 3)),
         ("profile.promote", {"version": 2}),
         ("alias.set", {"alias": "canary", "targets": {"1": 0.75, "2": 0.25}}),
         ("alias.remove", {"alias": "canary"}),
         ("profile.rollback", {"before": {"2": 1.0}, "after": {"1": 1.0}}),
         ("version.archive", {"version": 2}),
-        ("profile.delete", {"name": profile.name, "assignments": 0}),
+        ("profile.delete", {"assignments": 0}),
     ]
     by_the_system = [entry.details for entry in entries if entry.key_id is None]
     assert by_the_system == [{"version": 1}]  # the first good version became the default

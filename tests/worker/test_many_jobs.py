@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from cli.local_stack.broker import RedisServer
 from profiles.models import Evaluation, Job, JobEvent, JobStatus, JobText, ProfileVersion, VersionState
 from profiles.uow import PLATFORM, SessionFactory, UnitOfWork
-from tests.conftest import all_rows, empty_tables
+from tests.conftest import all_rows
 from tests.factories import Factory
 from tests.rabbitmq import RABBITMQ_URL, delete_queue, require_rabbitmq
 from tests.worker.processes import RELAY, WORKER, Processes, children, kill_tree
@@ -56,7 +56,6 @@ def processes(
         made.close()
         delete_queue(queue)
     print(made.log()[-20_000:])
-    empty_tables(committed)
 
 
 def ask(sessions: SessionFactory) -> None:

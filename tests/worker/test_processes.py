@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
 
 from cli.local_stack.broker import RedisServer
 from cli.local_stack.postgres import PostgresServer
@@ -53,8 +55,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
 def sessions(database: PostgresServer) -> Iterator[SessionFactory]:
     factory = make_session_factory(database.url)
     yield factory
-    empty_tables(factory)
-    factory.kw["bind"].dispose()
+    owner = sessionmaker(create_engine(database.owner_url))
+    empty_tables(owner)
+    for each in (factory, owner):
+        each.kw["bind"].dispose()
 
 
 @pytest.fixture
