@@ -1,4 +1,4 @@
-"""Run by `helm test`: asks whether both APIs are ready, fits a profile by REST, generates a personalised answer, cleans up.
+"""Run by `helm test`: both APIs have to be ready; fits a profile by REST, generates a personalised answer, cleans up.
 
 `/ready` names what is missing: the database (as the role alignez_app sees it), its migration, the broker, the model.
 """
