@@ -64,7 +64,7 @@ def test_timers_beat_several_times_within_the_patience() -> None:
     "event",
     [
         lambda relay: relay.sent(3),
-        lambda relay: relay.swept(1, 2, Backlog(0, 0.0, 0, 0, 0.0)),
+        lambda relay: relay.swept(1, 2, Backlog(0, 0.0, 0, 0.0, 0)),
         lambda relay: relay.unavailable(),
     ],
     ids=["sent", "swept", "unavailable"],
@@ -122,6 +122,15 @@ def _alive(port: int) -> int | None:
         return None
 
 
+def _watched(port: int, seconds: float) -> set[int | None]:
+    """The statuses of `/alive` during some seconds."""
+    statuses, deadline = set(), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(seconds / 12)
+        statuses.add(_alive(port))
+    return statuses
+
+
 def _settings(port: int, patience_s: float = _PATIENCE_S) -> dict[str, str]:
     return {"ALIGNEZ_WORKER_METRICS_PORT": str(port), "ALIGNEZ_WORKER_STUCK_AFTER_S": str(patience_s)}
 
@@ -135,12 +144,10 @@ def test_a_worker_whose_parent_is_stuck_is_told_from_one_that_fits_or_waits_for_
     processes.start(RELAY)
     worker = processes.start(WORKER, settings=_settings(port))
     wait_for(lambda: job_of(committed, request.job).status is JobStatus.RUNNING, what="a fit")
-    fitting = [_alive(port) for _ in range(12) if not time.sleep(2 * _PATIENCE_S / 12)]
-    assert fitting == [200] * 12
+    assert _watched(port, 2 * _PATIENCE_S) == {200}
     assert job_of(committed, request.job).status is JobStatus.RUNNING
     broker.stop()
-    away = [_alive(port) for _ in range(12) if not time.sleep(4 * _PATIENCE_S / 12)]
-    assert away == [200] * 12
+    assert _watched(port, 4 * _PATIENCE_S) == {200}
     broker.start()
     wait_for(lambda: processes.log().count("Connected to") == 2, what="a second connection")
     time.sleep(2 * _PATIENCE_S)
@@ -166,4 +173,4 @@ def test_a_relay_that_waits_is_not_stuck(processes: Processes, committed: Sessio
     wait_for(lambda: _alive(port) == 200, what="the relay")
     broker.stop()
     ask(committed)
-    assert [_alive(port) for _ in range(15) if not time.sleep(1.0)] == [200] * 15
+    assert _watched(port, 15.0) == {200}
