@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from unittest import mock
 import pytest
 
 from profiles.settings import DatabaseSettings, ModelSettings
-from tests.helm.charts import KEDA, Manifest, container, find, merged, nested, pod, render, values_of, variables
+from tests.helm.charts import KEDA, Manifest, container, find, merged, nested, pod, render, texts, values_of, variables
 from tests.helm.objects import DatabaseSecret, database_secret, files_of, workloads
 from tests.helm.policy import violations
 from tests.helm.policy_security import APPLICATION_ROLE
@@ -260,3 +262,18 @@ def test_a_mistake_with_files_is_found(mistake: str) -> None:
     assert violations(manifests) == []
     plant(manifests)
     assert any(complaint in one for one in violations(manifests)), violations(manifests)
+
+
+@pytest.mark.parametrize("profile", ["values.small.yaml", "values.production.yaml"])
+def test_the_notes_name_both_secrets(profile: str) -> None:
+    (notes,) = [text for name, text in texts(values_of(profile)).items() if name.endswith("NOTES.txt")]
+    assert "owner (secret alignez-owner)" in notes
+    assert "alignez_app\n(secret alignez" in notes
+    assert ("mounted as files" in notes) == (profile == "values.production.yaml")
+
+
+def test_the_token_s_file_is_where_the_hub_s_library_looks() -> None:
+    code = "from huggingface_hub import constants; print(constants.HF_TOKEN_PATH)"
+    environment = {**os.environ, "HF_TOKEN_PATH": "/etc/alignez/secrets/hf_token"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "/etc/alignez/secrets/hf_token"
