@@ -56,55 +56,61 @@ def test_waiting_reads_the_url_from_a_file_too(postgres: PostgresServer, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def owner_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The owner's URL of a server without the role."""
     with PostgresServer(tmp_path_factory.mktemp("roles"), durable=False) as started:
-        yield started
+        url: str = getattr(started, "owner_url", started.url)
+        _drop_role(url)
+        yield url
 
 
-def _as_application(server: PostgresServer, password: str) -> str:
-    url = make_url(server.url).set(drivername="postgresql", username="alignez_app", password=password)
+def _drop_role(owner_url: str) -> None:
+    with psycopg.connect(owner_url.replace("postgresql+psycopg://", "postgresql://")) as connection:
+        connection.execute("DROP ROLE IF EXISTS alignez_app")
+
+
+def _as_application(owner_url: str, password: str) -> str:
+    url = make_url(owner_url).set(drivername="postgresql", username="alignez_app", password=password)
     return url.render_as_string(hide_password=False)
 
 
-def _make_role(server: PostgresServer, password: str) -> subprocess.CompletedProcess[str]:
-    return _run("application_role.py", ALIGNEZ_DATABASE_URL=server.url, APPLICATION_PASSWORD=password)
+def _make_role(owner_url: str, password: str) -> subprocess.CompletedProcess[str]:
+    return _run("application_role.py", ALIGNEZ_DATABASE_URL=owner_url, APPLICATION_PASSWORD=password)
 
 
-def test_the_role_is_made_once_and_its_password_and_attributes_are_set_each_time(server: PostgresServer) -> None:
-    owner = server.url.replace("postgresql+psycopg://", "postgresql://")
-    first = _make_role(server, "first-password")
+def test_the_role_is_made_once_and_its_password_and_attributes_are_set_each_time(owner_url: str) -> None:
+    first = _make_role(owner_url, "first-password")
     assert (first.returncode, first.stderr) == (0, "")
     assert "alignez_app: created" in first.stdout
-    with psycopg.connect(_as_application(server, "first-password")) as connection:
+    with psycopg.connect(_as_application(owner_url, "first-password")) as connection:
         assert connection.execute("SELECT current_user").fetchone() == ("alignez_app",)
     # An existing volume, on which somebody gave the role more than it may have.
-    with psycopg.connect(owner) as connection:
+    with psycopg.connect(owner_url.replace("postgresql+psycopg://", "postgresql://")) as connection:
         connection.execute("ALTER ROLE alignez_app SUPERUSER CREATEDB CREATEROLE REPLICATION BYPASSRLS NOLOGIN")
-    again = _make_role(server, "second'password")
+    again = _make_role(owner_url, "second'password")
     assert (again.returncode, again.stderr) == (0, "")
     assert "there already" in again.stdout
-    with psycopg.connect(_as_application(server, "second'password")) as connection:
+    with psycopg.connect(_as_application(owner_url, "second'password")) as connection:
         attributes = connection.execute(
             "SELECT rolcanlogin, rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls "
             "FROM pg_roles WHERE rolname = current_user"
         ).fetchone()
     assert attributes == (True, False, False, False, False, False)
     with pytest.raises(psycopg.OperationalError):
-        psycopg.connect(_as_application(server, "first-password"))
+        psycopg.connect(_as_application(owner_url, "first-password"))
     assert "password" not in (again.stdout + again.stderr).replace("password set", "")
 
 
-def test_two_jobs_at_once_make_one_role(server: PostgresServer) -> None:
-    with psycopg.connect(server.url.replace("postgresql+psycopg://", "postgresql://")) as connection:
-        connection.execute("DROP ROLE IF EXISTS alignez_app")
+def test_two_jobs_at_once_make_one_role(owner_url: str) -> None:
+    _drop_role(owner_url)
     with ThreadPoolExecutor(2) as both:
-        done = list(both.map(lambda _: _make_role(server, "one"), range(2)))
+        done = list(both.map(lambda _: _make_role(owner_url, "one"), range(2)))
     assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
     assert sorted("created" in each.stdout for each in done) == [False, True]
 
 
-def test_a_role_without_a_password_is_refused(server: PostgresServer) -> None:
-    done = _make_role(server, "")
+def test_a_role_without_a_password_is_refused(owner_url: str) -> None:
+    done = _make_role(owner_url, "")
     assert done.returncode == 1
     assert "database.passwordKey" in done.stderr
 
