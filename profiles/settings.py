@@ -9,20 +9,54 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, AliasGenerator, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from profiles.data_dir import default_model_cache
+from profiles.errors import SecretsDirMissing
 
 _POSTGRES = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
 _BROKERS = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "unix")
 
+#: Directory with one file per secret setting, named like its variable in either case (`alignez_database_url`).
+SECRETS_DIR = "ALIGNEZ_SECRETS_DIR"
+
 S = TypeVar("S", bound=BaseSettings)
 
 
-class DatabaseSettings(BaseSettings):
-    """Settings of database and broker, read once per process from `ALIGNEZ_*` environment variables."""
+class ProcessSettings(BaseSettings):
+    """Settings from environment variables, and below them from the files of the directory `ALIGNEZ_SECRETS_DIR`.
+
+    Raises: SecretsDirMissing: the variable names no directory.
+    """
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The sources, the first of which has precedence."""
+        directory = os.environ.get(SECRETS_DIR)
+        if not directory:
+            return init_settings, env_settings
+        if not Path(directory).is_dir():  # pydantic-settings 2.16 only warns
+            raise SecretsDirMissing(SECRETS_DIR, directory)
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, directory)
+
+
+class DatabaseSettings(ProcessSettings):
+    """Settings of database and broker, read once per process from `ALIGNEZ_*` environment variables or secret files."""
 
     # The URLs contain passwords, and errors are logged.
     model_config = SettingsConfigDict(env_prefix="ALIGNEZ_", extra="ignore", hide_input_in_errors=True)
@@ -70,7 +104,7 @@ class DatabaseSettings(BaseSettings):
         return parsed.scheme + url[len(parsed.scheme) :]
 
 
-class ModelSettings(BaseSettings):
+class ModelSettings(ProcessSettings):
     """Settings of a process's model, which the settings of API and worker inherit.
 
     `ALIGNEZ_MODEL` sets the model of all processes, `ALIGNEZ_API_MODEL` and `ALIGNEZ_WORKER_MODEL` that of one kind;
@@ -129,6 +163,8 @@ def read_settings(kind: type[S]) -> S:
     """
     try:
         return kind()
+    except SecretsDirMissing as error:
+        raise SystemExit(f"alignez: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name, wrong = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")

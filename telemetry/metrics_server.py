@@ -1,4 +1,4 @@
-"""Serves the Prometheus metrics of a process (API, worker or relay) on a separate port."""
+"""Serves the Prometheus metrics of a process (API, worker or relay) on a separate port, and whether it is alive."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
+
+#: Answers 200 or 503 to a liveness probe; every other path is the metrics.
+ALIVE_PATH = "/alive"
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -22,12 +25,21 @@ class MetricsServer:
         self.port = int(server.server_port)
 
     @classmethod
-    def start(cls, registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
-        """Args: port: 0 is a free one. Raises: OSError: the port is taken."""
+    def start(
+        cls, registry: CollectorRegistry, host: str, port: int, alive: Callable[[], bool] | None = None
+    ) -> MetricsServer:
+        """Starts the thread.
+
+        Args:
+            port: 0 is a free one.
+            alive: makes `/alive` answer, with 200 or 503.
+        Raises: OSError: the port is taken.
+        """
         server, thread = start_http_server(port, addr=host, registry=registry)
         app = server.get_app()
         if app is not None:
-            server.set_app(_as_plain_text(app))
+            plain = _as_plain_text(app)
+            server.set_app(plain if alive is None else _with_liveness(plain, alive))
         return cls(server, thread)
 
     def stop(self) -> None:
@@ -48,3 +60,16 @@ def _as_plain_text(app: WSGIApplication) -> WSGIApplication:
         return app({**environ, "HTTP_ACCEPT": "text/plain; version=0.0.4"}, start_response)
 
     return plain
+
+
+def _with_liveness(app: WSGIApplication, alive: Callable[[], bool]) -> WSGIApplication:
+    """The app, with an answer of its own at `/alive`."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != ALIVE_PATH:
+            return app(environ, start_response)
+        status, word = ("200 OK", b"alive\n") if alive() else ("503 Service Unavailable", b"stuck\n")
+        start_response(status, [("Content-Type", "text/plain")])
+        return [word]
+
+    return answer

@@ -15,6 +15,7 @@ from profiles.delivery.celery_queue import FIT_TASK, broker_configuration
 from profiles.settings import DatabaseSettings, read_settings
 from telemetry.logs import configure_logs
 from worker.child import Child
+from worker.liveness import watch_consumer
 from worker.settings import WorkerSettings
 
 #: Loading a model of many gigabytes takes minutes; Celery's default is 4 s.
@@ -48,6 +49,7 @@ def make_celery(
         child.fit(UUID(job_id))
 
     _connect(child, settings)
+    watch_consumer(app, child.pulse)
     return app
 
 

@@ -18,6 +18,7 @@ from profiles.settings import DatabaseSettings
 from profiles.uow import PLATFORM, UnitOfWork, make_session_factory
 from telemetry.metrics_server import MetricsServer
 from telemetry.tracing import Tracing, start_tracing
+from worker.liveness import Pulse
 from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
 
@@ -39,6 +40,8 @@ class Child:
         context = multiprocessing.get_context("fork")  # the child inherits the events
         self._stopping = context.Event()
         self._unusable = context.Event()
+        #: Signs of life of the parent, which the child reports beside its metrics.
+        self.pulse = Pulse(settings.stuck_after_s)
         self._runner: JobRunner | None = None
         self._metrics = WorkerMetrics()
         self._tracing = Tracing()
@@ -60,7 +63,8 @@ class Child:
         try:
             if self._settings.metrics_port is not None:
                 host, port = self._settings.metrics_host, self._settings.metrics_port
-                log.info("metrics", port=MetricsServer.start(self._metrics.registry, host, port).port)
+                server = MetricsServer.start(self._metrics.registry, host, port, self.pulse.alive)
+                log.info("metrics", port=server.port)
             self._tracing = start_tracing("worker")
             self._runner = self._make_runner()
             self._metrics.ready.set(1)

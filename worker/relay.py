@@ -16,6 +16,7 @@ from profiles.uow import make_session_factory
 from telemetry.logs import configure_logs
 from telemetry.metrics_server import MetricsServer
 from telemetry.tracing import start_tracing
+from worker.liveness import Pulse, WatchedRelay
 from worker.metrics import RelayMetrics
 from worker.settings import WorkerSettings
 
@@ -48,8 +49,9 @@ def main(
     database = database or read_settings(DatabaseSettings)
     configure_logs(settings.log_level, settings.log_format)
     metrics = RelayMetrics()
+    pulse = Pulse(settings.stuck_after_s)
     tracing = start_tracing("relay")
-    relay = make_relay(settings, database, metrics, tracing.tracer)
+    relay = make_relay(settings, database, WatchedRelay(metrics, pulse), tracing.tracer)
 
     def stop(number: int, frame: FrameType | None) -> None:
         relay.stop()
@@ -58,10 +60,11 @@ def main(
     signal.signal(signal.SIGINT, stop)
     exporter = None
     if settings.metrics_port is not None:
-        exporter = MetricsServer.start(metrics.registry, settings.metrics_host, settings.metrics_port)
+        exporter = MetricsServer.start(metrics.registry, settings.metrics_host, settings.metrics_port, pulse.alive)
         log.info("metrics", port=exporter.port)
     try:
         on_ready()
+        pulse.beat()
         relay.run()
     finally:
         tracing.stop()

@@ -60,6 +60,10 @@ class WorkerSettings(ModelSettings):
     metrics_port: int | None = Field(None, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
 
+    #: Seconds without a sign of life of the main loop after which `/alive` on the metrics port answers 503. A running
+    #: fit does not delay the signs, nor does a broker that is away. Above 60, because a relay's turn may take as long.
+    stuck_after_s: float = Field(300.0, gt=0)
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
 

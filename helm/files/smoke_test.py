@@ -1,4 +1,7 @@
-"""Run by `helm test`: creates a profile by REST, waits for its job, generates a personalised answer, cleans up."""
+"""Run by `helm test`: both APIs have to be ready; fits a profile by REST, generates a personalised answer, cleans up.
+
+`/ready` names what is missing: the database (as the role alignez_app sees it), its migration, the broker, the model.
+"""
 
 import json
 import os
@@ -38,6 +41,9 @@ FIT = {
     "held_out_queries": 4,
     "answer_tokens": 24,
 }
+
+for url in (CONTROL, INFERENCE):
+    call("GET", f"{url}/ready")
 
 name = f"helm-test-{uuid.uuid4().hex[:8]}"
 made = call(

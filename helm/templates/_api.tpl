@@ -47,10 +47,7 @@ spec:
             - configMapRef:
                 name: {{ include "alignez.fullname" .root }}-{{ .component }}
           env:
-            {{- include "alignez.databaseEnv" .root | trim | nindent 12 }}
-            {{- if or (not $model) (eq (include "alignez.inferenceRole" .root) "all") }}
-            {{- include "alignez.brokerEnv" .root | trim | nindent 12 }}
-            {{- end }}
+            {{- include "alignez.secretEnv" . | trim | nindent 12 }}
             {{- if $model }}
             {{- include "alignez.modelEnv" .root | nindent 12 }}
             {{- else }}
@@ -98,6 +95,9 @@ spec:
             {{- else }}
             - {name: tmp, mountPath: /tmp}
             {{- end }}
+            {{- with include "alignez.secretMounts" . | trim }}
+            {{- . | nindent 12 }}
+            {{- end }}
       volumes:
         {{- if $model }}
         {{- include "alignez.modelVolumes" (dict "root" .root "values" $values) | nindent 8 }}
@@ -105,6 +105,9 @@ spec:
         - name: tmp
           emptyDir:
             sizeLimit: 256Mi
+        {{- end }}
+        {{- with include "alignez.secretVolumes" . | trim }}
+        {{- . | nindent 8 }}
         {{- end }}
 {{- end }}
 

@@ -43,14 +43,20 @@ labels:
   {{- include "alignez.labels" . | nindent 2 }}
 {{- end }}
 
+{{/* An image of ours, by its name below `images`. */}}
 {{- define "alignez.image" -}}
 {{- $image := index .root.Values.images .image -}}
 {{- $repository := $image.repository -}}
 {{- with .root.Values.images.registry }}{{ $repository = printf "%s/%s" . $repository }}{{ end -}}
-{{- if $image.digest -}}
-{{ printf "%s@%s" $repository $image.digest }}
+{{- include "alignez.imageReference" (dict "repository" $repository "tag" (default .root.Chart.AppVersion $image.tag) "digest" $image.digest) -}}
+{{- end }}
+
+{{/* A digest names the image's content and wins; a tag may be moved. */}}
+{{- define "alignez.imageReference" -}}
+{{- if .digest -}}
+{{ printf "%s@%s" .repository .digest }}
 {{- else -}}
-{{ printf "%s:%s" $repository (default .root.Chart.AppVersion $image.tag) }}
+{{ printf "%s:%s" .repository .tag }}
 {{- end -}}
 {{- end }}
 
@@ -146,53 +152,6 @@ topologySpreadConstraints:
 {{ toYaml $resources }}
 {{- end }}
 
-{{- define "alignez.databaseEnv" -}}
-{{- $db := .Values.database -}}
-{{- if eq $db.mode "embedded" }}
-- name: POSTGRES_PASSWORD
-  valueFrom:
-    secretKeyRef:
-      name: {{ $db.existingSecret }}
-      key: {{ $db.passwordKey }}
-- name: ALIGNEZ_DATABASE_URL
-  value: postgresql+psycopg://alignez:$(POSTGRES_PASSWORD)@{{ include "alignez.fullname" . }}-postgres:5432/alignez
-{{- else }}
-- name: ALIGNEZ_DATABASE_URL
-  valueFrom:
-    secretKeyRef:
-      name: {{ $db.existingSecret }}
-      key: {{ $db.urlKey }}
-{{- end }}
-{{- end }}
-
-{{- define "alignez.brokerEnv" -}}
-{{- $broker := .Values.broker -}}
-{{- if eq $broker.mode "embedded" }}
-- name: BROKER_PASSWORD
-  valueFrom:
-    secretKeyRef:
-      name: {{ $broker.existingSecret }}
-      key: {{ $broker.passwordKey }}
-{{- if eq $broker.kind "rabbitmq" }}
-# KEDA asks the management API with these.
-- name: BROKER_USERNAME
-  value: alignez
-{{- end }}
-- name: ALIGNEZ_BROKER_URL
-  {{- if eq $broker.kind "rabbitmq" }}
-  value: amqp://$(BROKER_USERNAME):$(BROKER_PASSWORD)@{{ include "alignez.fullname" . }}-rabbitmq:5672//
-  {{- else }}
-  value: redis://:$(BROKER_PASSWORD)@{{ include "alignez.fullname" . }}-redis:6379/0
-  {{- end }}
-{{- else }}
-- name: ALIGNEZ_BROKER_URL
-  valueFrom:
-    secretKeyRef:
-      name: {{ $broker.existingSecret }}
-      key: {{ $broker.urlKey }}
-{{- end }}
-{{- end }}
-
 {{- define "alignez.brokerPort" -}}
 {{- $default := ternary 5672 6379 (eq .Values.broker.kind "rabbitmq") -}}
 {{- if and (eq .Values.broker.mode "external") .Values.broker.external.port -}}
@@ -226,15 +185,6 @@ topologySpreadConstraints:
 {{- if .Values.model.offline }}
 - name: HF_HUB_OFFLINE
   value: "1"
-{{- end }}
-{{- with .Values.model.huggingFaceToken }}
-{{- if .existingSecret }}
-- name: HF_TOKEN
-  valueFrom:
-    secretKeyRef:
-      name: {{ .existingSecret }}
-      key: {{ .key }}
-{{- end }}
 {{- end }}
 {{- end }}
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from profiles.settings import SECRETS_DIR
 from tests.helm import settings_env
 from tests.helm.charts import Manifest
+
+#: `$(NAME)`, in whose place Kubernetes puts the value of an earlier variable.
+REFERENCE = re.compile(r"\$\(([A-Z_][A-Z0-9_]*)\)")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def config_map(name: str, manifests: Iterable[Manifest]) -> Manifest | None:
 
 #: Values that stand for a secret's, where the process checks their form.
 _REFERENCED = {
-    "ALIGNEZ_DATABASE_URL": "postgresql://alignez:secret@postgres:5432/alignez",
+    "ALIGNEZ_DATABASE_URL": "postgresql://alignez_app:secret@postgres:5432/alignez",
     "ALIGNEZ_BROKER_URL": "amqp://alignez:secret@rabbitmq:5672/",
 }
 
@@ -94,6 +99,70 @@ def environment_of(container: dict[str, Any], manifests: list[Manifest]) -> dict
     for variable in container.get("env", []):
         environment[variable["name"]] = variable.get("value", _REFERENCED.get(variable["name"], ""))
     return environment
+
+
+def settings_of(workload: Workload, container: dict[str, Any], manifests: list[Manifest]) -> dict[str, str]:
+    """The settings of ours that the process reads, from variables and in their place from mounted files."""
+    environment = environment_of(container, manifests)
+    directory = environment.pop(SECRETS_DIR, None)
+    for mount in container.get("volumeMounts", []):
+        if directory is not None and mount["mountPath"] == directory:
+            names = [name.upper() for name in files_of(workload, mount["name"])]
+            environment |= {name: _REFERENCED.get(name, "") for name in names}
+    return {name: value for name, value in environment.items() if name.startswith("ALIGNEZ_")}
+
+
+Reference = tuple[str, str]
+
+
+def files_of(workload: Workload, volume: str) -> dict[str, Reference]:
+    """Secret and key by file name, of a volume that holds secrets."""
+    found: dict[str, Reference] = {}
+    for each in workload.pod.get("volumes", []):
+        if each["name"] == volume:
+            sources = [one["secret"] for one in each.get("projected", {}).get("sources", []) if "secret" in one]
+            for source in sources:
+                found |= {item["path"]: (source["name"], item["key"]) for item in source.get("items", [])}
+    return found
+
+
+def references_of(container: dict[str, Any]) -> dict[str, Reference]:
+    """Secret and key by variable."""
+    found: dict[str, Reference] = {}
+    for variable in container.get("env", []):
+        reference = variable.get("valueFrom", {}).get("secretKeyRef")
+        if reference:
+            found[variable["name"]] = (reference["name"], reference["key"])
+    return found
+
+
+def secrets_of(workload: Workload, container: dict[str, Any]) -> set[Reference]:
+    """All secrets that a container has, by variable or file."""
+    files = [files_of(workload, mount["name"]) for mount in container.get("volumeMounts", [])]
+    return {*references_of(container).values(), *(reference for each in files for reference in each.values())}
+
+
+@dataclass(frozen=True)
+class DatabaseSecret:
+    """Where the secret of a container's database URL is; `user`: its role, None if only the secret names it."""
+
+    reference: Reference
+    user: str | None
+
+
+def database_secret(workload: Workload, container: dict[str, Any]) -> DatabaseSecret | None:
+    """The secret in the URL of the database that a container connects to; None without one."""
+    name, references = "ALIGNEZ_DATABASE_URL", references_of(container)
+    if name in references:
+        return DatabaseSecret(references[name], None)
+    for mount in container.get("volumeMounts", []):
+        if reference := files_of(workload, mount["name"]).get(name.lower()):
+            return DatabaseSecret(reference, None)
+    url = environment_of(container, []).get(name, "")
+    password = REFERENCE.search(url)
+    if password is None or password[1] not in references:
+        return None
+    return DatabaseSecret(references[password[1]], url.partition("://")[2].partition(":")[0])
 
 
 def port_names(containers: Iterable[dict[str, Any]]) -> set[str | int]:

@@ -9,7 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from tests.helm import settings_env
+from telemetry.metrics_server import ALIVE_PATH
+from tests.helm import policy_security, settings_env
 from tests.helm.charts import Manifest
 from tests.helm.objects import (
     config_map,
@@ -22,6 +23,7 @@ from tests.helm.objects import (
     port_names,
     process_of,
     selected,
+    settings_of,
     workloads,
 )
 from tests.helm.schema_check import schemas
@@ -30,12 +32,10 @@ from tests.helm.schema_check import schemas
 LAST_BYTES_S = 5
 
 _DNS_LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
-_SECRET_NAME = re.compile(r"PASS|TOKEN|SECRET|CREDENTIAL|AUTH$|API_KEY|(DATABASE|BROKER)_URL")
-_CREDENTIALS = re.compile(r"://[^/\s:@]*:([^@/\s]+)@")
-_REFERENCE = re.compile(r"\$\(([A-Z_][A-Z0-9_]*)\)")
-_NO_LIVENESS = "alignez/no-liveness-probe"
 _NO_PROBES = "alignez/no-probes"
 _SHORTEST_REASON = 20
+#: What tells a stuck worker from one that fits for hours (worker/liveness.py).
+_ALIVE = {"path": ALIVE_PATH, "port": "metrics"}
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -83,91 +83,6 @@ def common_labels(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{workload}: pods with a version label are made anew by every chart"
 
 
-# Security
-
-
-def pod_security(manifests: list[Manifest]) -> Iterator[str]:
-    """No root, no token, no service links, the runtime's seccomp profile, nothing of the host."""
-    for workload in workloads(manifests):
-        context = workload.pod.get("securityContext", {})
-        if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
-            yield f"{workload}: runs as root, or may (runAsNonRoot, runAsUser)"
-        if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
-            yield f"{workload}: no seccomp profile RuntimeDefault"
-        if workload.pod.get("automountServiceAccountToken") is not False:
-            yield f"{workload}: mounts a service account's token"
-        if workload.pod.get("enableServiceLinks") is not False:
-            yield f"{workload}: service links would set variables such as ALIGNEZ_API_PORT"
-        for field in ("hostNetwork", "hostPID", "hostIPC"):
-            if workload.pod.get(field):
-                yield f"{workload}: {field}"
-        for volume in workload.pod.get("volumes", []):
-            if "hostPath" in volume:
-                yield f"{workload}: volume {volume['name']} is of the host"
-
-
-def container_security(manifests: list[Manifest]) -> Iterator[str]:
-    """Nothing above what a plain process may, and a root file system that is only read."""
-    for workload, container in containers(manifests):
-        context = container.get("securityContext", {})
-        if context.get("runAsUser") == 0 or context.get("runAsNonRoot") is not True:
-            yield f"{workload} {container['name']}: runs as root, or may (runAsNonRoot)"
-        if context.get("readOnlyRootFilesystem") is not True:
-            yield f"{workload} {container['name']}: its root file system is writable"
-        if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
-            yield f"{workload} {container['name']}: may gain privileges"
-        capabilities = context.get("capabilities", {})
-        if capabilities.get("drop") != ["ALL"] or capabilities.get("add"):
-            yield f"{workload} {container['name']}: keeps capabilities"
-
-
-def service_accounts(manifests: list[Manifest]) -> Iterator[str]:
-    """Named by every pod, made by the chart, before the pod where a hook orders it, and without a token."""
-    accounts = {each["metadata"]["name"]: each for each in manifests if each["kind"] == "ServiceAccount"}
-    for each in accounts.values():
-        if each.get("automountServiceAccountToken") is not False:
-            yield f"{name_of(each)}: mounts its token"
-    for workload in workloads(manifests):
-        account = accounts.get(workload.pod.get("serviceAccountName", ""))
-        if account is None:
-            yield f"{workload}: its service account is not part of the release"
-        elif "pre-install" in hooks(workload.manifest) - hooks(account):
-            yield f"{workload}: runs before its service account exists"
-
-
-def inlined_secrets(manifests: list[Manifest]) -> Iterator[str]:
-    """Secrets come by reference: none in a variable, an argument, a ConfigMap, and no Secret of the chart's own."""
-    for each in manifests:
-        if each["kind"] == "Secret":
-            yield f"{name_of(each)}: a secret's content is in the release"
-        if each["kind"] == "ConfigMap":
-            for key, value in each.get("data", {}).items():
-                if _SECRET_NAME.search(key) or _has_credentials(value, set()):
-                    yield f"{name_of(each)}: {key} is a secret in a ConfigMap"
-    for workload, container in containers(manifests):
-        referable: set[str] = set()
-        for variable in container.get("env", []):
-            value = variable.get("value")
-            if "valueFrom" in variable:
-                referable.add(variable["name"])
-            elif value and _has_credentials(value, referable):
-                yield f"{workload} {container['name']}: {variable['name']} has a secret in its value"
-            elif value and _SECRET_NAME.search(variable["name"]) and not _REFERENCE.search(value):
-                yield f"{workload} {container['name']}: {variable['name']} is a secret by value"
-        for argument in [*container.get("args", []), *container.get("command", [])]:
-            if _has_credentials(argument, referable):
-                yield f"{workload} {container['name']}: an argument has a secret in it"
-
-
-def _has_credentials(value: str, referable: set[str]) -> bool:
-    """Whether a URL in it bears a password other than `$(NAME)` of a variable before it that came by reference."""
-    for password in _CREDENTIALS.findall(value):
-        reference = _REFERENCE.fullmatch(password)
-        if reference is None or reference[1] not in referable:
-            return True
-    return False
-
-
 # Operation
 
 
@@ -211,9 +126,11 @@ def probes(manifests: list[Manifest]) -> Iterator[str]:
         for container in workload.pod["containers"]:
             if "readinessProbe" not in container:
                 yield f"{workload} {container['name']}: no readinessProbe"
-            exempt = len(annotations.get(_NO_LIVENESS, "")) >= _SHORTEST_REASON
-            if "livenessProbe" not in container and not exempt:
-                yield f"{workload} {container['name']}: no livenessProbe, and no {_NO_LIVENESS} that says why"
+            liveness = container.get("livenessProbe")
+            if liveness is None:
+                yield f"{workload} {container['name']}: no livenessProbe"
+            elif process_of(container) in ("worker", "relay") and liveness.get("httpGet") != _ALIVE:
+                yield f"{workload} {container['name']}: its livenessProbe does not ask {_ALIVE['path']}"
 
 
 def grace_periods(manifests: list[Manifest]) -> Iterator[str]:
@@ -236,8 +153,7 @@ def grace_periods(manifests: list[Manifest]) -> Iterator[str]:
 def environment_names(manifests: list[Manifest]) -> Iterator[str]:
     """Every ALIGNEZ_ variable is one that its process reads, and has a value that it takes."""
     for workload, container in containers(manifests):
-        environment = environment_of(container, manifests)
-        ours = {name: value for name, value in environment.items() if name.startswith("ALIGNEZ_")}
+        ours = settings_of(workload, container, manifests)
         process = process_of(container)
         if process is None:
             # A script of the chart; it reads the database's URL at most.
@@ -385,6 +301,6 @@ def autoscalers(manifests: list[Manifest]) -> Iterator[str]:
 Rule = Callable[[list[Manifest]], Iterator[str]]
 
 RULES: tuple[Rule, ...] = (
-    names, common_labels, pod_security, container_security, service_accounts, inlined_secrets, resources,
-    images, probes, grace_periods, environment_names, mounts, ports, selectors, backends, autoscalers,
+    names, common_labels, *policy_security.RULES, resources, images, probes,
+    grace_periods, environment_names, mounts, ports, selectors, backends, autoscalers,
 )  # fmt: skip

@@ -43,7 +43,8 @@ def test_workers_are_scaled_by_jobs_running_ones_too() -> None:
     assert secrets == [{"parameter": "connection", "name": "alignez", "key": "KEDA_DATABASE_URL"}]
     embedded, secrets = _trigger({"database.mode": "embedded"})
     assert embedded["metadata"]["host"] == "rel-alignez-postgres.ns.svc"
-    assert secrets == [{"parameter": "password", "name": "alignez", "key": "POSTGRES_PASSWORD"}]
+    assert embedded["metadata"]["userName"] == "alignez_app"
+    assert secrets == [{"parameter": "password", "name": "alignez", "key": "DATABASE_PASSWORD"}]
 
 
 @pytest.mark.parametrize("mode", ["external", "embedded"])

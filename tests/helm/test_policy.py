@@ -33,8 +33,8 @@ _IN_THE_CHART: list[tuple[str, str, str, str, str]] = [
     (
         "latest tag",
         "templates/_helpers.tpl",
-        '{{ printf "%s:%s" $repository (default .root.Chart.AppVersion $image.tag) }}',
-        '{{ printf "%s:latest" $repository }}',
+        '{{ printf "%s:%s" .repository .tag }}',
+        '{{ printf "%s:latest" .repository }}',
         "Deployment/rel-alignez-relay relay: image registry.example.com/team/alignez-control:latest is not pinned",
     ),
     (
@@ -53,9 +53,9 @@ _IN_THE_CHART: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "inlined secret",
-        "templates/_helpers.tpl",
-        "postgresql+psycopg://alignez:$(POSTGRES_PASSWORD)@",
-        "postgresql+psycopg://alignez:hunter2@",
+        "templates/_secrets.tpl",
+        ":$(DATABASE_PASSWORD)@",
+        ":hunter2@",
         "Deployment/rel-alignez-worker worker: ALIGNEZ_DATABASE_URL has a secret in its value",
     ),
     (
@@ -64,6 +64,27 @@ _IN_THE_CHART: list[tuple[str, str, str, str, str]] = [
         "readinessProbe:",
         "startupProbe:",
         "Deployment/rel-alignez-relay relay: no readinessProbe",
+    ),
+    (
+        "user of the node",
+        "values.yaml",
+        "runAsUser: 10999",
+        "runAsUser: 999",
+        "StatefulSet/rel-alignez-postgres: runs as 999, which may be a user of the node too (below 10000)",
+    ),
+    (
+        "a worker's liveness by another path",
+        "templates/worker/deployment.yaml",
+        "path: /alive",
+        "path: /metrics",
+        "Deployment/rel-alignez-worker worker: its livenessProbe does not ask /alive",
+    ),
+    (
+        "a relay without liveness",
+        "templates/relay/deployment.yaml",
+        "livenessProbe:",
+        "startupProbe:",
+        "Deployment/rel-alignez-relay relay: no livenessProbe",
     ),
     (
         "unknown field",
@@ -188,7 +209,7 @@ _IN_THE_RENDER: dict[str, tuple[_Mistake, str]] = {
         "2 GPUs, but the engine uses 4",
     ),
     "an image without tag": (lambda m: _container(m).update(image="host:5000/alignez"), "is not pinned"),
-    "no liveness": (lambda m: _container(m).pop("livenessProbe"), "no livenessProbe, and no"),
+    "no liveness": (lambda m: _container(m).pop("livenessProbe"), "no livenessProbe"),
     "no delay": (
         lambda m: find(m, "ConfigMap", "-control")["data"].pop("ALIGNEZ_API_DRAIN_DELAY_S"),
         "no delay before its drain",

@@ -11,6 +11,7 @@ from api.settings import ApiSettings
 from profiles.delivery.broker import is_redis
 from profiles.settings import DatabaseSettings
 from tests.helm.charts import (
+    PROFILES,
     Manifest,
     configuration,
     container,
@@ -23,6 +24,7 @@ from tests.helm.charts import (
     values_of,
     variables,
 )
+from tests.helm.objects import containers
 from tests.helm.settings_env import read
 from worker.settings import WorkerSettings
 
@@ -108,15 +110,16 @@ def test_external_servers_are_named_by_secrets() -> None:
         found = variables(manifests, component)
         assert found["ALIGNEZ_DATABASE_URL"] == ("db", "url")
         assert found["ALIGNEZ_BROKER_URL"] == ("mq", "BROKER_URL")
-    assert variables(manifests, "migrate", "Job")["ALIGNEZ_DATABASE_URL"] == ("db", "url")
+    assert variables(manifests, "migrate", "Job")["ALIGNEZ_DATABASE_URL"] == ("alignez-owner", "DATABASE_URL")
 
 
 @pytest.mark.parametrize("kind", ["rabbitmq", "redis"])
 def test_embedded_servers_and_their_clients_share_a_password(kind: str) -> None:
     manifests = render(nested({"database.mode": "embedded", "broker.mode": "embedded", "broker.kind": kind}))
     worker = variables(manifests, "worker")
-    assert worker["POSTGRES_PASSWORD"] == ("alignez", "POSTGRES_PASSWORD")
-    assert variables(manifests, "postgres", "StatefulSet")["POSTGRES_PASSWORD"] == worker["POSTGRES_PASSWORD"]
+    assert worker["DATABASE_PASSWORD"] == ("alignez", "DATABASE_PASSWORD")
+    owner = variables(manifests, "migrate-first", "Job")["DATABASE_PASSWORD"]
+    assert variables(manifests, "postgres", "StatefulSet")["POSTGRES_PASSWORD"] == owner != worker["DATABASE_PASSWORD"]
     server = variables(manifests, kind, "StatefulSet")
     assert worker["BROKER_PASSWORD"] in server.values()
     assert is_redis(worker["ALIGNEZ_BROKER_URL"]) == (kind == "redis")
@@ -125,7 +128,7 @@ def test_embedded_servers_and_their_clients_share_a_password(kind: str) -> None:
         assert f"@rel-alignez-{service}:{port}/" in url
     # Kubernetes replaces only what stands earlier in the list.
     names = [each["name"] for each in container(manifests, "worker")["env"]]
-    assert names.index("POSTGRES_PASSWORD") < names.index("ALIGNEZ_DATABASE_URL")
+    assert names.index("DATABASE_PASSWORD") < names.index("ALIGNEZ_DATABASE_URL")
     assert names.index("BROKER_PASSWORD") < names.index("ALIGNEZ_BROKER_URL")
 
 
@@ -171,6 +174,33 @@ def test_images_are_named_by_registry_tag_and_digest() -> None:
         assert container(manifests, component, kind)["image"] == "r.example.com/t/alignez-control:1.2"
     assert "imagePullSecrets" not in pod(manifests, "control")
     assert pod(render(nested({"images.pullSecrets": ["a"]})), "worker")["imagePullSecrets"] == [{"name": "a"}]
+
+
+def test_images_of_embedded_servers_are_named_by_tag_or_digest() -> None:
+    digest = f"sha256:{'b' * 64}"
+    servers = {"database.mode": "embedded", "broker.mode": "embedded", "images.registry": "r.example.com/t"}
+    names = {"postgres": "database.embedded.image", "rabbitmq": "broker.embedded.rabbitmqImage"}
+    names["redis"] = "broker.embedded.redisImage"
+    for name, value in names.items():
+        kind = {"broker.kind": "redis"} if name == "redis" else {}
+        by_tag = container(render(nested({**servers, **kind})), name, "StatefulSet")["image"]
+        repository, _, tag = by_tag.partition(":")
+        assert tag[0].isdigit()
+        mirrored = {f"{value}.repository": "mirror.example.com/it", f"{value}.digest": digest}
+        by_digest = container(render(nested({**servers, **kind, **mirrored})), name, "StatefulSet")["image"]
+        assert by_digest == f"mirror.example.com/it@{digest}"
+        assert not repository.startswith("r.example.com")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_digest_for_every_image_leaves_no_tag(profile: str) -> None:
+    digest = f"sha256:{'c' * 64}"
+    paths = [f"images.{name}" for name in ("control", "inference", "worker")]
+    paths += ["database.embedded.image", "broker.embedded.rabbitmqImage", "broker.embedded.redisImage"]
+    values = merged(values_of(profile), nested({f"{path}.digest": digest for path in paths}))
+    found = {each["image"] for _, each in containers(render(values))}
+    assert found
+    assert {image.partition("@")[2] for image in found} == {digest}
 
 
 # GPUs, memory, caches

@@ -35,3 +35,27 @@ def test_names_with_a_colon_keep_it(accept: str) -> None:
     lines = reply.text.splitlines()
     assert "alignez:prompt_tokens_total 7.0" in lines
     assert 'alignez:time_to_first_token_seconds_bucket{le="2.0"} 1.0' in lines
+
+
+def test_a_liveness_probe_has_its_own_path() -> None:
+    registry, alive = CollectorRegistry(), [True]
+    Counter("events", "", registry=registry).inc()
+    server = MetricsServer.start(registry, "127.0.0.1", 0, lambda: alive[0])
+    try:
+        url = f"http://127.0.0.1:{server.port}"
+        good = httpx.get(f"{url}/alive", trust_env=False)
+        alive[0] = False
+        bad = httpx.get(f"{url}/alive", trust_env=False)
+        metrics = httpx.get(f"{url}/metrics", trust_env=False)
+    finally:
+        server.stop()
+    assert (good.status_code, bad.status_code) == (200, 503)
+    assert "events_total 1.0" in metrics.text
+
+
+def test_without_a_check_the_path_is_nothing_special() -> None:
+    server = MetricsServer.start(CollectorRegistry(), "127.0.0.1", 0)
+    try:
+        assert httpx.get(f"http://127.0.0.1:{server.port}/alive", trust_env=False).status_code == 200
+    finally:
+        server.stop()
