@@ -28,6 +28,7 @@ from api.http.errors import install_handlers
 from api.http.middleware import RequestContext
 from api.http.pace import Pace
 from api.http.request_line import refuse_undeclared, refuse_undecodable
+from api.http.security import SecurityHeaders
 from api.jobs.routes import router as jobs
 from api.metrics import Metrics
 from api.openapi import DESCRIPTION, TAGS, describe
@@ -158,6 +159,7 @@ def create_app(
             expose_headers=_CORS_EXPOSED,
             max_age=600,
         )
+    app.add_middleware(SecurityHeaders)  # outermost, for the responses of the other two
     if settings.docs:
         serve_docs(app)
     app.include_router(health.router)
