@@ -65,7 +65,7 @@ EXPOSE 8000 9100
 # For Docker and Compose; Kubernetes has the chart's probes in its place. Relay and migration have no port: run them with
 # --no-healthcheck.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python", "-m", "api.probe"]
 CMD ["alignez", "api"]
 
 
@@ -107,7 +107,7 @@ USER 10001:10001
 EXPOSE 8000 9100
 # /health answers while the model loads; whether it is loaded, /ready says.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python3", "-m", "api.probe"]
 # The base starts vLLM's own server.
 ENTRYPOINT []
 CMD ["alignez", "api"]

@@ -101,7 +101,9 @@ def create_app(
         exporter = None
         services.draining.clear()  # an app may be started again, as tests do
         if settings.metrics_port is not None:
-            exporter = MetricsServer.start(metrics.registry, settings.metrics_host, settings.metrics_port)
+            exporter = MetricsServer.start(
+                metrics.registry, settings.metrics_host, settings.metrics_port, settings.metrics_tls
+            )
             services.metrics_port = exporter.port
             log.info("metrics", port=exporter.port)
         services.usage.start()

@@ -60,7 +60,8 @@ class Child:
         try:
             if self._settings.metrics_port is not None:
                 host, port = self._settings.metrics_host, self._settings.metrics_port
-                log.info("metrics", port=MetricsServer.start(self._metrics.registry, host, port).port)
+                exporter = MetricsServer.start(self._metrics.registry, host, port, self._settings.metrics_tls)
+                log.info("metrics", port=exporter.port)
             self._tracing = start_tracing("worker")
             self._runner = self._make_runner()
             self._metrics.ready.set(1)

@@ -58,7 +58,8 @@ def main(
     signal.signal(signal.SIGINT, stop)
     exporter = None
     if settings.metrics_port is not None:
-        exporter = MetricsServer.start(metrics.registry, settings.metrics_host, settings.metrics_port)
+        host, port = settings.metrics_host, settings.metrics_port
+        exporter = MetricsServer.start(metrics.registry, host, port, settings.metrics_tls)
         log.info("metrics", port=exporter.port)
     try:
         on_ready()
