@@ -39,6 +39,8 @@ RUN python requirements.py packages pyproject.toml torch transformers accelerate
     && /opt/alignez/bin/pip install --no-cache-dir -c constraints.txt -r requirements.txt
 COPY --from=wheel /dist/ /dist/
 RUN /opt/alignez/bin/pip install --no-cache-dir --no-deps /dist/alignez-*.whl
+COPY images/ images/
+RUN /opt/alignez/bin/python -m images.sbom environment alignez-control > /opt/alignez/sbom.cdx.json
 
 
 FROM ${PYTHON_IMAGE} AS control
@@ -88,6 +90,8 @@ RUN python3 requirements.py packages pyproject.toml torch transformers > require
     && python3 -m pip install --no-cache-dir -c constraints.txt -r requirements.txt
 COPY --from=wheel /dist/ /dist/
 RUN python3 -m pip install --no-cache-dir --no-deps /dist/alignez-*.whl
+COPY images/ images/
+RUN python3 -m images.sbom environment alignez-inference > sbom.cdx.json
 # Models below /cache, which is to be a volume; what is compiled, and everything else that is written, below /tmp.
 ENV HOME=/tmp \
     HF_HOME=/cache/huggingface \
