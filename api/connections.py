@@ -56,7 +56,10 @@ class _LimitedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what is not HTTP; uvicorn's own response has no security headers."""
-        self._refuse(400, msg.encode("ascii"))
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(400, msg.encode("ascii"))
+        else:
+            self.transport.close()  # the request's response has begun or has ended
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -34,7 +34,7 @@ def serve_docs(app: FastAPI) -> None:
     page.headers["content-security-policy"] = content_policy(
         {
             "script-src": " ".join(["'self'", *map(inline_source, scripts)]),
-            "style-src": "'self' 'unsafe-inline'",  # Swagger UI writes style attributes
+            "style-src": "'self'",
             "img-src": "'self' data:",
             "connect-src": "'self'",
         }

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from alignez_core.engines.fake.engine import FakeEngine
 from api.http.security import App, Message, Receive, Scope, SecurityHeaders, Send, inline_source
 from tests.api.conftest import AppMaker, Tenant, serving
-from tests.api.raw_http import raw_connection
+from tests.api.raw_http import closed_by_server, raw_connection, read_reply
 from tests.api.test_openapi import OPERATIONS
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "x"}]}
@@ -130,6 +130,14 @@ def test_what_is_not_http_gets_400_with_them(make_app: AppMaker, sent: bytes) ->
     assert reply.headers["connection"] == "close"
 
 
+def test_a_broken_body_after_the_response_closes_the_connection(make_app: AppMaker) -> None:
+    with serving(make_app(role="control")) as (url, _), raw_connection(url) as connection:
+        connection.sendall(b"POST /v1/profiles HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        assert read_reply(connection)[0] == 401
+        connection.sendall(b"no chunk\r\n")
+        assert closed_by_server(connection)
+
+
 def test_the_real_server_names_no_server_and_repeats_no_header(make_app: AppMaker) -> None:
     with serving(make_app(role="control", max_connections=1)) as (url, _), httpx.Client(trust_env=False) as client:
         replies = [client.get(f"{url}/health"), client.get(f"{url}/v1/jobs")]
@@ -153,7 +161,7 @@ def test_the_documentation_may_run_its_own_scripts_only(client: TestClient) -> N
     directives = dict(each.split(" ", 1) for each in reply.headers["content-security-policy"].split("; "))
     (script,) = re.findall(r"<script>(.*?)</script>", reply.text, re.DOTALL)
     assert directives["script-src"] == f"'self' {inline_source(script)}"
-    assert directives["connect-src"] == "'self'"
+    assert directives["connect-src"] == directives["style-src"] == "'self'"
     assert not re.search(r"\son\w+=|javascript:", reply.text)
 
 
