@@ -39,6 +39,8 @@ RUN python requirements.py packages pyproject.toml torch transformers accelerate
     && /opt/alignez/bin/pip install --no-cache-dir -c constraints.txt -r requirements.txt
 COPY --from=wheel /dist/ /dist/
 RUN /opt/alignez/bin/pip install --no-cache-dir --no-deps /dist/alignez-*.whl
+COPY images/ images/
+RUN /opt/alignez/bin/python -m images.sbom environment alignez-control > /opt/alignez/sbom.cdx.json
 
 
 FROM ${PYTHON_IMAGE} AS control
@@ -65,7 +67,7 @@ EXPOSE 8000 9100
 # For Docker and Compose; Kubernetes has the chart's probes in its place. Relay and migration have no port: run them with
 # --no-healthcheck.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python", "-m", "api.probe"]
 CMD ["alignez", "api"]
 
 
@@ -88,6 +90,8 @@ RUN python3 requirements.py packages pyproject.toml torch transformers > require
     && python3 -m pip install --no-cache-dir -c constraints.txt -r requirements.txt
 COPY --from=wheel /dist/ /dist/
 RUN python3 -m pip install --no-cache-dir --no-deps /dist/alignez-*.whl
+COPY images/ images/
+RUN python3 -m images.sbom environment alignez-inference > sbom.cdx.json
 # Models below /cache, which is to be a volume; what is compiled, and everything else that is written, below /tmp.
 ENV HOME=/tmp \
     HF_HOME=/cache/huggingface \
@@ -107,7 +111,7 @@ USER 10001:10001
 EXPOSE 8000 9100
 # /health answers while the model loads; whether it is loaded, /ready says.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python3", "-m", "api.probe"]
 # The base starts vLLM's own server.
 ENTRYPOINT []
 CMD ["alignez", "api"]

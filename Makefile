@@ -12,13 +12,16 @@ HELM_STAMP := $(VENV)/.helm-installed
 # checkov wants an older `packaging` than we do.
 CHECKOV_VENV := .venv-checkov
 CHECKOV_STAMP := $(CHECKOV_VENV)/.installed
+AUDIT_STAMP := $(VENV)/.audit-installed
 BASELINES_STAMP := $(VLLM_VENV)/.baselines-installed
+# The control image's Dockerfile leaves them out.
+NOT_IN_CONTROL := torch transformers accelerate gguf
 # Two OpenMP teams on few cores wait for each other; tests of numerics are small enough for one thread.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 # Two at once: each with servers of its own, a file at a time, because files share what is dear to make.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup demo up test test-fast test-slow test-real setup-vllm test-vllm check lint types imports bench bench-gpu research research-gpu bench-scale bench-serving soak soak-vllm helm-check openapi diagram migration clean
+.PHONY: help setup demo up test test-fast test-slow test-real setup-vllm test-vllm check lint types imports bench bench-gpu research research-gpu bench-scale bench-serving soak soak-vllm helm-check licences audit sbom openapi diagram migration clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -78,6 +81,28 @@ $(CHECKOV_STAMP): constraints-checkov.txt
 
 helm-check: $(HELM_STAMP) $(CHECKOV_STAMP) ## the chart and the Dockerfile without a cluster: lint, render, validate, policy, checkov, planted mistakes
 	$(TEST_ENV) CHECKOV=$(CHECKOV_VENV)/bin/checkov $(BIN)/pytest -q -m helm tests/helm tests/images --durations=5
+
+$(AUDIT_STAMP): $(HELM_STAMP) pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[helm,audit]'
+	@touch $@
+
+licences: $(AUDIT_STAMP) ## the licence of every package in constraints.txt against images/audit.toml, offline
+	$(BIN)/python -m images.licences artifacts/licences.json constraints.txt --environment $(VENV)
+
+# pip reads what vLLM's environment would have from the packages' metadata: installed, it is 3.5 GB.
+audit: licences ## licences of vLLM's packages too, and known vulnerabilities of all; needs the network
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --no-deps \
+	  --report artifacts/pins-vllm.json -r constraints-vllm.txt
+	$(BIN)/python -m images.licences artifacts/licences-vllm.json constraints-vllm.txt --report artifacts/pins-vllm.json
+	$(BIN)/python -m images.vulnerabilities artifacts constraints.txt constraints-vllm.txt
+
+# What the Dockerfile adds to its base images, which have lists of their own; in an image: sbom.cdx.json in /opt/alignez.
+sbom: $(STAMP) ## software bills of materials of the images, CycloneDX, in artifacts/, offline
+	@mkdir -p artifacts
+	$(BIN)/python -m images.sbom pinned alignez-control pyproject.toml constraints.txt $(NOT_IN_CONTROL) \
+	  > artifacts/alignez-control.cdx.json
+	$(BIN)/python -m images.sbom pinned alignez-inference pyproject.toml constraints-vllm.txt torch transformers \
+	  > artifacts/alignez-inference.cdx.json
 
 check: lint types imports test-fast ## what has to be green before a commit
 

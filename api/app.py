@@ -29,6 +29,7 @@ from api.http.errors import install_handlers
 from api.http.middleware import RequestContext
 from api.http.pace import Pace
 from api.http.request_line import refuse_undeclared, refuse_undecodable
+from api.http.security import SecurityHeaders
 from api.jobs.routes import router as jobs
 from api.metrics import Metrics
 from api.openapi import DESCRIPTION, TAGS, describe
@@ -101,7 +102,9 @@ def create_app(
         exporter = None
         services.draining.clear()  # an app may be started again, as tests do
         if settings.metrics_port is not None:
-            exporter = MetricsServer.start(metrics.registry, settings.metrics_host, settings.metrics_port)
+            exporter = MetricsServer.start(
+                metrics.registry, settings.metrics_host, settings.metrics_port, tls=settings.metrics_tls
+            )
             services.metrics_port = exporter.port
             log.info("metrics", port=exporter.port)
         services.usage.start()
@@ -159,6 +162,7 @@ def create_app(
             expose_headers=_CORS_EXPOSED,
             max_age=600,
         )
+    app.add_middleware(SecurityHeaders)  # outermost, for the responses of the other two
     if settings.docs:
         serve_docs(app)
     app.include_router(health.router)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\ncontent-length: 28\r\n"
-    b"retry-after: 2\r\nconnection: close\r\n\r\nall connections are in use\r\n"
-)
+from api.http.security import Header, security_headers
+
+_CLOSING = ((b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close"))
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class _LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._limits.connections:
-            transport.write(_FULL)
-            transport.close()
+            self._refuse(503, b"all connections are in use\r\n", (b"retry-after", b"2"))
         else:
             self._watch()
 
@@ -54,6 +53,13 @@ class _LimitedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is not HTTP; uvicorn's own response has no security headers."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(400, msg.encode("ascii"))
+        else:
+            self.transport.close()  # the request's response has begun or has ended
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -69,6 +75,16 @@ class _LimitedProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+    def _refuse(self, status: int, text: bytes, *more: Header) -> None:
+        """Sends a response that no app has made, and closes the connection."""
+        length = (b"content-length", str(len(text)).encode())
+        headers = [*_CLOSING, length, *more, *security_headers(self.scheme or "http")]
+        reason = HTTPStatus(status).phrase.encode()
+        for event in (h11.Response(status_code=status, headers=headers, reason=reason), h11.Data(data=text)):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.write(self.conn.send(h11.EndOfMessage()) or b"")
+        self.transport.close()
 
     def _watch(self) -> None:
         """Starts a deadline when the connection begins to wait for something else of the client."""

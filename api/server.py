@@ -74,7 +74,8 @@ class Server(uvicorn.Server):
 
 
 def server_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
-    """uvicorn as it is deployed."""
+    """uvicorn as it is deployed. Raises: SystemExit: the certificate cannot be used."""
+    context = settings.tls.context() if settings.tls is not None else None
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -91,6 +92,7 @@ def server_config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
             ConnectionLimits(settings.header_timeout_s, settings.body_timeout_s, settings.max_connections)
         ),
         ws="none",
+        ssl_context_factory=(lambda config, default: context) if context is not None else None,
         h11_max_incomplete_event_size=64 * 1024,
     )
 
@@ -100,9 +102,13 @@ def serve(settings: ApiSettings | None = None, *, sockets: list[socket.socket] |
 
     Args:
         sockets: already bound, for a caller who wants to know the port beforehand.
+    Raises: SystemExit: a setting is invalid.
     """
     settings = settings or read_settings(ApiSettings)
     database = read_settings(DatabaseSettings)
+    for files in (settings.tls, settings.metrics_tls):
+        if files is not None:
+            files.context()  # a wrong file ends the process before anything starts
     configure_logs(settings.log_level, settings.log_format)
     tracing = start_tracing("api")
     fatal: list[str] = []

@@ -1,25 +1,27 @@
 """Settings of the API process, read once by the factory (prefix `ALIGNEZ_API_`).
 
-Those of database, broker and model live in `profiles/settings.py`.
+Those of database, broker, model and metrics live in `profiles/settings.py`.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from alignez_core.engines.load import EngineOptions
-from profiles.settings import ModelSettings, variable_names
+from profiles.settings import MetricsSettings, ModelSettings, variable_names, with_certificate
+from telemetry.tls import TlsFiles
 
 Role = Literal["all", "control", "inference"]
 
 _ORIGIN = re.compile(r"https?://[^/?#\s]+")
 
 
-class ApiSettings(ModelSettings):
+class ApiSettings(ModelSettings, MetricsSettings):
     """Settings of one API process.
 
     `role`: "all" serves everything; "control" serves profiles and jobs, holds no model and never imports torch;
@@ -33,13 +35,13 @@ class ApiSettings(ModelSettings):
     role: Role = "all"
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    #: Certificate (with its chain) and unencrypted key, PEM files: the server then speaks HTTPS alone.
+    tls_cert: Path | None = None
+    tls_key: Path | None = Field(None, validate_default=True)
     #: Serve /docs and /openapi.json, without a key.
     docs: bool = True
     #: Origins of web pages that may call the API, as ["https://app.example.com"]; ["*"]: any. Empty: none may.
     cors_origins: tuple[str, ...] = ()
-    #: Own port of the Prometheus endpoint; 0 picks a free one, None serves no metrics.
-    metrics_port: int | None = Field(None, ge=0, le=65535)
-    metrics_host: str = "127.0.0.1"
 
     #: Run "transformers" in a child process, so that the model and the event loop do not compete for the GIL.
     engine_process: bool = True
@@ -110,6 +112,16 @@ class ApiSettings(ModelSettings):
         if wrong := [origin for origin in origins if origin != "*" and not _ORIGIN.fullmatch(origin)]:
             raise ValueError(f"must be origins as https://app.example.com or *, got {wrong[0]!r}")
         return origins
+
+    @field_validator("tls_key")
+    @classmethod
+    def _pair(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        return with_certificate(key, info, "tls_cert")
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """Files of the server's certificate, which are not read yet."""
+        return self._tls_files(self.tls_cert, self.tls_key, "TLS")
 
     @property
     def serves_control(self) -> bool:

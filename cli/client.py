@@ -63,6 +63,7 @@ class Client:
             headers={"Authorization": f"Bearer {connection.key}"},
             timeout=httpx.Timeout(_TIMEOUT_S, connect=10.0),
             trust_env=not local,  # no proxy of the environment for a server on this machine
+            verify=httpx.create_ssl_context(),  # but always its SSL_CERT_FILE
             transport=transport,
         )
 

@@ -1,4 +1,4 @@
-"""Settings that all processes share: database, broker and model."""
+"""Settings that processes share: database, broker, model and metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, AliasGenerator, Field, ValidationError, field_validator
+from pydantic import AliasChoices, AliasGenerator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError
 
 from profiles.data_dir import default_model_cache
 from profiles.errors import SecretsDirMissing
+from telemetry.tls import TlsFiles
 
 _POSTGRES = frozenset({"postgres", "postgresql", "postgresql+psycopg"})
 _BROKERS = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "unix")
@@ -142,6 +143,40 @@ class ModelSettings(ProcessSettings):
     def engine_values(self) -> dict[str, Any]:
         """These settings as arguments of the core's `EngineOptions`, which this package cannot import."""
         return self.model_dump(include=set(ModelSettings.model_fields))
+
+
+class MetricsSettings(BaseSettings):
+    """Settings of a process's Prometheus endpoint, which the settings of API and worker inherit."""
+
+    #: Own port of the Prometheus endpoint; 0 picks a free one, None serves no metrics. Workers and relays that share a
+    #: host need ports of their own.
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+    #: Certificate (with its chain) and unencrypted key, PEM files: the endpoint then speaks HTTPS alone.
+    metrics_tls_cert: Path | None = None
+    metrics_tls_key: Path | None = Field(None, validate_default=True)
+
+    @field_validator("metrics_tls_key")
+    @classmethod
+    def _metrics_pair(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        return with_certificate(key, info, "metrics_tls_cert")
+
+    @property
+    def metrics_tls(self) -> TlsFiles | None:
+        """Files of the endpoint's certificate, which are not read yet."""
+        return self._tls_files(self.metrics_tls_cert, self.metrics_tls_key, "METRICS_TLS")
+
+    def _tls_files(self, cert: Path | None, key: Path | None, name: str) -> TlsFiles | None:
+        if cert is None or key is None:
+            return None
+        return TlsFiles(cert, key, f"{self.model_config['env_prefix']}{name}")
+
+
+def with_certificate(key: Path | None, info: ValidationInfo, cert_field: str) -> Path | None:
+    """The key. Raises: ValueError: one of key and certificate is set without the other."""
+    if cert_field in info.data and (key is None) != (info.data[cert_field] is None):
+        raise ValueError("certificate and key are set together or not at all")
+    return key
 
 
 def variable_names(prefix: str) -> AliasGenerator:

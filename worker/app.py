@@ -57,9 +57,13 @@ def run_worker(settings: WorkerSettings | None = None, database: DatabaseSetting
     """Runs a worker until SIGTERM or Ctrl-C; returns the process's exit status.
 
     At the signal, a running fit stops after its batch, and its job is queued again.
+
+    Raises: SystemExit: a setting is invalid.
     """
     settings = settings or read_settings(WorkerSettings)
     database = database or read_settings(DatabaseSettings)
+    if settings.metrics_tls is not None:
+        settings.metrics_tls.context()  # a wrong file ends the parent, before the child needs it
     configure_logs(settings.log_level, settings.log_format)
     child = Child(settings, database)
     app = make_celery(settings, database, child=child)

@@ -63,8 +63,9 @@ class Child:
         try:
             if self._settings.metrics_port is not None:
                 host, port = self._settings.metrics_host, self._settings.metrics_port
-                server = MetricsServer.start(self._metrics.registry, host, port, self.pulse.alive)
-                log.info("metrics", port=server.port)
+                tls, alive = self._settings.metrics_tls, self.pulse.alive
+                exporter = MetricsServer.start(self._metrics.registry, host, port, tls=tls, alive=alive)
+                log.info("metrics", port=exporter.port)
             self._tracing = start_tracing("worker")
             self._runner = self._make_runner()
             self._metrics.ready.set(1)

@@ -60,7 +60,8 @@ def main(
     signal.signal(signal.SIGINT, stop)
     exporter = None
     if settings.metrics_port is not None:
-        exporter = MetricsServer.start(metrics.registry, settings.metrics_host, settings.metrics_port, pulse.alive)
+        host, port, tls = settings.metrics_host, settings.metrics_port, settings.metrics_tls
+        exporter = MetricsServer.start(metrics.registry, host, port, tls=tls, alive=pulse.alive)
         log.info("metrics", port=exporter.port)
     try:
         on_ready()

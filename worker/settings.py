@@ -1,6 +1,6 @@
 """Settings of the worker and relay processes, read once at their start (prefix `ALIGNEZ_WORKER_`).
 
-Those of database, broker and model live in `profiles/settings.py`.
+Those of database, broker, model and metrics live in `profiles/settings.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pydantic_settings import SettingsConfigDict
 from alignez_core.engines.load import EngineOptions
 from profiles.delivery.celery_queue import FIT_QUEUE
 from profiles.fitting.claims import MAX_FAILURES
-from profiles.settings import ModelSettings, variable_names
+from profiles.settings import MetricsSettings, ModelSettings, variable_names
 
 
-class WorkerSettings(ModelSettings):
+class WorkerSettings(ModelSettings, MetricsSettings):
     """Settings of one worker (one process with a model, under one Celery parent) and of the relay."""
 
     model_config = SettingsConfigDict(
@@ -54,11 +54,6 @@ class WorkerSettings(ModelSettings):
     relay_sweep_s: float = Field(2.0, gt=0)
     #: Seconds before a queued job's message is sent again; doubles with each send.
     relay_resend_s: float = Field(20.0, gt=0)
-
-    #: Own port of the Prometheus endpoint; 0 picks a free one, None serves no metrics. Workers and relays that share a
-    #: host need ports of their own.
-    metrics_port: int | None = Field(None, ge=0, le=65535)
-    metrics_host: str = "127.0.0.1"
 
     #: Seconds without a sign of life of the main loop after which `/alive` on the metrics port answers 503. A running
     #: fit does not delay the signs, nor does a broker that is away. Above 60, because a relay's turn may take as long.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,19 @@ def render(report: Mapping[str, Any], choice: Mapping[str, Any] | None, title: s
         ("Answers side by side", _answers(report)),
         ("Measurement", _measured(report)),
     ]
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     body = "".join(f"<section><h2>{text(name)}</h2>{html}</section>" for name, html in sections if html)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{style}</style></head><body>"
+        f"<title>{text(title)}</title><style>{style()}</style></head><body>"
         f"<h1>{text(title)}</h1>{_verdict(report)}{body}</body></html>"
     )
+
+
+@cache
+def style() -> str:
+    """The page's stylesheet."""
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 def verdict_line(report: Mapping[str, Any]) -> str:

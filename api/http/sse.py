@@ -109,7 +109,7 @@ class EventStream(Response):
         self._on_error = on_error
         self._heartbeat_s = heartbeat_s
         # nginx would buffer the stream; "no-transform" keeps proxies from compressing it.
-        self.init_headers({"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"})
+        self.init_headers({"cache-control": "no-store, no-transform", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         out = _Sender(send, self.raw_headers)

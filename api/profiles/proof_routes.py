@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -10,10 +11,11 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
-from alignez_core.proof.page import render
+from alignez_core.proof.page import render, style
 from api.deps import CallerDep, KeyedRoute, ServicesDep, UowDep
 from api.http.fields import Body, NumberPath, ProfilePath, ShortText, Text, within
 from api.http.idempotency import IdempotencyHeader, once
+from api.http.security import content_policy, inline_source
 from api.jobs.schemas import JobRead
 from api.profiles.checks import check_offered
 from api.profiles.routes import JOB_ACCEPTED, job_location
@@ -24,8 +26,11 @@ from telemetry.tracing import Origin
 
 router = APIRouter(prefix="/v1/profiles/{profile}/versions/{number}", tags=["versions"], route_class=KeyedRoute)
 
-#: The page needs nothing but its own styles; a judge's or a model's text cannot make it load anything.
-_PAGE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "vary": "accept"}
+
+@cache
+def _page_headers() -> dict[str, str]:
+    """The page needs nothing but its one stylesheet; a judge's or a model's text cannot make it load anything."""
+    return {"content-security-policy": content_policy({"style-src": inline_source(style())}), "vary": "accept"}
 
 
 class EvaluationCreate(Body):
@@ -131,5 +136,5 @@ def report(
     found = ReportRead.of(latest_evaluation(uow, caller, profile, number, judge), name, number)
     if format == "html" or (format is None and "text/html" in (accept or "")):
         content = {**found.report, "quality": found.quality, "reasons": found.reasons}
-        return HTMLResponse(render(content, found.choice, f"{name}, version {number}"), headers=_PAGE_HEADERS)
+        return HTMLResponse(render(content, found.choice, f"{name}, version {number}"), headers=_page_headers())
     return JSONResponse(found.model_dump(mode="json"), headers={"vary": "accept"})

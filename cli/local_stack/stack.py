@@ -22,6 +22,10 @@ from cli.local_stack.supervisor import RoleProcess, Supervisor
 
 _READY_TIMEOUT_S = 600.0
 _LOOK_EVERY_S = 0.1
+#: A certificate names a service, not 127.0.0.1, so that the stack could not check its own processes.
+_TLS_SETTINGS = tuple(
+    f"ALIGNEZ_{kind}_TLS_{file}" for kind in ("API", "API_METRICS", "WORKER_METRICS") for file in ("CERT", "KEY")
+)
 
 
 class LocalStack:
@@ -65,6 +69,8 @@ class LocalStack:
         Raises: StackError: the parts that had started are stopped.
         """
         began = time.monotonic()
+        if names := sorted(set(_TLS_SETTINGS) & os.environ.keys()):
+            raise StackError(f"this stack speaks plain HTTP: unset {names[0]}, or start the processes one by one")
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True)
             if not os.access(self._data_dir, os.W_OK):

@@ -238,6 +238,9 @@ def test_the_control_image_needs_no_torch(control_image: Path, tmp_path: Path) -
     # Nothing else is missing than what was left out on purpose.
     missing = set(re.findall(r"requires ([\w-]+), which is not installed", run("pip", "check").stdout))
     assert missing == {"torch", "transformers", "accelerate", "gguf"}
+    listed = json.loads((control_image / "sbom.cdx.json").read_text(encoding="utf-8"))["components"]
+    assert {"alignez", "fastapi", "pip"} <= {each["name"] for each in listed}
+    assert not missing & {each["name"] for each in listed}
 
 
 @pytest.mark.slow

@@ -1,12 +1,18 @@
-"""A scrape reads the names that the dashboard and the alerts ask for, whatever it says that it takes."""
+"""A scrape reads the names that dashboard and alerts ask for, whatever it accepts; over HTTPS with a certificate."""
 
 from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from telemetry.metrics_server import MetricsServer
+from telemetry.tls import TlsFiles
+from tests.certificates import make_certificate
 
 #: What Prometheus 2.42 and 3.4 send.
 PROMETHEUS_2 = (
@@ -40,7 +46,7 @@ def test_names_with_a_colon_keep_it(accept: str) -> None:
 def test_a_liveness_probe_has_its_own_path() -> None:
     registry, alive = CollectorRegistry(), [True]
     Counter("events", "", registry=registry).inc()
-    server = MetricsServer.start(registry, "127.0.0.1", 0, lambda: alive[0])
+    server = MetricsServer.start(registry, "127.0.0.1", 0, alive=lambda: alive[0])
     try:
         url = f"http://127.0.0.1:{server.port}"
         good = httpx.get(f"{url}/alive", trust_env=False)
@@ -59,3 +65,30 @@ def test_without_a_check_the_path_is_nothing_special() -> None:
         assert httpx.get(f"http://127.0.0.1:{server.port}/alive", trust_env=False).status_code == 200
     finally:
         server.stop()
+
+
+def test_a_certificate_makes_it_https_alone(tmp_path: Path) -> None:
+    made = make_certificate(tmp_path)
+    registry = CollectorRegistry()
+    Counter("alignez:prompt_tokens", "", registry=registry).inc(7)
+    server = MetricsServer.start(registry, "127.0.0.1", 0, tls=TlsFiles(made.cert, made.key, "X"))
+    address = f"127.0.0.1:{server.port}"
+    try:
+        with socket.create_connection(("127.0.0.1", server.port)):  # sends nothing, and holds nobody up
+            context = ssl.create_default_context(cafile=made.cert)
+            reply = httpx.get(f"https://{address}/metrics", verify=context, trust_env=False, timeout=5)
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"http://{address}/metrics", trust_env=False, timeout=5)
+            again = httpx.get(f"https://{address}/metrics", verify=context, trust_env=False, timeout=5)
+    finally:
+        server.stop()
+    assert "alignez:prompt_tokens_total 7.0" in reply.text.splitlines()
+    assert again.status_code == 200
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", server.port))
+
+
+def test_a_wrong_certificate_starts_no_server(tmp_path: Path) -> None:
+    missing = TlsFiles(tmp_path / "none.crt", tmp_path / "none.key", "ALIGNEZ_API_METRICS_TLS")
+    with pytest.raises(SystemExit, match="ALIGNEZ_API_METRICS_TLS_CERT"):
+        MetricsServer.start(CollectorRegistry(), "127.0.0.1", 0, tls=missing)
