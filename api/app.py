@@ -21,6 +21,7 @@ from api.admin.routes import router as admin
 from api.auth import Authenticator
 from api.database import DatabaseThreads
 from api.docs_page import serve_docs
+from api.forgetting import Forgetting
 from api.generation.routes.chat import router as chat
 from api.generation.routes.compare import router as compare
 from api.generation.routes.completions import router as completions
@@ -108,6 +109,8 @@ def create_app(
             services.metrics_port = exporter.port
             log.info("metrics", port=exporter.port)
         services.usage.start()
+        forgetting = Forgetting(database.database_url, services.forget_version, services.auth.forget)
+        forgetting.start()
         starting = asyncio.create_task(_start_model(services, engine, on_fatal or _terminate))
         try:
             if engine is not None:
@@ -122,6 +125,7 @@ def create_app(
             if services.model is not None and engine is None:
                 await run_in_threadpool(services.model.engine.close)
             await run_in_threadpool(services.usage.stop)
+            await run_in_threadpool(forgetting.stop)
             if exporter is not None:
                 await run_in_threadpool(exporter.stop)
             if owns_sessions:

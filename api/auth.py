@@ -86,16 +86,11 @@ class Authenticator:
             self._known[_digest(secret)] = caller
         return caller
 
-    def forget(self, key_id: UUID) -> None:
-        """Removes a key from the cache, so that its revocation takes effect in this process at once."""
+    def forget(self, key_id: UUID | None) -> None:
+        """Removes a key from the cache, so that its revocation takes effect in this process at once; None: all."""
         with self._lock:
-            for digest in [digest for digest, caller in self._known.items() if caller.key_id == key_id]:
+            for digest in [digest for digest, caller in self._known.items() if key_id in (None, caller.key_id)]:
                 self._known.pop(digest, None)
-
-    def forget_all(self) -> None:
-        """Empties the cache."""
-        with self._lock:
-            self._known.clear()
 
 
 def _secret(header: str | None) -> str:

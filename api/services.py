@@ -6,6 +6,7 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from api.auth import Authenticator
 from api.database import DatabaseThreads
@@ -74,6 +75,11 @@ class Services:
                 "or 'all'",
             )
         raise ApiError(503, "model_loading", self.model_error or "the model is still loading", retry_after_s=5)
+
+    def forget_version(self, version_id: UUID | None) -> None:
+        """Drops a version from this process's caches; None: all of them."""
+        if self.model is not None:
+            self.model.personaliser.forget(version_id)
 
     @property
     def served_name(self) -> str | None:

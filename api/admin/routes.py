@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from api.accounts import calls
+from api.accounts.receipts import ReceiptRead
 from api.accounts.routes import Since
 from api.accounts.schemas import AuditRead, AuditVerdict, KeyCreate, KeyCreated, KeyRead, KeyRotate, UsageRead
 from api.deps import CallerDep, OperatorRoute, ServicesDep, UowDep
@@ -19,7 +20,9 @@ from api.http.idempotency import IdempotencyHeader, once
 from api.http.paging import Listed
 from api.profiles.routes import read_profiles
 from api.profiles.schemas import ProfileRead
-from profiles.service import all_profiles, create_tenant, list_tenants, looked_at
+from profiles.errors import NotFound
+from profiles.service import all_profiles, create_tenant, erase_tenant, list_tenants, looked_at
+from profiles.spec import parse_id
 
 router = APIRouter(prefix="/admin", tags=["admin"], route_class=OperatorRoute)
 
@@ -59,6 +62,15 @@ def add_tenant(
         return TenantRead.model_validate(create_tenant(uow, body.name, body.max_queued_jobs, by=caller))
 
     return once(uow, caller, idempotency_key, request, body, 201, make)
+
+
+@router.delete("/tenants/{tenant}", summary="Erase a tenant")
+def drop_tenant(tenant: IdPath, caller: CallerDep, uow: UowDep) -> ReceiptRead:
+    """Removes its profiles, end users and keys for good. Its usage stays as numbers, its audit log as ids."""
+    tenant_id = parse_id(tenant)
+    if tenant_id is None:
+        raise NotFound("tenant", tenant)
+    return ReceiptRead.model_validate(erase_tenant(uow, caller, tenant_id))
 
 
 @router.get("/keys", summary="List a tenant's keys")

@@ -172,6 +172,11 @@ class Personaliser:
         self._encoders: dict[str, _Encoder] = {}
         self._lock = threading.Lock()
 
+    def forget(self, version_id: UUID | None) -> None:
+        """Drops a version from the caches; None: all of them."""
+        self._versions.drop(lambda key: version_id in (None, key))
+        self._doses.drop(lambda key: version_id in (None, key[0]))
+
     def personalise(self, caller: Caller, selection: Selection, query: Query) -> Personalisation:
         """The personalisation of one request; blocks on the database and, if sample-conditional, on one forward pass.
 

@@ -42,6 +42,12 @@ class BoundedCache(Generic[_K, _V]):
         with self._lock:
             return self._values.get(key)
 
+    def drop(self, of: Callable[[_K], bool]) -> None:
+        """Forgets the values of some keys."""
+        with self._lock:
+            for key in [key for key in self._values if of(key)]:
+                del self._values[key]
+
     def put(self, key: _K, value: _V) -> None:
         """Caches a value, and evicts the least recently used ones beyond the bounds."""
         with self._lock:

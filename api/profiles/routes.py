@@ -9,6 +9,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from api.accounts.receipts import ERASED, Erase, receipt
 from api.deps import CallerDep, KeyedRoute, ServicesDep, UowDep
 from api.http.fields import Cursor, PageLimit, ProfilePath
 from api.http.idempotency import IdempotencyHeader, once
@@ -19,7 +20,15 @@ from api.profiles.schemas import FitAccepted, ProfileCreate, ProfileRead, Profil
 from api.profiles.version_schemas import VersionSummary
 from profiles.fitting.request import FitRequest, request_fit
 from profiles.models import Profile
-from profiles.service import aliases_of, base_model_names, delete_profile, get_profile, list_profiles, update_profile
+from profiles.service import (
+    aliases_of,
+    base_model_names,
+    delete_profile,
+    erase_profile,
+    get_profile,
+    list_profiles,
+    update_profile,
+)
 from profiles.uow import UnitOfWork
 from telemetry.tracing import Origin
 
@@ -91,9 +100,15 @@ def update(profile: ProfilePath, body: ProfileUpdate, caller: CallerDep, uow: Uo
     return read_profiles(uow, [row])[0]
 
 
-@router.delete("/{profile}", status_code=204, summary="Delete a profile")
-def delete(profile: ProfilePath, caller: CallerDep, uow: UowDep) -> Response:
-    """Archives its versions, cancels its jobs, takes it from its end users and frees its name."""
+@router.delete("/{profile}", status_code=204, summary="Delete a profile", responses=ERASED)
+def delete(profile: ProfilePath, caller: CallerDep, uow: UowDep, erase: Erase = False) -> Response:
+    """Archives its versions, cancels its jobs, takes it from its end users and frees its name.
+
+    With `erase`, removes its texts, embeddings, edits and everything else of it for good, and answers with a receipt. A
+    deleted profile is erased by its id.
+    """
+    if erase:
+        return receipt(erase_profile(uow, caller, profile))
     delete_profile(uow, caller, profile)
     return Response(status_code=204)
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, model_validator
 
+from api.accounts.receipts import ReceiptRead
 from api.deps import CallerDep, KeyedRoute, UowDep
 from api.http.fields import AliasName, Body, EndUserPath, ProfileRef, VersionNumber, field_error
-from profiles.service import AssignedProfile, assign_user, get_assignment, remove_assignment
+from profiles.service import (
+    AssignedProfile,
+    assign_user,
+    erase_user,
+    export_user,
+    get_assignment,
+    remove_assignment,
+)
 
 router = APIRouter(prefix="/v1/users", tags=["users"], route_class=KeyedRoute)
 
@@ -64,6 +72,21 @@ def assign(user: EndUserPath, body: AssignmentBody, caller: CallerDep, uow: UowD
 def show(user: EndUserPath, caller: CallerDep, uow: UowDep) -> AssignmentRead:
     """404 when the user has none."""
     return AssignmentRead.of(get_assignment(uow, caller, user))
+
+
+@router.delete("/{user}", summary="Erase an end user")
+def erase(user: EndUserPath, caller: CallerDep, uow: UowDep) -> ReceiptRead:
+    """Removes their assignment and stored responses for good, and revokes the keys bound to them.
+
+    Erase the profiles that were made from their texts too: only you know which these are.
+    """
+    return ReceiptRead.model_validate(erase_user(uow, caller, user))
+
+
+@router.get("/{user}/export", summary="Export an end user's data")
+def export(user: EndUserPath, caller: CallerDep, uow: UowDep) -> dict[str, Any]:
+    """Everything that is stored of them: assignment, keys, audit entries."""
+    return export_user(uow, caller, user)
 
 
 @router.delete("/{user}/profile", status_code=204, summary="Take the profile from an end user")

@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 
 from profiles.repository.accounts import Accounts
 from profiles.repository.catalog import Catalog
+from profiles.repository.erasure import Erasures
 from profiles.repository.fits import Fits
 from profiles.repository.jobs import Jobs
 from profiles.repository.resolution import Routes
@@ -20,3 +21,4 @@ class Repository:
         self.fits = Fits(session)
         self.jobs = Jobs(session)
         self.routes = Routes(session)
+        self.erasures = Erasures(session)

@@ -76,6 +76,22 @@ class Accounts:
         statement = select(ApiKey).where(ApiKey.tenant_id == tenant_id)
         return fetch_page(self._session, statement, ApiKey.id, cursor, limit)
 
+    def keys_of_user(self, tenant_id: UUID, end_user: str) -> list[ApiKey]:
+        """The keys that are bound to an end user."""
+        statement = select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.end_user == end_user)
+        return list(self._session.scalars(statement))
+
+    def end_keys(self, tenant_id: UUID) -> list[UUID]:
+        """Revokes all keys of a tenant and removes their names and bindings; returns their ids."""
+        ended = func.coalesce(ApiKey.revoked_at, func.now())
+        statement = (
+            update(ApiKey)
+            .where(ApiKey.tenant_id == tenant_id)
+            .values(name="erased", profile_id=None, end_user=None, last_used_from=None, revoked_at=ended)
+            .returning(ApiKey.id)
+        )
+        return list(self._session.scalars(statement, execution_options={"synchronize_session": False}))
+
     def other_admin_keys(self, tenant_id: UUID, key_id: UUID) -> int:
         """Number of other keys of the tenant that are valid and may make keys."""
         statement = select(func.count()).where(
@@ -102,6 +118,12 @@ class Accounts:
         statement = select(AuditEntry).where(AuditEntry.tenant_id == tenant_id)
         return fetch_page(self._session, statement, AuditEntry.id, cursor, limit)
 
+    def audit_of(self, tenant_id: UUID, subject: str, subject_id: str) -> list[AuditEntry]:
+        """All entries about one subject, oldest first."""
+        about = (AuditEntry.subject == subject, AuditEntry.subject_id == subject_id)
+        statement = select(AuditEntry).where(AuditEntry.tenant_id == tenant_id, *about).order_by(AuditEntry.id)
+        return list(self._session.scalars(statement))
+
     def audit_chain(self, tenant_id: UUID) -> Iterator[tuple[int, tuple[str, ...], bytes]]:
         """(number, the fields that the digest covers, stored digest) of each entry, in their order."""
         entry, text = AuditEntry, partial(cast, type_=Text)
@@ -111,7 +133,7 @@ class Accounts:
             func.coalesce(entry.request_id, ""),
             func.to_char(func.timezone("UTC", entry.created_at), "YYYY-MM-DD HH24:MI:SS.US"),
         )  # fmt: skip
-        named = [field.label(f"field_{i}") for i, field in enumerate(fields)]
+        named: list[Any] = [field.label(f"field_{i}") for i, field in enumerate(fields)]
         statement = select(entry.number, entry.sha256, *named).where(entry.tenant_id == tenant_id)
         rows = self._session.execute(statement.order_by(entry.number).execution_options(yield_per=1000))
         for number, digest, *values in rows:

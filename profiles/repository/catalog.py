@@ -66,6 +66,23 @@ class Catalog:
             statement = statement.with_for_update(key_share=True).execution_options(populate_existing=True)
         return self._session.scalars(statement).one_or_none()
 
+    def any_profile(self, tenant_id: UUID, profile_id: UUID) -> Profile | None:
+        """The profile of this id, also a deleted one, locked."""
+        statement = select(Profile).where(Profile.tenant_id == tenant_id, Profile.id == profile_id).with_for_update()
+        return self._session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
+
+    def all_ids(self, tenant_id: UUID) -> list[UUID]:
+        """Ids of the tenant's profiles, with the deleted ones."""
+        return list(self._session.scalars(select(Profile.id).where(Profile.tenant_id == tenant_id)))
+
+    def version_ids(self, profile_id: UUID) -> list[UUID]:
+        """Ids of all versions of a profile."""
+        return list(self._session.scalars(select(ProfileVersion.id).where(ProfileVersion.profile_id == profile_id)))
+
+    def assigned(self, tenant_id: UUID) -> list[str]:
+        """The tenant's end users who have a profile."""
+        return list(self._session.scalars(select(Assignment.end_user).where(Assignment.tenant_id == tenant_id)))
+
     def profiles(self, tenant_id: UUID | None, cursor: str | None, limit: int) -> Page[Profile]:
         """Live profiles of a tenant; None: of all tenants (for administrators)."""
         statement = select(Profile).where(Profile.archived_at.is_(None))

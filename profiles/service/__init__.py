@@ -24,6 +24,7 @@ from profiles.service.audit import (
     note_refused_key,
     verify_audit,
 )
+from profiles.service.erasure import Receipt, erase_profile, erase_tenant, erase_user, export_user
 from profiles.service.idempotency import StoredResponse, begin_idempotent, finish_idempotent, request_digest
 from profiles.service.jobs import cancel_job, fit_job, get_job, job_events, list_jobs, version_numbers
 from profiles.service.keys import (
@@ -66,13 +67,14 @@ from profiles.service.usage import UsageCount, record_usage, usage_since
 
 __all__ = [
     "DEFAULT_ALIAS", "ActiveProfile", "AssignedProfile", "AuditProof", "Caller", "KeySpec", "ModelFacts",
-    "NearestGroups", "ResolvedVersion", "StoredEdit", "StoredResponse", "Unserved", "UsageCount", "aliases_of",
-    "all_profiles", "archive_version", "assign_user", "audit_entries", "authenticate", "base_model_names",
-    "begin_idempotent", "cancel_job", "create_key", "create_tenant", "delete_profile", "ensure_tenant",
-    "finish_idempotent", "fit_job", "get_assignment", "get_job", "get_profile", "get_version", "job_events",
-    "list_aliases", "list_base_models", "list_jobs", "list_keys", "list_pairs", "list_profiles", "list_tenants",
-    "list_versions", "load_active", "looked_at", "nearest_groups", "nearest_representations", "note_refused_call",
-    "note_refused_key", "pick_version", "promote", "record_usage", "register_base_model", "remove_alias",
-    "remove_assignment", "request_digest", "resolve_for_user", "revoke_key", "roll_back", "rotate_key",
-    "set_alias", "update_profile", "usage_since", "verify_audit", "version_numbers",
+    "NearestGroups", "Receipt", "ResolvedVersion", "StoredEdit", "StoredResponse", "Unserved", "UsageCount",
+    "aliases_of", "all_profiles", "archive_version", "assign_user", "audit_entries", "authenticate",
+    "base_model_names", "begin_idempotent", "cancel_job", "create_key", "create_tenant", "delete_profile",
+    "ensure_tenant", "erase_profile", "erase_tenant", "erase_user", "export_user", "finish_idempotent", "fit_job",
+    "get_assignment", "get_job", "get_profile", "get_version", "job_events", "list_aliases", "list_base_models",
+    "list_jobs", "list_keys", "list_pairs", "list_profiles", "list_tenants", "list_versions", "load_active",
+    "looked_at", "nearest_groups", "nearest_representations", "note_refused_call", "note_refused_key",
+    "pick_version", "promote", "record_usage", "register_base_model", "remove_alias", "remove_assignment",
+    "request_digest", "resolve_for_user", "revoke_key", "roll_back", "rotate_key", "set_alias", "update_profile",
+    "usage_since", "verify_audit", "version_numbers",
 ]  # fmt: skip

@@ -177,6 +177,7 @@ def revoke_key(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, *, by: Caller | N
         if by is not None and by.key_id == key_id and not accounts.other_admin_keys(tenant_id, key_id):
             raise Conflict("this is the tenant's last working admin key; create another one first")
         key.revoked_at = datetime.now(UTC)
+        uow.repository.erasures.forget("key", [key_id])
         accounts.audit(tenant_id, _key_id(by), "key.revoke", "key", key.id)
     return key
 

@@ -237,7 +237,8 @@ def _own(method: str, path: str) -> bool:
         "/v1/models",
         "/v1/users/{user}/models",
     }
-    return path in lists and (method == "get" or path == "/v1/profiles")
+    theirs = {("delete", "/v1/users/{user}"), ("get", "/v1/users/{user}/export")}  # each tenant has its own end users
+    return (method, path) in theirs or (path in lists and (method == "get" or path == "/v1/profiles"))
 
 
 @pytest.mark.parametrize(

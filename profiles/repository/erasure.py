@@ -1,0 +1,113 @@
+"""Removal of rows for good. Each method returns the number of removed rows by table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Delete, Table, Text, cast, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from profiles.models import (
+    AliasMove,
+    ApiKey,
+    Assignment,
+    Base,
+    Evaluation,
+    IdempotencyKey,
+    Job,
+    JobEvent,
+    Profile,
+    ProfileAlias,
+    ProfileVersion,
+)
+
+#: Postgres channel that tells the caches of all processes what to forget.
+FORGET_CHANNEL = "alignez_forget"
+
+#: Tables of a version's content; rows that refer to others come first.
+_CONTENT = ("version_edits", "query_representations", "preference_pairs", "fit_queries")
+
+
+class Erasures:
+    """Deletes. The transaction's scope is the tenant, or the platform with a tenant's rows named."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def profile(self, profile: Profile) -> dict[str, int]:
+        """Everything of an archived profile but its id and its usage, which stays as numbers.
+
+        The row keeps neither name nor description.
+        """
+        of = self._counts([
+            delete(Evaluation).where(Evaluation.version_id.in_(_versions(profile.id))),
+            delete(JobEvent).where(JobEvent.job_id.in_(select(Job.id).where(Job.profile_id == profile.id))),
+            delete(Job).where(Job.profile_id == profile.id),
+            delete(ProfileAlias).where(ProfileAlias.profile_id == profile.id),
+            delete(AliasMove).where(AliasMove.profile_id == profile.id),
+            delete(Assignment).where(Assignment.profile_id == profile.id),
+        ])  # fmt: skip
+        of |= self._content(profile.id)
+        # Versions refer to their parents, so the children go first.
+        of |= self._counts([delete(ProfileVersion).where(ProfileVersion.profile_id == profile.id)])
+        of |= self.responses(profile.tenant_id, str(profile.id))
+        profile.name, profile.description = "erased", None
+        self._session.flush()
+        return of
+
+    def keys(self, tenant_id: UUID, *, profile_id: UUID | None = None, end_user: str | None = None) -> list[UUID]:
+        """Revokes the keys bound to a profile or an end user, and removes the binding and their names; their ids."""
+        bound = ApiKey.profile_id == profile_id if profile_id is not None else ApiKey.end_user == end_user
+        statement = (
+            update(ApiKey)
+            .where(ApiKey.tenant_id == tenant_id, bound)
+            .values(
+                name="erased", profile_id=None, end_user=None, revoked_at=func.coalesce(ApiKey.revoked_at, func.now())
+            )
+            .returning(ApiKey.id)
+        )
+        return list(self._session.scalars(statement, execution_options={"synchronize_session": False}))
+
+    def responses(self, tenant_id: UUID, text: str) -> dict[str, int]:
+        """Stored responses that contain a text, as JSON has it."""
+        within = func.strpos(cast(IdempotencyKey.response, Text), json.dumps(text, ensure_ascii=False)) > 0
+        return self._counts([delete(IdempotencyKey).where(IdempotencyKey.tenant_id == tenant_id, within)])
+
+    def assignment(self, tenant_id: UUID, end_user: str) -> dict[str, int]:
+        """An end user's assignment."""
+        mine = (Assignment.tenant_id == tenant_id, Assignment.end_user == end_user)
+        return self._counts([delete(Assignment).where(*mine)])
+
+    def tenant_rest(self, tenant_id: UUID) -> dict[str, int]:
+        """What a tenant has beside profiles, end users and keys."""
+        return self._counts([delete(IdempotencyKey).where(IdempotencyKey.tenant_id == tenant_id)])
+
+    def forget(self, kind: str, ids: Sequence[UUID]) -> None:
+        """Tells all processes, once this transaction has committed, to drop a version or a key from their caches."""
+        for id_ in ids:
+            self._session.execute(select(func.pg_notify(FORGET_CHANNEL, f"{kind} {id_}")))
+
+    def _content(self, profile_id: UUID) -> dict[str, int]:
+        """Rows that go with their version."""
+        versions = _versions(profile_id)
+        tables = [
+            _table(name) for name in ("version_edits", "query_representations", "preference_pairs", "fit_queries")
+        ]
+        return self._counts([delete(table).where(table.c.version_id.in_(versions)) for table in tables])
+
+    def _counts(self, statements: Sequence[Delete]) -> dict[str, int]:
+        counts = {}
+        for statement in statements:
+            result = self._session.execute(statement, execution_options={"synchronize_session": False})
+            counts[str(statement.table)] = int(result.rowcount)  # type: ignore[attr-defined]
+        return counts
+
+
+def _table(name: str) -> Table:
+    return Base.metadata.tables[name]
+
+
+def _versions(profile_id: UUID) -> ColumnElement[UUID]:
+    return select(ProfileVersion.id).where(ProfileVersion.profile_id == profile_id).scalar_subquery()
