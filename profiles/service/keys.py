@@ -139,6 +139,8 @@ def rotate_key(
     end = now + overlap
     old.expires_at = end if old.expires_at is None else min(old.expires_at, end)
     uow.session.flush()
+    if not overlap:
+        uow.repository.erasures.forget("key", [key_id])
     details = {"by_key": str(new.id), "works_until": old.expires_at.isoformat()}
     accounts.audit(tenant_id, _key_id(by), "key.rotate", "key", old.id, **details)
     return new, secret
