@@ -15,6 +15,7 @@ MODULES = {
     "lookup": "bench.service.lookup",
     "service": "bench.service.overhead",
     "burst": "bench.service.burst",
+    "tenancy": "bench.service.tenancy",
 }
 
 

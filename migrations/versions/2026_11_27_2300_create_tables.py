@@ -13,7 +13,7 @@ from alembic import op
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "2026_11_26_2300"
+revision = "2026_11_27_2300"
 down_revision = None
 
 # The only change of a ready version is to archived. An archived version may be deleted.
