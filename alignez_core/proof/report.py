@@ -81,7 +81,7 @@ def prove(
     """Evaluates a candidate on queries that were neither fitted nor chosen on.
 
     Args:
-        held_out: samples of the held-out split.
+        held_out: samples of the held-out split; without any, no answer is generated.
         plan_of: returns the edit that serving would apply to a sample at a strength.
         tune: samples whose bare answers exist; the last two are the first turns of the third-turn conversations.
         situation_queries: number of held-out queries in each situation except "alone".
@@ -96,7 +96,8 @@ def prove(
     trials = alone + user_trials(run, held_out, tune, situation_queries)
     few = Trial(tuple(held_out[:_DOSE_QUERIES])) if alone else Trial(())
     doses = _dose_arms(candidate, plan_of)
-    slices = _slice_trials(persona or (held_out[0].persona if held_out else Persona()))
+    # Who leaves the proof out does not wait for this part of it either.
+    slices = _slice_trials(persona or held_out[0].persona) if held_out else {}
     arena.prepare(
         "evaluation", [(arms, trials), (doses, with_room(run, [few])), ([BARE_ARM, edited], [*slices.values()])]
     )

@@ -9,7 +9,7 @@ import pytest
 
 from alignez_core.engines.base import GenerationRequest
 from alignez_core.engines.slots.engine import TransformersEngine
-from alignez_core.fit_run import FitRun
+from alignez_core.fit_run import FitEvent, FitRun
 from alignez_core.methods.base import Candidate, Material
 from alignez_core.methods.distill import Form, fit_forms
 from alignez_core.methods.prompt import prompt_candidate
@@ -102,3 +102,14 @@ def test_nothing_held_out_is_a_report_that_shows_nothing(nano_engine: Transforme
     assert found["expressiveness"] is None
     assert found["situations"] == []
     assert len(weak_reasons(found)) == 1
+
+
+def test_without_held_out_queries_nothing_is_generated_for_the_proof(nano_engine: TransformersEngine) -> None:
+    events: list[FitEvent] = []
+    run = FitRun(nano_engine, CONFIG, events.append)
+    likelihoods = Likelihoods(nano_engine)
+    found = prove(
+        Arena(run, SelfJudge(likelihoods), likelihoods), prompt_candidate(FIT), [], lambda sample, strength: None
+    )
+    assert (found["n"], found["slices"], found["cost"], found["samples"]) == (0, {}, {}, [])
+    assert not any(event.chunk for event in events)
