@@ -91,6 +91,7 @@ ACT = {
     "subject": "profile",
     "subject_id": "p-1",
     "key_id": None,
+    "address": None,
     "details": {"version": 1},
 }
 KEY = {

@@ -21,7 +21,9 @@ def test_every_path_says_which_methods_it_has(app: FastAPI, client: TestClient) 
     """RFC 9110, 15.5.6: a 405 must have `Allow`. One path's methods are several routes."""
     refused = 0
     for template, operations in app.openapi()["paths"].items():
-        path = template.format(**dict.fromkeys(("profile", "number", "alias", "user", "job", "key", "name"), "x"))
+        path = template.format(
+            **dict.fromkeys(("profile", "number", "alias", "user", "job", "key", "tenant", "name"), "x")
+        )
         has = {method.upper() for method in operations} | ({"HEAD"} if template in ("/health", "/ready") else set())
         for method in METHODS:
             if method not in has:
