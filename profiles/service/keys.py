@@ -187,14 +187,15 @@ def list_keys(uow: UnitOfWork, tenant_id: UUID, cursor: str | None = None, limit
 def revoke_key(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, *, by: Caller | None = None) -> ApiKey:
     """Revokes a key at once; a repetition changes nothing.
 
-    Raises: NotFound. Forbidden: the key has more rights than the caller's. Conflict: the key is the caller's own and
-        the tenant's last valid admin key.
+    Raises: NotFound. Forbidden: the key has more rights than the caller's. Conflict: the caller is of this tenant, and
+        this is its last valid admin key (the caller's own may have been revoked since the request began).
     """
     accounts = uow.repository.accounts
+    lock_tenant(uow, tenant_id)
     key = _managed(uow, tenant_id, key_id, by)
     if key.revoked_at is None:
-        accounts.lock_tenant(tenant_id)
-        if by is not None and by.key_id == key_id and not accounts.other_admin_keys(tenant_id, key_id):
+        own = by is not None and by.tenant_id == tenant_id and key.role.includes(Role.ADMIN)
+        if own and not accounts.other_admin_keys(tenant_id, key_id):
             raise Conflict("this is the tenant's last working admin key; create another one first")
         key.revoked_at = datetime.now(UTC)
         uow.repository.erasures.forget("key", [key_id])

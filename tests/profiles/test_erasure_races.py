@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from profiles.errors import NotFound, Unauthenticated
+from profiles.errors import Conflict, NotFound, Unauthenticated
 from profiles.fitting.request import check_quota, request_fit
 from profiles.models import Role
 from profiles.service import (
@@ -173,3 +173,19 @@ def test_the_erasure_of_a_profile_waits_for_the_revocation_of_its_key(
         lambda uow: uow.repository.accounts.audit(admin.tenant_id, None, "key.revoke", "key", key.id),
     )
     assert erasure.result().removed["profile_versions"] == 1
+
+
+def test_two_administrators_cannot_revoke_each_other(
+    committed: SessionFactory, two: tuple[Caller, Caller, list[UUID]]
+) -> None:
+    _, one, _ = two
+    with UnitOfWork.open(committed, PLATFORM) as uow:
+        key, _ = create_key(uow, one.tenant_id, KeySpec("admin", "two"), by=one)
+    two_ = Caller(key.id, one.tenant_id, Role.ADMIN)
+    _, second = race(
+        committed,
+        lambda uow: revoke_key(uow, one.tenant_id, key.id, by=one),
+        lambda uow: revoke_key(uow, one.tenant_id, one.key_id, by=two_),  # type: ignore[arg-type]
+    )
+    with pytest.raises(Conflict):
+        second.result()
