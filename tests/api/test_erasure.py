@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
+import pytest
 from fastapi.testclient import TestClient
 
 from alignez_core.engines.fake.engine import FakeEngine
@@ -66,6 +68,21 @@ def test_a_revoked_key_is_forgotten_by_every_process(make_app: AppMaker, operato
         )  # fmt: skip
         assert ended.status_code == 200
         assert eventually(lambda: second.get("/v1/models", headers=tenant.headers).status_code == 401)
+
+
+@pytest.mark.parametrize("notice", ["rubbish", "", "key", "key 1", "version x y", "other 00000000-0000-0000-0000-000000000000"])
+def test_a_malformed_notice_stops_no_later_one(
+    make_app: AppMaker, operator: Tenant, tenant: Tenant, postgres_url: str, notice: str
+) -> None:
+    with TestClient(make_app(FakeEngine(), auth_cache_s=60)) as other:
+        assert other.get("/v1/models", headers=tenant.headers).status_code == 200
+        with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("SELECT pg_notify('alignez_forget', %s)", [notice])
+        time.sleep(0.3)
+        assert other.get("/v1/models", headers=tenant.headers).status_code == 200
+        path = f"/admin/keys/{tenant.caller.key_id}"
+        assert operator.delete(path, params={"tenant": str(tenant.caller.tenant_id)}).status_code == 200
+        assert eventually(lambda: other.get("/v1/models", headers=tenant.headers).status_code == 401)
 
 
 def test_an_end_user_s_data_is_exported_and_erased(tenant: Tenant) -> None:
