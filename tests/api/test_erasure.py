@@ -70,6 +70,26 @@ def test_a_revoked_key_is_forgotten_by_every_process(make_app: AppMaker, operato
         assert eventually(lambda: second.get("/v1/models", headers=tenant.headers).status_code == 401)
 
 
+def test_a_request_that_began_before_an_erasure_caches_nothing_after_it(make_app: AppMaker, tenant: Tenant) -> None:
+    tenant.ready("p", fit=GLOBAL)
+    app = make_app(FakeEngine())
+    with TestClient(app) as client:
+        personaliser = app.state.services.model.personaliser
+        load = personaliser._load
+
+        def slowly(*arguments: Any) -> Any:
+            loaded = load(*arguments)
+            assert tenant.delete("/v1/profiles/p", params={"erase": True}).status_code == 200
+            assert eventually(lambda: personaliser._forgets > heard)
+            return loaded
+
+        heard = personaliser._forgets
+        personaliser._load = slowly
+        body = {"model": "fake@p", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+        assert client.post("/v1/chat/completions", json=body, headers=tenant.headers).status_code == 200
+        assert cached(app) == 0
+
+
 @pytest.mark.parametrize("notice", ["rubbish", "", "key", "key 1", "version x y", "other 00000000-0000-0000-0000-000000000000"])
 def test_a_malformed_notice_stops_no_later_one(
     make_app: AppMaker, operator: Tenant, tenant: Tenant, postgres_url: str, notice: str
