@@ -147,9 +147,11 @@ class Accounts:
             .on_conflict_do_nothing()
             .returning(IdempotencyKey.key)
         )
-        if self._session.scalars(statement).one_or_none() is not None:
-            return None
-        return self._session.get_one(IdempotencyKey, (tenant_id, key))
+        while self._session.scalars(statement).one_or_none() is None:
+            held = self._session.get(IdempotencyKey, (tenant_id, key))
+            if held is not None:  # else it was removed between the two statements
+                return held
+        return None
 
     def store_response(self, tenant_id: UUID, key: str, status_code: int, response: dict[str, Any]) -> None:
         statement = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Delete, Table, Text, cast, delete, func, select, update
+from sqlalchemy import ColumnElement, Delete, Table, Text, cast, delete, func, select, true, update
 from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.orm import Session
 
@@ -71,11 +71,12 @@ class Erasures:
         )
         return list(self._session.scalars(statement, execution_options={"synchronize_session": False}))
 
-    def responses(self, tenant_id: UUID, text: str) -> dict[str, int]:
-        """Stored responses that have a text as a value, at any depth."""
+    def responses(self, tenant_id: UUID | None, text: str) -> dict[str, int]:
+        """Stored responses that have a text as a value, at any depth; tenant_id None: of all tenants."""
         wanted = func.jsonb_build_object("text", cast(text, Text))
         within = func.jsonb_path_exists(IdempotencyKey.response, cast("$.** ? (@ == $text)", JSONPATH), wanted)
-        return self._counts([delete(IdempotencyKey).where(IdempotencyKey.tenant_id == tenant_id, within)])
+        mine = true() if tenant_id is None else IdempotencyKey.tenant_id == tenant_id
+        return self._counts([delete(IdempotencyKey).where(mine, within)])
 
     def assignment(self, tenant_id: UUID, end_user: str) -> dict[str, int]:
         """An end user's assignment."""

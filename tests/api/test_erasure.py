@@ -115,6 +115,14 @@ def test_an_end_user_s_data_is_exported_and_erased(tenant: Tenant) -> None:
     assert tenant.get("/v1/users/ada/profile").status_code == 404
 
 
+def test_an_operator_keeps_no_name_of_an_erased_tenant(operator: Tenant) -> None:
+    call = {"json": {"name": "zebrafish ltd"}, "headers": {"Idempotency-Key": "create"}}
+    tenant = operator.post("/admin/tenants", **call).json()
+    assert operator.delete(f"/admin/tenants/{tenant['id']}").json()["removed"] == {"idempotency_keys": 1}
+    again = operator.post("/admin/tenants", **call).json()
+    assert again["id"] != tenant["id"]
+
+
 def test_a_tenant_is_erased_by_an_operator_alone(operator: Tenant, tenant: Tenant) -> None:
     tenant.ready("p")
     path = f"/admin/tenants/{tenant.caller.tenant_id}"
