@@ -76,7 +76,7 @@ class Forgetting:
                 waited = 0.0
 
     def _obey(self, notice: str) -> None:
-        """Forgets what a notice names; everything if it names nothing, because any user of the database can send one."""
+        """Forgets what a notice names; everything if it names nothing, as any user of the database can send one."""
         kind, _, text = notice.partition(" ")
         id_ = parse_id(text)
         if kind in self._forget and id_ is not None:

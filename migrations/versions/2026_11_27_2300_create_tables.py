@@ -32,7 +32,7 @@ BEGIN
 END $$
 """
 
-# The same for the content of a version. NEW is null on DELETE, OLD on INSERT. The table's schema is named here and below,
+# The same for the content of a version. NEW is null on DELETE, OLD on INSERT. The schema is named here and below,
 # because a temporary table of the same name would come first.
 _KEEP_READY_CONTENT = """
 CREATE FUNCTION keep_ready_content() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -42,7 +42,7 @@ class Accounts:
         return fetch_page(self._session, select(Tenant), Tenant.id, cursor, limit)
 
     def lock_tenant(self, tenant_id: UUID) -> Tenant | None:
-        """Locks the tenant, so that others that count its jobs, change its keys or erase it wait until this one ends."""
+        """Locks the tenant: all that count its jobs, change its keys or erase it wait until this one ends."""
         # FOR NO KEY UPDATE, so that others can write rows that refer to the tenant.
         statement = select(Tenant).where(Tenant.id == tenant_id).with_for_update(key_share=True)
         return self._session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()

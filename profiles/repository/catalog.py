@@ -74,7 +74,9 @@ class Catalog:
 
     def all_ids(self, tenant_id: UUID) -> list[UUID]:
         """Ids of the tenant's profiles, with the deleted ones, in order."""
-        return list(self._session.scalars(select(Profile.id).where(Profile.tenant_id == tenant_id).order_by(Profile.id)))
+        return list(
+            self._session.scalars(select(Profile.id).where(Profile.tenant_id == tenant_id).order_by(Profile.id))
+        )
 
     def version_ids(self, profile_id: UUID) -> list[UUID]:
         """Ids of all versions of a profile."""

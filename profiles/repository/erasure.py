@@ -64,9 +64,12 @@ class Erasures:
             update(ApiKey)
             .where(ApiKey.tenant_id == tenant_id, bound)
             .values(
-                name="erased", profile_id=None, end_user=None, last_used_from=None,
+                name="erased",
+                profile_id=None,
+                end_user=None,
+                last_used_from=None,
                 revoked_at=func.coalesce(ApiKey.revoked_at, func.now()),
-            )  # fmt: skip
+            )
             .returning(ApiKey.id)
         )
         return list(self._session.scalars(statement, execution_options={"synchronize_session": False}))

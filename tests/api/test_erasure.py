@@ -90,7 +90,9 @@ def test_a_request_that_began_before_an_erasure_caches_nothing_after_it(make_app
         assert cached(app) == 0
 
 
-@pytest.mark.parametrize("notice", ["rubbish", "", "key", "key 1", "version x y", "other 00000000-0000-0000-0000-000000000000"])
+@pytest.mark.parametrize(
+    "notice", ["rubbish", "", "key", "key 1", "version x y", "other 00000000-0000-0000-0000-000000000000"]
+)
 def test_a_malformed_notice_stops_no_later_one(
     make_app: AppMaker, operator: Tenant, tenant: Tenant, postgres_url: str, notice: str
 ) -> None:

@@ -45,7 +45,9 @@ def two(committed: SessionFactory) -> tuple[Caller, Caller, list[UUID]]:
 
 
 def race(
-    sessions: SessionFactory, first: Callable[[UnitOfWork], Any], second: Callable[[UnitOfWork], Any],
+    sessions: SessionFactory,
+    first: Callable[[UnitOfWork], Any],
+    second: Callable[[UnitOfWork], Any],
     then: Callable[[UnitOfWork], Any] = lambda uow: None,
 ) -> tuple[Any, Future[Any]]:
     """Runs `second` when `first` has run but not committed, and `then` in the transaction of `first` after that."""

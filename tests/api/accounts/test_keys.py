@@ -107,7 +107,12 @@ def test_a_key_of_an_end_user_lists_no_profiles_and_nobody_else_s_models(admin: 
     for path in ("/v1/models", "/v1/users/ada/models"):
         assert [row["id"] for row in get(path).json()["data"]] == ["fake"]
     assert get("/v1/models/fake").status_code == 200
-    for path in ("/v1/models/fake@p", "/v1/users/eve/models", "/v1/users/eve/models/fake", "/v1/users/ada/models/fake@p"):
+    for path in (
+        "/v1/models/fake@p",
+        "/v1/users/eve/models",
+        "/v1/users/eve/models/fake",
+        "/v1/users/ada/models/fake@p",
+    ):
         assert get(path).status_code == 403, path
 
 
