@@ -11,6 +11,7 @@ import structlog
 
 from profiles.connection import DeadlineConnection
 from profiles.repository.erasure import FORGET_CHANNEL
+from profiles.spec import parse_id
 
 log = structlog.get_logger("api")
 
@@ -58,6 +59,9 @@ class Forgetting:
             except psycopg.Error as error:
                 log.debug("not_listening", reason=type(error).__name__)
                 self._stopping.wait(_RETRY_S)
+            except Exception:  # without this thread, nothing would be forgotten any more
+                log.exception("not_listening")
+                self._stopping.wait(_RETRY_S)
 
     def _listen(self, connection: DeadlineConnection) -> None:
         waited = 0.0
@@ -65,9 +69,19 @@ class Forgetting:
             heard = False
             for notice in connection.notifies(timeout=0.25, stop_after=1):
                 heard = True
-                kind, _, id_ = notice.payload.partition(" ")
-                self._forget[kind](UUID(id_))
+                self._obey(notice.payload)
             waited = 0.0 if heard else waited + 0.25
             if waited >= _LOOK_EVERY_S:
                 connection.execute("SELECT 1")
                 waited = 0.0
+
+    def _obey(self, notice: str) -> None:
+        """Forgets what a notice names; everything if it names nothing, as any user of the database can send one."""
+        kind, _, text = notice.partition(" ")
+        id_ = parse_id(text)
+        if kind in self._forget and id_ is not None:
+            self._forget[kind](id_)
+            return
+        log.warning("malformed_notice")
+        for forget in self._forget.values():
+            forget(None)

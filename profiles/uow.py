@@ -81,18 +81,26 @@ def make_session_factory(settings: DatabaseSettings | str) -> SessionFactory:
 
 
 def _refuse_unsafe_role(connection: Any, record: object) -> None:
-    """Refuses a role that row-level security does not hold for. Raises: UnsafeDatabaseRole."""
+    """Refuses a role that row-level security does not hold for, or that could make the tables that are not there yet.
+
+    Raises: UnsafeDatabaseRole. DatabaseUnavailable: not migrated; the check is repeated at the next connection.
+    """
     before = connection.autocommit
     connection.autocommit = True
-    role, bypasses, owns = connection.execute(_ROLE_RIGHTS).fetchone()
+    role, bypasses, owns, may_own = connection.execute(_ROLE_RIGHTS).fetchone()
     connection.autocommit = before
     if bypasses or owns:
         raise UnsafeDatabaseRole(role, "bypasses row-level security" if bypasses else "owns the tables")
+    if may_own:
+        raise DatabaseUnavailable(_NOT_MIGRATED, 10)
 
+
+_NOT_MIGRATED = "the database is not migrated; run `alignez migrate`"
 
 _ROLE_RIGHTS = """
 SELECT current_user, rolsuper OR rolbypassrls,
-       EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('tenants') AND pg_has_role(relowner, 'MEMBER'))
+       EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('tenants') AND pg_has_role(relowner, 'MEMBER')),
+       to_regclass('tenants') IS NULL AND has_schema_privilege('public', 'CREATE')
 FROM pg_roles WHERE rolname = current_user
 """
 
@@ -184,7 +192,7 @@ def database_errors() -> Iterator[None]:
         raise _unavailable(error) from error
     except ProgrammingError as error:
         if isinstance(error.orig, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
-            raise DatabaseUnavailable("the database is not migrated; run `alignez migrate`", 10) from error
+            raise DatabaseUnavailable(_NOT_MIGRATED, 10) from error
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 from uuid import UUID
 
@@ -41,7 +42,7 @@ def make_key(
     def make() -> KeyCreated:
         return KeyCreated.of(*create_key(uow, tenant_id, body.spec(), by=caller))
 
-    return once(uow, caller, idempotency_key, request, body, 201, make, secret="secret")
+    return once(uow, _at(uow, caller, tenant_id), idempotency_key, request, body, 201, make, secret="secret")
 
 
 def replace_key(
@@ -59,7 +60,14 @@ def replace_key(
         overlap = timedelta(seconds=body.overlap_s)
         return KeyCreated.of(*rotate_key(uow, tenant_id, _id_of(key), overlap, by=caller))
 
-    return once(uow, caller, idempotency_key, request, body, 201, make, secret="secret")
+    return once(uow, _at(uow, caller, tenant_id), idempotency_key, request, body, 201, make, secret="secret")
+
+
+def _at(uow: UnitOfWork, caller: Caller, tenant_id: UUID) -> Caller:
+    """The caller at a tenant: a response is stored with the rows it shows, so that an erasure there finds it."""
+    if tenant_id != caller.tenant_id and uow.repository.accounts.tenant(tenant_id) is None:
+        raise NotFound("tenant", tenant_id)
+    return replace(caller, tenant_id=tenant_id)
 
 
 def drop_key(uow: UnitOfWork, caller: Caller, services: Services, tenant_id: UUID, key: str) -> KeyRead:

@@ -151,6 +151,8 @@ class OwnedProfile(ProfileRead):
 def every_profile(caller: CallerDep, uow: UowDep, cursor: Cursor = None, limit: PageLimit = 50) -> Listed[OwnedProfile]:
     """Live profiles of all tenants, newest first."""
     page = all_profiles(uow, caller, cursor, limit)
+    for tenant_id in sorted({row.tenant_id for row in page.rows}):  # in one order: each locks a tenant's log
+        looked_at(uow, caller, tenant_id, "profiles")
     read = read_profiles(uow, page.rows)
     return Listed(
         data=[

@@ -171,9 +171,14 @@ class Personaliser:
         self._passes = SharedPasses(engine)
         self._encoders: dict[str, _Encoder] = {}
         self._lock = threading.Lock()
+        self._forgets = 0
 
     def forget(self, version_id: UUID | None) -> None:
         """Drops a version from the caches; None: all of them."""
+        self._forgets += 1
+        self._drop(version_id)
+
+    def _drop(self, version_id: UUID | None) -> None:
         self._versions.drop(lambda key: version_id in (None, key))
         self._doses.drop(lambda key: version_id in (None, key[0]))
 
@@ -190,6 +195,7 @@ class Personaliser:
 
     def _personalise(self, caller: Caller, selection: Selection, query: Query) -> Personalisation:
         started = time.perf_counter()
+        forgets = self._forgets
         # Several transactions are safe: one statement resolves the version, and the content of a version is immutable.
         with UnitOfWork.reading(self._sessions, caller.tenant_id) as uow:
             picked = _pick(uow, caller, selection)
@@ -198,7 +204,11 @@ class Personaliser:
             if isinstance(picked, Unserved):
                 return Personalisation(profile=picked.profile_name, reason=picked.reason)
             loaded = self._versions.get(picked.version_id) or self._load(uow, picked.version_id)
-        made = self._compile(caller.tenant_id, picked, loaded, selection.strength, query)
+        try:
+            made = self._compile(caller.tenant_id, picked, loaded, selection.strength, query)
+        finally:
+            if forgets != self._forgets:  # perhaps this version, read before that and cached after it
+                self._drop(picked.version_id)
         self._metrics.personalise_seconds.observe(time.perf_counter() - started)
         return made
 

@@ -46,7 +46,8 @@ def once(
     """
     if key is not None:
         text = body.model_dump_json(exclude_unset=True) if body is not None else ""
-        held = begin_idempotent(uow, caller, key, request_digest(request.method, request.url.path, text.encode()))
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        held = begin_idempotent(uow, caller, key, request_digest(request.method, path, text.encode()))
         if held is not None:
             return _reply(held.body, held.status_code, location, {"idempotency-replayed": "true"})
     made = make().model_dump(mode="json")

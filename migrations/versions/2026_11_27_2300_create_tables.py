@@ -32,12 +32,13 @@ BEGIN
 END $$
 """
 
-# The same for the content of a version. NEW is null on DELETE, OLD on INSERT.
+# The same for the content of a version. NEW is null on DELETE, OLD on INSERT. The schema is named here and below,
+# because a temporary table of the same name would come first.
 _KEEP_READY_CONTENT = """
 CREATE FUNCTION keep_ready_content() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE kept uuid;
 BEGIN
-    SELECT id INTO kept FROM profile_versions
+    SELECT id INTO kept FROM public.profile_versions
     WHERE id IN (OLD.version_id, NEW.version_id) AND (state = 'ready' OR state = 'archived' AND TG_OP <> 'DELETE');
     IF FOUND THEN
         RAISE integrity_constraint_violation USING MESSAGE = format('the content of version %s is immutable', kept);
@@ -55,7 +56,7 @@ DECLARE
     last record;
 BEGIN
     PERFORM pg_advisory_xact_lock(420261123, hashtext(NEW.tenant_id::text));
-    SELECT number, sha256 INTO last FROM audit_log WHERE tenant_id = NEW.tenant_id ORDER BY number DESC LIMIT 1;
+    SELECT number, sha256 INTO last FROM public.audit_log WHERE tenant_id = NEW.tenant_id ORDER BY number DESC LIMIT 1;
     NEW.number := coalesce(last.number, 0) + 1;
     NEW.address := nullif(current_setting('alignez.address', true), '');
     NEW.request_id := nullif(current_setting('alignez.request', true), '');

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from profiles.errors import BaseModelNotServed, ModelConflict, NameTaken, QuotaExceeded
 from profiles.models import BaseModelRow, Job, JobKind, Profile, ProfileVersion, VersionState
-from profiles.service.keys import Caller
+from profiles.service.keys import Caller, lock_tenant
 from profiles.service.profiles import get_profile
 from profiles.spec import DESCRIPTION_LIMIT, check_layers, check_name, check_text, normal_spec
 from profiles.uow import UnitOfWork
@@ -141,7 +141,7 @@ def _base_model(uow: UnitOfWork, profile: Profile | None, name: str | None) -> B
 
 def check_quota(uow: UnitOfWork, caller: Caller, default: int) -> None:
     """Checks the number of open jobs under the tenant's lock, because simultaneous requests could exceed the limit."""
-    tenant = uow.repository.accounts.lock_tenant(caller.tenant_id)
+    tenant = lock_tenant(uow, caller.tenant_id)
     limit = tenant.max_queued_jobs or default
     used = uow.repository.jobs.open_count(caller.tenant_id)
     if used >= limit:

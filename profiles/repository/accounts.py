@@ -41,11 +41,11 @@ class Accounts:
     def tenants(self, cursor: str | None, limit: int) -> Page[Tenant]:
         return fetch_page(self._session, select(Tenant), Tenant.id, cursor, limit)
 
-    def lock_tenant(self, tenant_id: UUID) -> Tenant:
-        """Locks the tenant, so that other transactions that count its jobs wait until this one ends."""
+    def lock_tenant(self, tenant_id: UUID) -> Tenant | None:
+        """Locks the tenant: all that count its jobs, change its keys or erase it wait until this one ends."""
         # FOR NO KEY UPDATE, so that others can write rows that refer to the tenant.
         statement = select(Tenant).where(Tenant.id == tenant_id).with_for_update(key_share=True)
-        return self._session.scalars(statement).one()
+        return self._session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
 
     def add_key(self, key: ApiKey) -> None:
         self._session.add(key)
@@ -147,9 +147,11 @@ class Accounts:
             .on_conflict_do_nothing()
             .returning(IdempotencyKey.key)
         )
-        if self._session.scalars(statement).one_or_none() is not None:
-            return None
-        return self._session.get_one(IdempotencyKey, (tenant_id, key))
+        while self._session.scalars(statement).one_or_none() is None:
+            held = self._session.get(IdempotencyKey, (tenant_id, key))
+            if held is not None:  # else it was removed between the two statements
+                return held
+        return None
 
     def store_response(self, tenant_id: UUID, key: str, status_code: int, response: dict[str, Any]) -> None:
         statement = (

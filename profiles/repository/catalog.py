@@ -67,13 +67,16 @@ class Catalog:
         return self._session.scalars(statement).one_or_none()
 
     def any_profile(self, tenant_id: UUID, profile_id: UUID) -> Profile | None:
-        """The profile of this id, also a deleted one, locked."""
-        statement = select(Profile).where(Profile.tenant_id == tenant_id, Profile.id == profile_id).with_for_update()
+        """The profile of this id, also a deleted one, locked as `profile` locks it."""
+        statement = select(Profile).where(Profile.tenant_id == tenant_id, Profile.id == profile_id)
+        statement = statement.with_for_update(key_share=True)
         return self._session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
 
     def all_ids(self, tenant_id: UUID) -> list[UUID]:
-        """Ids of the tenant's profiles, with the deleted ones."""
-        return list(self._session.scalars(select(Profile.id).where(Profile.tenant_id == tenant_id)))
+        """Ids of the tenant's profiles, with the deleted ones, in order."""
+        return list(
+            self._session.scalars(select(Profile.id).where(Profile.tenant_id == tenant_id).order_by(Profile.id))
+        )
 
     def version_ids(self, profile_id: UUID) -> list[UUID]:
         """Ids of all versions of a profile."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Delete, Table, Text, cast, delete, func, select, update
+from sqlalchemy import ColumnElement, Delete, Table, Text, cast, delete, func, select, true, update
+from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.orm import Session
 
 from profiles.models import (
@@ -58,22 +58,28 @@ class Erasures:
         return of
 
     def keys(self, tenant_id: UUID, *, profile_id: UUID | None = None, end_user: str | None = None) -> list[UUID]:
-        """Revokes the keys bound to a profile or an end user, and removes the binding and their names; their ids."""
+        """Revokes the keys bound to a profile or an end user, and removes binding, name and last address; their ids."""
         bound = ApiKey.profile_id == profile_id if profile_id is not None else ApiKey.end_user == end_user
         statement = (
             update(ApiKey)
             .where(ApiKey.tenant_id == tenant_id, bound)
             .values(
-                name="erased", profile_id=None, end_user=None, revoked_at=func.coalesce(ApiKey.revoked_at, func.now())
+                name="erased",
+                profile_id=None,
+                end_user=None,
+                last_used_from=None,
+                revoked_at=func.coalesce(ApiKey.revoked_at, func.now()),
             )
             .returning(ApiKey.id)
         )
         return list(self._session.scalars(statement, execution_options={"synchronize_session": False}))
 
-    def responses(self, tenant_id: UUID, text: str) -> dict[str, int]:
-        """Stored responses that contain a text, as JSON has it."""
-        within = func.strpos(cast(IdempotencyKey.response, Text), json.dumps(text, ensure_ascii=False)) > 0
-        return self._counts([delete(IdempotencyKey).where(IdempotencyKey.tenant_id == tenant_id, within)])
+    def responses(self, tenant_id: UUID | None, text: str) -> dict[str, int]:
+        """Stored responses that have a text as a value, at any depth; tenant_id None: of all tenants."""
+        wanted = func.jsonb_build_object("text", cast(text, Text))
+        within = func.jsonb_path_exists(IdempotencyKey.response, cast("$.** ? (@ == $text)", JSONPATH), wanted)
+        mine = true() if tenant_id is None else IdempotencyKey.tenant_id == tenant_id
+        return self._counts([delete(IdempotencyKey).where(mine, within)])
 
     def assignment(self, tenant_id: UUID, end_user: str) -> dict[str, int]:
         """An end user's assignment."""

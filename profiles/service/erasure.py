@@ -15,8 +15,8 @@ from uuid import UUID
 
 from profiles.errors import Conflict, NotFound
 from profiles.models import ApiKey, Profile
-from profiles.service.keys import Caller
-from profiles.service.profiles import delete_profile
+from profiles.service.keys import Caller, erased_name, lock_tenant
+from profiles.service.profiles import archive_profile, note_deletion
 from profiles.spec import check_end_user, profile_ref, user_digest
 from profiles.uow import UnitOfWork
 
@@ -37,7 +37,10 @@ def erase_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> Recei
     Raises: NotFound: also for a profile that is erased already.
     """
     row = _find(uow, caller, profile)
-    return _receipt(uow, caller, "profile", str(row.id), _erase(uow, caller, row))
+    removed, assignments = _erase(uow, row)
+    if assignments is not None:
+        note_deletion(uow, caller, row.id, assignments)
+    return _receipt(uow, caller, "profile", str(row.id), removed)
 
 
 def erase_user(uow: UnitOfWork, caller: Caller, end_user: str) -> Receipt:
@@ -50,6 +53,7 @@ def erase_user(uow: UnitOfWork, caller: Caller, end_user: str) -> Receipt:
     tenant_id = caller.tenant_id
     check_end_user(end_user)
     erasures = uow.repository.erasures
+    lock_tenant(uow, tenant_id)
     removed = erasures.assignment(tenant_id, end_user) | erasures.responses(tenant_id, end_user)
     removed["api_keys"] = _drop_keys(uow, tenant_id, end_user=end_user)
     return _receipt(uow, caller, "user", user_digest(tenant_id, end_user), removed)
@@ -58,26 +62,36 @@ def erase_user(uow: UnitOfWork, caller: Caller, end_user: str) -> Receipt:
 def erase_tenant(uow: UnitOfWork, caller: Caller, tenant_id: UUID) -> Receipt:
     """Erases all profiles, end users and keys of a tenant; its name becomes free. In the scope of the platform.
 
+    The order of locks is that of all other work: profiles, tenant, rows, and the audit log at the end.
+
     Raises: NotFound. Conflict: it is the caller's own tenant.
     """
     if tenant_id == caller.tenant_id:
         raise Conflict("a tenant cannot be erased with a key of its own")
     accounts, catalog = uow.repository.accounts, uow.repository.catalog
-    tenant = accounts.tenant(tenant_id)
-    if tenant is None or tenant.name == _erased_name(tenant_id):
-        raise NotFound("tenant", tenant_id)
-    accounts.lock_tenant(tenant_id)
+    for profile_id in catalog.all_ids(tenant_id):
+        catalog.any_profile(tenant_id, profile_id)
+    tenant = lock_tenant(uow, tenant_id)
     owner = Caller(caller.key_id, tenant_id, caller.role)
     removed: Counter[str] = Counter()
+    deleted: dict[UUID, int] = {}
     for profile_id in catalog.all_ids(tenant_id):
         row = catalog.any_profile(tenant_id, profile_id)
         if row is not None:
-            removed.update(_erase(uow, owner, row))
+            counts, assignments = _erase(uow, row)
+            removed.update(counts)
+            if assignments is not None:
+                deleted[profile_id] = assignments
     removed.update(uow.repository.erasures.tenant_rest(tenant_id))
+    removed.update(
+        uow.repository.erasures.responses(None, str(tenant_id))
+    )  # its operator's: its creation, with its name
     keys = accounts.end_keys(tenant_id)
     uow.repository.erasures.forget("key", keys)
     removed["api_keys"] += len(keys)
-    tenant.name = _erased_name(tenant_id)
+    tenant.name = erased_name(tenant_id)
+    for profile_id, assignments in deleted.items():
+        note_deletion(uow, owner, profile_id, assignments)
     return _receipt(uow, owner, "tenant", str(tenant_id), removed)
 
 
@@ -117,17 +131,19 @@ def _find(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> Profile:
     return row
 
 
-def _erase(uow: UnitOfWork, caller: Caller, row: Profile) -> dict[str, int]:
+def _erase(uow: UnitOfWork, row: Profile) -> tuple[dict[str, int], int | None]:
+    """Erases a locked profile; returns the removed rows, and of a live one the end users who had it."""
     versions = uow.repository.catalog.version_ids(row.id)
-    if row.archived_at is None:
-        delete_profile(uow, caller, row.id)
+    keys = _drop_keys(uow, row.tenant_id, profile_id=row.id)
+    assignments = archive_profile(uow, row) if row.archived_at is None else None
     removed = uow.repository.erasures.profile(row)
-    removed["api_keys"] = _drop_keys(uow, row.tenant_id, profile_id=row.id)
+    removed["api_keys"] = keys
     uow.repository.erasures.forget("version", versions)
-    return removed
+    return removed, assignments
 
 
 def _drop_keys(uow: UnitOfWork, tenant_id: UUID, *, profile_id: UUID | None = None, end_user: str | None = None) -> int:
+    lock_tenant(uow, tenant_id)  # a rotation at the same time would leave its new key
     keys = uow.repository.erasures.keys(tenant_id, profile_id=profile_id, end_user=end_user)
     uow.repository.erasures.forget("key", keys)
     return len(keys)
@@ -137,7 +153,3 @@ def _receipt(uow: UnitOfWork, caller: Caller, kind: str, id_: str, removed: Mapp
     counts = {table: count for table, count in sorted(removed.items()) if count}
     uow.repository.accounts.audit(caller.tenant_id, caller.key_id, f"{kind}.erase", kind, id_, removed=counts)
     return Receipt(kind, id_, counts, datetime.now(UTC))
-
-
-def _erased_name(tenant_id: UUID) -> str:
-    return f"erased {tenant_id}"

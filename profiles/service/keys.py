@@ -53,6 +53,25 @@ def create_tenant(
     return tenant
 
 
+def erased_name(tenant_id: UUID) -> str:
+    """The name of an erased tenant."""
+    return f"erased {tenant_id}"
+
+
+def lock_tenant(uow: UnitOfWork, tenant_id: UUID) -> Tenant:
+    """Locks a tenant until the transaction ends; whoever locks a profile too, locks that first.
+
+    Whatever makes rows with texts or keys calls this: a request that began before its tenant was erased must not write
+    after that.
+
+    Raises: NotFound: no such tenant, or it was erased.
+    """
+    tenant = uow.repository.accounts.lock_tenant(tenant_id)
+    if tenant is None or tenant.name == erased_name(tenant_id):
+        raise NotFound("tenant", tenant_id)
+    return tenant
+
+
 def ensure_tenant(uow: UnitOfWork, name: str) -> Tenant:
     """The tenant of this name, created if it is missing; for set-up commands that may run twice."""
     return uow.repository.accounts.tenant_by_name(name) or create_tenant(uow, name)
@@ -100,21 +119,21 @@ def create_key(uow: UnitOfWork, tenant_id: UUID, spec: KeySpec, *, by: Caller | 
             raise InvalidSpec("expires_at", "is in the past")
     if role is not Role.INFERENCE and (spec.profile, spec.end_user) != (None, None):
         raise InvalidSpec("role", "must be inference for a key that is bound to a profile or an end user")
-    accounts = uow.repository.accounts
-    if accounts.tenant(tenant_id) is None:
-        raise NotFound("tenant", tenant_id)
     key = ApiKey(tenant_id=tenant_id, name=spec.name, role=role, expires_at=expires_at)
     if spec.profile is not None:
-        profile = uow.repository.catalog.profile(tenant_id, profile_ref(spec.profile))
+        # Locked, because an erasure at the same time would not see the new key.
+        profile = uow.repository.catalog.profile(tenant_id, profile_ref(spec.profile), lock=True)
         if profile is None:
             raise NotFound("profile", spec.profile)
         key.profile_id = profile.id
     if spec.end_user is not None:
         key.end_user = check_end_user(spec.end_user)
+    lock_tenant(uow, tenant_id)
     secret = _store(uow, key)
     bound = {"profile": str(key.profile_id)} if key.profile_id else {}
     bound |= {"end_user": user_digest(tenant_id, key.end_user)} if key.end_user else {}
-    accounts.audit(tenant_id, _key_id(by), "key.create", "key", key.id, role=role.value, **bound)
+    details = {"role": role.value, **bound}
+    uow.repository.accounts.audit(tenant_id, _key_id(by), "key.create", "key", key.id, **details)
     return key, secret
 
 
@@ -125,8 +144,7 @@ def rotate_key(
 
     Raises: NotFound. Forbidden: the key has more rights than the caller's. Conflict: the key no longer works.
     """
-    accounts = uow.repository.accounts
-    accounts.lock_tenant(tenant_id)
+    lock_tenant(uow, tenant_id)
     old = _managed(uow, tenant_id, key_id, by)
     now = datetime.now(UTC)
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
@@ -142,7 +160,7 @@ def rotate_key(
     if not overlap:
         uow.repository.erasures.forget("key", [key_id])
     details = {"by_key": str(new.id), "works_until": old.expires_at.isoformat()}
-    accounts.audit(tenant_id, _key_id(by), "key.rotate", "key", old.id, **details)
+    uow.repository.accounts.audit(tenant_id, _key_id(by), "key.rotate", "key", old.id, **details)
     return new, secret
 
 
@@ -169,14 +187,15 @@ def list_keys(uow: UnitOfWork, tenant_id: UUID, cursor: str | None = None, limit
 def revoke_key(uow: UnitOfWork, tenant_id: UUID, key_id: UUID, *, by: Caller | None = None) -> ApiKey:
     """Revokes a key at once; a repetition changes nothing.
 
-    Raises: NotFound. Forbidden: the key has more rights than the caller's. Conflict: the key is the caller's own and
-        the tenant's last valid admin key.
+    Raises: NotFound. Forbidden: the key has more rights than the caller's. Conflict: the caller is of this tenant, and
+        this is its last valid admin key (the caller's own may have been revoked since the request began).
     """
     accounts = uow.repository.accounts
+    lock_tenant(uow, tenant_id)
     key = _managed(uow, tenant_id, key_id, by)
     if key.revoked_at is None:
-        accounts.lock_tenant(tenant_id)
-        if by is not None and by.key_id == key_id and not accounts.other_admin_keys(tenant_id, key_id):
+        own = by is not None and by.tenant_id == tenant_id and key.role.includes(Role.ADMIN)
+        if own and not accounts.other_admin_keys(tenant_id, key_id):
             raise Conflict("this is the tenant's last working admin key; create another one first")
         key.revoked_at = datetime.now(UTC)
         uow.repository.erasures.forget("key", [key_id])

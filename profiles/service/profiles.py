@@ -9,7 +9,7 @@ from sqlalchemy import func
 from profiles.errors import Conflict, InvalidSpec, NameTaken, NotFound, StillAssigned, VersionNotReady
 from profiles.models import FitQueryRow, JobStatus, Profile, ProfileVersion, Role, VersionState
 from profiles.paging import Page
-from profiles.service.keys import Caller
+from profiles.service.keys import Caller, lock_tenant
 from profiles.spec import DESCRIPTION_LIMIT, check_name, check_text, profile_ref
 from profiles.uow import UnitOfWork
 
@@ -50,7 +50,7 @@ def update_profile(
     if name is not None and name != row.name:
         check_name("name", name)
         # Under the tenant's lock, because two renames could choose one name. At creation, an index decides.
-        uow.repository.accounts.lock_tenant(caller.tenant_id)
+        lock_tenant(uow, caller.tenant_id)
         if uow.repository.catalog.profile(caller.tenant_id, name) is not None:
             raise NameTaken("profile", name)
         changed.append("name")
@@ -74,6 +74,12 @@ def delete_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> Prof
     Raises: NotFound.
     """
     row = get_profile(uow, caller, profile, lock=True)
+    note_deletion(uow, caller, row.id, archive_profile(uow, row))
+    return row
+
+
+def archive_profile(uow: UnitOfWork, row: Profile) -> int:
+    """What `delete_profile` does to a locked profile, without the entry in the audit log; its number of end users."""
     jobs = uow.repository.jobs
     for job in jobs.open_of_profile(row.id):
         if job.status is JobStatus.QUEUED:
@@ -87,10 +93,13 @@ def delete_profile(uow: UnitOfWork, caller: Caller, profile: UUID | str) -> Prof
     row.updated_at = func.now()
     uow.session.flush()
     uow.session.refresh(row)
-    uow.repository.accounts.audit(
-        caller.tenant_id, caller.key_id, "profile.delete", "profile", row.id, assignments=removed
-    )
-    return row
+    return removed
+
+
+def note_deletion(uow: UnitOfWork, caller: Caller, profile_id: UUID, assignments: int) -> None:
+    """The entry in the audit log. It comes last: it locks the log, for which holders of other locks may wait."""
+    details = {"assignments": assignments}
+    uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "profile.delete", "profile", profile_id, **details)
 
 
 def list_versions(

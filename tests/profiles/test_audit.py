@@ -102,6 +102,21 @@ def test_entries_of_many_at_once_are_one_chain(committed: SessionFactory) -> Non
     assert (found.entries, found.first_wrong) == (42, None)
 
 
+def test_a_temporary_table_does_not_stand_in_for_the_log(committed: SessionFactory) -> None:
+    caller = written(committed, 3)
+    with UnitOfWork.open(committed, caller.tenant_id) as uow:
+        uow.session.execute(text("CREATE TEMPORARY TABLE audit_log ON COMMIT DROP AS SELECT * FROM audit_log LIMIT 0"))
+        uow.session.execute(
+            text(
+                "INSERT INTO public.audit_log (tenant_id, action, subject, subject_id, details)"
+                " VALUES (:tenant, 'test', 'x', 'x', '{}')"
+            ),
+            {"tenant": caller.tenant_id},
+        )
+    found = proof(committed, caller)
+    assert (found.entries, found.first_wrong) == (4, None)
+
+
 def test_an_entry_says_from_where_and_for_which_request(uow: UnitOfWork, committed: SessionFactory) -> None:
     caller = written(committed, 2)
     token = CALLED_FROM.set(CalledFrom("req_1", "192.0.2.7"))

@@ -121,6 +121,8 @@ def test_nothing_of_an_erased_end_user_is_left(uow: UnitOfWork, make: Factory, c
     _, secret = create_key(uow, caller.tenant_id, KeySpec("inference", "phone", end_user=user), by=caller)
     assert begin_idempotent(uow, caller, "k", b"") is None
     finish_idempotent(uow, caller, "k", 201, {"end_user": user})
+    assert authenticate(uow, secret, f"{SECRET}.example.com").end_user == user
+    uow.session.expire_all()
     exported = export_user(uow, caller, user)
     assert exported["assignment"]["profile_id"] == str(profile.id)
     assert [key["name"] for key in exported["keys"]] == ["phone"]
@@ -132,6 +134,16 @@ def test_nothing_of_an_erased_end_user_is_left(uow: UnitOfWork, make: Factory, c
         authenticate(uow, secret)
     assert erase_user(uow, caller, user).removed == {}
     assert get_profile(uow, caller, profile.id)
+
+
+@pytest.mark.parametrize("user", ['a"b\\c', "é🐟", "x\u2028y", "id"])
+def test_a_stored_response_goes_with_an_end_user_it_names_and_no_other(
+    uow: UnitOfWork, caller: Caller, user: str
+) -> None:
+    for key, response in (("mine", {"data": [{"end_user": user}]}), ("other", {user: 1, "name": f"not {user}"})):
+        assert begin_idempotent(uow, caller, key, b"") is None
+        finish_idempotent(uow, caller, key, 201, response)
+    assert erase_user(uow, caller, user).removed == {"idempotency_keys": 1}
 
 
 def test_nothing_of_an_erased_tenant_is_left(uow: UnitOfWork, make: Factory) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import Connection, Engine, ForeignKeyConstraint, text
+from sqlalchemy import Connection, Engine, ForeignKeyConstraint, make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-from profiles.errors import UnsafeDatabaseRole
+from profiles import migrate
+from profiles.errors import DatabaseUnavailable, UnsafeDatabaseRole
 from profiles.models import Base
 from profiles.service import Caller
 from profiles.uow import PLATFORM, SessionFactory, UnitOfWork, make_session_factory
@@ -149,3 +151,25 @@ def test_a_connection_of_the_pool_keeps_no_tenant(committed: SessionFactory) -> 
         for opening in (UnitOfWork.open, UnitOfWork.reading):
             with opening(committed, scope) as uow:
                 assert uow.repository.accounts.tenants(None, 10).rows[0].id == scope
+
+
+def test_the_later_owner_of_the_tables_is_refused_before_and_after_the_migration(owner_url: str) -> None:
+    admin = make_url(owner_url)
+    with psycopg.connect(owner_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("CREATE ROLE early LOGIN CREATEROLE PASSWORD 'early'")
+        connection.execute("CREATE DATABASE early OWNER early")
+    with psycopg.connect(admin.set(drivername="postgresql", database="early").render_as_string(False)) as connection:
+        connection.execute("CREATE EXTENSION vector")
+    url = admin.set(username="early", password="early", database="early").render_as_string(False)
+    sessions = make_session_factory(url)
+    try:
+        with pytest.raises(DatabaseUnavailable, match="not migrated"), UnitOfWork.open(sessions, PLATFORM):
+            pass
+        migrate.upgrade(url)
+        with pytest.raises(UnsafeDatabaseRole, match="early"), UnitOfWork.open(sessions, PLATFORM):
+            pass
+    finally:
+        sessions.kw["bind"].dispose()
+        with psycopg.connect(owner_url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("DROP DATABASE early WITH (FORCE)")
+            connection.execute("DROP ROLE early")

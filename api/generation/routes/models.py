@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from api.deps import CallerDep, GenerationRoute, ModelDep, UowDep
 from api.generation.blame import CHOICE, blaming
 from api.generation.protocol import MAX_MODEL_NAME
-from api.generation.selection import full_name, model_not_found, profile_in
+from api.generation.selection import Selection, bound, full_name, model_not_found, profile_in
 from api.http.fields import MAX_PAGE, EndUserPath, Text
 from api.services import Model
 from profiles.models import BaseModelRow, Profile
@@ -61,6 +61,7 @@ def index(caller: CallerDep, uow: UowDep, model: ModelDep) -> ModelList:
 @router.get("/users/{user}/models", summary="List models as an end user")
 def user_index(user: EndUserPath, caller: CallerDep, uow: UowDep, model: ModelDep) -> ModelList:
     """The same list, for clients whose base URL is an end user's."""
+    bound(Selection(end_user=user, param="user"), caller)
     return _index(uow, caller, model)
 
 
@@ -73,6 +74,7 @@ def show(name: ModelPath, caller: CallerDep, uow: UowDep, model: ModelDep) -> Mo
 @router.get("/users/{user}/models/{name:path}", summary="Show a model as an end user")
 def user_show(user: EndUserPath, name: ModelPath, caller: CallerDep, uow: UowDep, model: ModelDep) -> ModelCard:
     """The same, for clients whose base URL is an end user's."""
+    bound(Selection(end_user=user, param="user"), caller)
     return _show(uow, caller, model, name)
 
 
@@ -80,6 +82,7 @@ def _show(uow: UnitOfWork, caller: Caller, model: Model, name: str) -> ModelCard
     chosen = profile_in(name, model.name)
     if chosen is None:
         return _base_card(model, _base_row(uow, model))
+    bound(Selection(profile=chosen.name), caller)
     with blaming("model", CHOICE):
         picked = pick_version(uow, caller, chosen.name, alias=chosen.alias, version=chosen.version)
     profile, row = get_profile(uow, caller, picked.profile_id), _base_row(uow, model)
@@ -97,6 +100,8 @@ def _index(uow: UnitOfWork, caller: Caller, model: Model) -> ModelList:
 
 def _usable(uow: UnitOfWork, caller: Caller, row: BaseModelRow | None) -> Iterator[Profile]:
     """The caller's profiles on this base model with a default version."""
+    if caller.end_user is not None and caller.profile_id is None:
+        return  # this key may name no profile
     cursor = None
     for _ in range(_MOST // MAX_PAGE):
         page = list_profiles(uow, caller, cursor, MAX_PAGE)

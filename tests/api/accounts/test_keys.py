@@ -98,6 +98,49 @@ def test_a_key_of_an_end_user_generates_for_them_alone(admin: Tenant) -> None:
     assert chat(admin, secret, model="fake@q").status_code == 403
 
 
+def test_a_key_of_an_end_user_lists_no_profiles_and_nobody_else_s_models(admin: Tenant) -> None:
+    headers = {"Authorization": f"Bearer {key(admin, role='inference', end_user='ada')['secret']}"}
+
+    def get(path: str) -> Any:
+        return admin.client.get(path, headers=headers)
+
+    for path in ("/v1/models", "/v1/users/ada/models"):
+        assert [row["id"] for row in get(path).json()["data"]] == ["fake"]
+    assert get("/v1/models/fake").status_code == 200
+    for path in (
+        "/v1/models/fake@p",
+        "/v1/users/eve/models",
+        "/v1/users/eve/models/fake",
+        "/v1/users/ada/models/fake@p",
+    ):
+        assert get(path).status_code == 403, path
+
+
+def test_an_operator_s_repeated_call_for_another_tenant_makes_another_key(
+    admin: Tenant, operator: Tenant, stranger: Tenant
+) -> None:
+    made = [
+        operator.post(
+            "/admin/keys", params={"tenant": str(tenant.caller.tenant_id)}, headers={"Idempotency-Key": "same"},
+            json={"name": "zebrafish", "role": "inference", "end_user": "ada"},
+        ).json()
+        for tenant in (admin, stranger, admin)
+    ]  # fmt: skip
+    assert [row["tenant_id"] for row in made] == [str(t.caller.tenant_id) for t in (admin, stranger, admin)]
+    assert [row["secret"] is None for row in made] == [False, False, True]
+    assert admin.delete("/v1/users/ada").json()["removed"] == {"api_keys": 1, "idempotency_keys": 1}
+    unknown = {"tenant": "00000000-0000-0000-0000-000000000000"}
+    body, headers = {"name": "k"}, {"Idempotency-Key": "other"}
+    assert operator.post("/admin/keys", params=unknown, headers=headers, json=body).status_code == 404
+
+
+def test_an_operator_s_look_at_profiles_is_in_their_tenants_logs(admin: Tenant, operator: Tenant) -> None:
+    assert operator.get("/admin/profiles", params={"limit": 2}).status_code == 200
+    entry = admin.get("/v1/audit").json()["data"][0]
+    assert (entry["action"], entry["details"]) == ("operator.read", {"what": "profiles"})
+    assert entry["key_id"] == str(operator.caller.key_id)
+
+
 @pytest.mark.parametrize("role", ["member", "admin"])
 @pytest.mark.parametrize("binding", [{"profile": "p"}, {"end_user": "ada"}])
 def test_only_inference_keys_are_bound(admin: Tenant, role: str, binding: dict[str, str]) -> None:
