@@ -87,7 +87,7 @@ class ProfileVersion(Base):
     profile_id: Mapped[UUID]
     number: Mapped[int]  #: 1, 2, 3 … within the profile
     state: Mapped[VersionState] = mapped_column(state_column(VersionState, "state"))
-    parent_id: Mapped[UUID | None]
+    parent_id: Mapped[UUID | None] = mapped_column(index=True)
     base_model_id: Mapped[UUID | None] = mapped_column(ForeignKey("base_models.id"))
     spec: Mapped[dict[str, Any]]  #: as requested: persona, queries, pairs, fit
     fit_config: Mapped[dict[str, Any] | None]  #: with all defaults
@@ -124,7 +124,7 @@ class ProfileAlias(Base):
 
     profile_id: Mapped[UUID] = mapped_column(primary_key=True)
     alias: Mapped[str] = mapped_column(String(64), primary_key=True)
-    version_id: Mapped[UUID] = mapped_column(primary_key=True)
+    version_id: Mapped[UUID] = mapped_column(primary_key=True, index=True)
     tenant_id: Mapped[TenantId]
     weight: Mapped[float] = mapped_column(Float)
     created_at: Mapped[CreatedAt]
@@ -167,6 +167,6 @@ class Assignment(Base):
     end_user: Mapped[str] = mapped_column(String(200), primary_key=True)
     profile_id: Mapped[UUID] = mapped_column(index=True)
     alias: Mapped[str | None] = mapped_column(String(64))
-    version_id: Mapped[UUID | None]
+    version_id: Mapped[UUID | None] = mapped_column(index=True)
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
