@@ -1,1 +1,1 @@
-"""Tenants, keys and the audit log; for administrators."""
+"""All tenants, for operators."""

@@ -87,7 +87,7 @@ class Catalog:
         return list(self._session.scalars(select(Assignment.end_user).where(Assignment.tenant_id == tenant_id)))
 
     def profiles(self, tenant_id: UUID | None, cursor: str | None, limit: int) -> Page[Profile]:
-        """Live profiles of a tenant; None: of all tenants (for administrators)."""
+        """Live profiles of a tenant; None: of all tenants (for operators)."""
         statement = select(Profile).where(Profile.archived_at.is_(None))
         if tenant_id is not None:
             statement = statement.where(Profile.tenant_id == tenant_id)

@@ -83,9 +83,8 @@ def erase_tenant(uow: UnitOfWork, caller: Caller, tenant_id: UUID) -> Receipt:
             if assignments is not None:
                 deleted[profile_id] = assignments
     removed.update(uow.repository.erasures.tenant_rest(tenant_id))
-    removed.update(
-        uow.repository.erasures.responses(None, str(tenant_id))
-    )  # its operator's: its creation, with its name
+    # Also the operator's: the response to the tenant's creation holds its name.
+    removed.update(uow.repository.erasures.responses(None, str(tenant_id)))
     keys = accounts.end_keys(tenant_id)
     uow.repository.erasures.forget("key", keys)
     removed["api_keys"] += len(keys)

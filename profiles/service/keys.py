@@ -78,7 +78,7 @@ def ensure_tenant(uow: UnitOfWork, name: str) -> Tenant:
 
 
 def list_tenants(uow: UnitOfWork, cursor: str | None = None, limit: int = 50) -> Page[Tenant]:
-    """All tenants, newest first; for administrators."""
+    """All tenants, newest first; for operators."""
     return uow.repository.accounts.tenants(cursor, limit)
 
 
