@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from api import health
-from api.accounts.routes import router as account
+from api.accounts import routes as account
 from api.admin.routes import router as admin
 from api.auth import Authenticator
 from api.database import DatabaseThreads
@@ -53,7 +53,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("api")
 
-_CONTROL: tuple[APIRouter, ...] = (profiles, versions, proof, aliases, users, jobs, account, admin)
+_CONTROL: tuple[APIRouter, ...] = (
+    profiles,
+    versions,
+    proof,
+    aliases,
+    users,
+    jobs,
+    account.own,
+    account.any_tenant,
+    admin,
+)
 _GENERATION: tuple[APIRouter, ...] = (chat, completions, models, compare)
 #: Methods and headers of cross-origin requests; a page sends its key in a header, never the browser by itself.
 _CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")

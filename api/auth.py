@@ -42,7 +42,7 @@ class Authenticator:
         self._sessions = sessions
         self._metrics = metrics
         self._known: TTLCache[bytes, Caller] = TTLCache(size, ttl_s, timer)
-        #: Refusals that the audit log has, so that a client in a loop does not fill it; and keys known to be refused.
+        #: Refusals that the audit log has, so that a client in a loop does not fill it.
         self._noted: TTLCache[Hashable, bool] = TTLCache(size, _NOTE_EVERY_S, timer)
         self._lock = threading.Lock()
 

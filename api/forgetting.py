@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from profiles.connection import DeadlineConnection
+from profiles.connection import DeadlineConnection, listen
 from profiles.repository.erasure import FORGET_CHANNEL
 from profiles.spec import parse_id
 
@@ -33,7 +33,7 @@ class Forgetting:
     def __init__(
         self, url: str, forget_version: Callable[[UUID | None], None], forget_key: Callable[[UUID | None], None]
     ) -> None:
-        self._url = url.replace("postgresql+psycopg://", "postgresql://", 1)
+        self._url = url
         self._forget = {"version": forget_version, "key": forget_key}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="forgetting", daemon=True)
@@ -50,9 +50,7 @@ class Forgetting:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                with DeadlineConnection.connect(self._url, autocommit=True, connect_timeout=3) as connection:
-                    connection.statement_timeout_s = 2 * _LOOK_EVERY_S
-                    connection.execute(f"LISTEN {FORGET_CHANNEL}")
+                with listen(self._url, FORGET_CHANNEL, 2 * _LOOK_EVERY_S) as connection:
                     for forget in self._forget.values():
                         forget(None)
                     self._listen(connection)

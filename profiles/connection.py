@@ -59,6 +59,24 @@ class DeadlineConnection(psycopg.Connection[Any]):
                 raise psycopg.OperationalError(f"the server was silent for {silence_s:g} s")
 
 
+def listen(url: str, channel: str, silence_s: float) -> DeadlineConnection:
+    """A connection of its own, in autocommit, that receives the notices of a channel.
+
+    Args:
+        url: SQLAlchemy's, of the driver psycopg. silence_s: longest silence of the server in answer to a statement.
+    Raises: psycopg.Error.
+    """
+    plain = url.replace("postgresql+psycopg://", "postgresql://", 1)
+    connection = DeadlineConnection.connect(plain, autocommit=True, connect_timeout=3)
+    connection.statement_timeout_s = silence_s
+    try:
+        connection.execute(f"LISTEN {channel}")
+    except psycopg.Error:
+        connection.close()
+        raise
+    return connection
+
+
 @contextmanager
 def values_hidden() -> Iterator[None]:
     """Removes users' values from the message of a driver's error raised in the block, because errors are logged."""

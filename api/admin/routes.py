@@ -1,4 +1,4 @@
-"""`/admin`: tenants, and every tenant's keys, audit log, usage counters and profiles; for operators."""
+"""`/admin`: tenants, and everybody's profiles, for operators. Keys, usage and audit log: `api.accounts`."""
 
 from __future__ import annotations
 
@@ -6,27 +6,22 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from api.accounts import calls
 from api.accounts.receipts import ReceiptRead
-from api.accounts.routes import Since
-from api.accounts.schemas import AuditRead, AuditVerdict, KeyCreate, KeyCreated, KeyRead, KeyRotate, UsageRead
-from api.deps import CallerDep, OperatorRoute, ServicesDep, UowDep
+from api.deps import CallerDep, OperatorRoute, UowDep
 from api.http.fields import Body, Cursor, IdPath, PageLimit, Row, ShortText
 from api.http.idempotency import IdempotencyHeader, once
 from api.http.paging import Listed
 from api.profiles.routes import read_profiles
 from api.profiles.schemas import ProfileRead
 from profiles.errors import NotFound
-from profiles.service import all_profiles, create_tenant, erase_tenant, list_tenants, looked_at
+from profiles.service import all_profiles, create_tenant, erase_tenant, list_tenants, tenant_to_read
 from profiles.spec import parse_id
 
 router = APIRouter(prefix="/admin", tags=["admin"], route_class=OperatorRoute)
-
-TenantQuery = Annotated[UUID | None, Query(description="your own when left out")]
 
 
 class TenantCreate(Body):
@@ -73,74 +68,6 @@ def drop_tenant(tenant: IdPath, caller: CallerDep, uow: UowDep) -> ReceiptRead:
     return ReceiptRead.model_validate(erase_tenant(uow, caller, tenant_id))
 
 
-@router.get("/keys", summary="List a tenant's keys")
-def keys(
-    caller: CallerDep, uow: UowDep, tenant: TenantQuery = None, cursor: Cursor = None, limit: PageLimit = 50
-) -> Listed[KeyRead]:
-    """Revoked and expired ones too, newest first."""
-    return calls.read_keys(uow, looked_at(uow, caller, tenant, "keys"), cursor, limit)
-
-
-@router.post("/keys", status_code=201, summary="Create a key for a tenant", response_model=KeyCreated)
-def add_key(
-    body: KeyCreate,
-    request: Request,
-    caller: CallerDep,
-    uow: UowDep,
-    tenant: TenantQuery = None,
-    idempotency_key: IdempotencyHeader = None,
-) -> JSONResponse:
-    """The secret is in the answer and nowhere else."""
-    return calls.make_key(uow, caller, tenant or caller.tenant_id, body, request, idempotency_key)
-
-
-@router.post("/keys/{key}/rotate", status_code=201, summary="Replace a tenant's key", response_model=KeyCreated)
-def rotate_key(
-    key: IdPath,
-    body: KeyRotate,
-    request: Request,
-    caller: CallerDep,
-    uow: UowDep,
-    tenant: TenantQuery = None,
-    idempotency_key: IdempotencyHeader = None,
-) -> JSONResponse:
-    """As `/v1/keys/{key}/rotate`."""
-    return calls.replace_key(uow, caller, tenant or caller.tenant_id, key, body, request, idempotency_key)
-
-
-@router.delete("/keys/{key}", summary="Revoke a tenant's key")
-def drop_key(key: IdPath, caller: CallerDep, uow: UowDep, services: ServicesDep, tenant: TenantQuery = None) -> KeyRead:
-    """Works at once in this process and within seconds in all others. Revoking twice is the same."""
-    return calls.drop_key(uow, caller, services, tenant or caller.tenant_id, key)
-
-
-@router.get("/audit", summary="Read a tenant's audit log")
-def audit(
-    caller: CallerDep, uow: UowDep, tenant: TenantQuery = None, cursor: Cursor = None, limit: PageLimit = 50
-) -> Listed[AuditRead]:
-    """Newest entries first."""
-    return calls.read_audit(uow, looked_at(uow, caller, tenant, "audit log"), cursor, limit)
-
-
-@router.get("/audit/verify", summary="Check a tenant's audit log")
-def verify(caller: CallerDep, uow: UowDep, tenant: TenantQuery = None) -> AuditVerdict:
-    """As `/v1/audit/verify`."""
-    return calls.check_audit(uow, looked_at(uow, caller, tenant, "audit log"))
-
-
-@router.get("/usage", summary="Read a tenant's usage counters")
-def usage(
-    caller: CallerDep,
-    uow: UowDep,
-    since: Since = None,
-    tenant: TenantQuery = None,
-    cursor: Cursor = None,
-    limit: PageLimit = 50,
-) -> Listed[UsageRead]:
-    """As `/v1/usage`."""
-    return calls.read_usage(uow, looked_at(uow, caller, tenant, "usage"), since, cursor, limit)
-
-
 class OwnedProfile(ProfileRead):
     """A profile, and whose it is."""
 
@@ -152,7 +79,7 @@ def every_profile(caller: CallerDep, uow: UowDep, cursor: Cursor = None, limit: 
     """Live profiles of all tenants, newest first."""
     page = all_profiles(uow, caller, cursor, limit)
     for tenant_id in sorted({row.tenant_id for row in page.rows}):  # in one order: each locks a tenant's log
-        looked_at(uow, caller, tenant_id, "profiles")
+        tenant_to_read(uow, caller, tenant_id, "profiles")
     read = read_profiles(uow, page.rows)
     return Listed(
         data=[

@@ -18,7 +18,7 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import NoOpTracer, SpanKind, Tracer
 
-from profiles.connection import DeadlineConnection
+from profiles.connection import DeadlineConnection, listen
 from profiles.errors import BrokerUnavailable, DatabaseUnavailable
 from profiles.fitting import claims as jobs
 from profiles.repository.jobs import OUTBOX_CHANNEL, Backlog, WaitingMessage
@@ -138,7 +138,7 @@ class Relay:
         self._tracer = tracer
         self._sessions = sessions
         self._queue = queue
-        self._url = url.replace("postgresql+psycopg://", "postgresql://", 1)
+        self._url = url
         self._options = options
         self._stop = threading.Event()
         self._listener: DeadlineConnection | None = None
@@ -196,11 +196,8 @@ class Relay:
     def _listening(self) -> DeadlineConnection:
         if self._listener is None or self._listener.closed:
             try:
-                self._listener = DeadlineConnection.connect(self._url, autocommit=True, connect_timeout=3)
-                self._listener.statement_timeout_s = _LISTEN_S
-                self._listener.execute(f"LISTEN {OUTBOX_CHANNEL}")
+                self._listener = listen(self._url, OUTBOX_CHANNEL, _LISTEN_S)
             except psycopg.Error as error:
-                self._close_listener()
                 raise DatabaseUnavailable from error
         return self._listener
 

@@ -81,17 +81,6 @@ class Accounts:
         statement = select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.end_user == end_user)
         return list(self._session.scalars(statement))
 
-    def end_keys(self, tenant_id: UUID) -> list[UUID]:
-        """Revokes all keys of a tenant and removes their names and bindings; returns their ids."""
-        ended = func.coalesce(ApiKey.revoked_at, func.now())
-        statement = (
-            update(ApiKey)
-            .where(ApiKey.tenant_id == tenant_id)
-            .values(name="erased", profile_id=None, end_user=None, last_used_from=None, revoked_at=ended)
-            .returning(ApiKey.id)
-        )
-        return list(self._session.scalars(statement, execution_options={"synchronize_session": False}))
-
     def other_admin_keys(self, tenant_id: UUID, key_id: UUID) -> int:
         """Number of other keys of the tenant that are valid and may make keys."""
         statement = select(func.count()).where(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Delete, Table, Text, cast, delete, func, select, true, update
+from sqlalchemy import ColumnElement, CursorResult, Delete, Text, cast, delete, func, select, true, update
 from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.orm import Session
 
@@ -58,11 +60,15 @@ class Erasures:
         return of
 
     def keys(self, tenant_id: UUID, *, profile_id: UUID | None = None, end_user: str | None = None) -> list[UUID]:
-        """Revokes the keys bound to a profile or an end user, and removes binding, name and last address; their ids."""
-        bound = ApiKey.profile_id == profile_id if profile_id is not None else ApiKey.end_user == end_user
+        """Revokes the keys bound to a profile or an end user, without either all of the tenant; returns their ids.
+
+        They keep neither name nor binding nor last address.
+        """
+        bound = {"profile_id": profile_id, "end_user": end_user}
         statement = (
             update(ApiKey)
-            .where(ApiKey.tenant_id == tenant_id, bound)
+            .where(ApiKey.tenant_id == tenant_id)
+            .filter_by(**{name: value for name, value in bound.items() if value is not None})
             .values(
                 name="erased",
                 profile_id=None,
@@ -98,21 +104,15 @@ class Erasures:
     def _content(self, profile_id: UUID) -> dict[str, int]:
         """Rows that go with their version."""
         versions = _versions(profile_id)
-        tables = [
-            _table(name) for name in ("version_edits", "query_representations", "preference_pairs", "fit_queries")
-        ]
+        tables = [Base.metadata.tables[name] for name in _CONTENT]
         return self._counts([delete(table).where(table.c.version_id.in_(versions)) for table in tables])
 
     def _counts(self, statements: Sequence[Delete]) -> dict[str, int]:
         counts = {}
         for statement in statements:
             result = self._session.execute(statement, execution_options={"synchronize_session": False})
-            counts[str(statement.table)] = int(result.rowcount)  # type: ignore[attr-defined]
+            counts[str(statement.table)] = int(typing.cast("CursorResult[Any]", result).rowcount)
         return counts
-
-
-def _table(name: str) -> Table:
-    return Base.metadata.tables[name]
 
 
 def _versions(profile_id: UUID) -> ColumnElement[UUID]:

@@ -64,7 +64,7 @@ def note_refused_key(uow: UnitOfWork, secret: str) -> None:
         uow.repository.accounts.audit(key.tenant_id, key.id, "key.refused", "key", key.id, why=why)
 
 
-def looked_at(uow: UnitOfWork, caller: Caller, tenant_id: UUID | None, what: str) -> UUID:
+def tenant_to_read(uow: UnitOfWork, caller: Caller, tenant_id: UUID | None, what: str) -> UUID:
     """The tenant that an operator reads, which is the caller's own without another; the other's audit log notes it.
 
     Raises: NotFound: no such tenant.

@@ -68,7 +68,7 @@ def erase_tenant(uow: UnitOfWork, caller: Caller, tenant_id: UUID) -> Receipt:
     """
     if tenant_id == caller.tenant_id:
         raise Conflict("a tenant cannot be erased with a key of its own")
-    accounts, catalog = uow.repository.accounts, uow.repository.catalog
+    catalog = uow.repository.catalog
     for profile_id in catalog.all_ids(tenant_id):
         catalog.any_profile(tenant_id, profile_id)
     tenant = lock_tenant(uow, tenant_id)
@@ -85,9 +85,7 @@ def erase_tenant(uow: UnitOfWork, caller: Caller, tenant_id: UUID) -> Receipt:
     removed.update(uow.repository.erasures.tenant_rest(tenant_id))
     # Also the operator's: the response to the tenant's creation holds its name.
     removed.update(uow.repository.erasures.responses(None, str(tenant_id)))
-    keys = accounts.end_keys(tenant_id)
-    uow.repository.erasures.forget("key", keys)
-    removed["api_keys"] += len(keys)
+    removed["api_keys"] += _drop_keys(uow, tenant_id)
     tenant.name = erased_name(tenant_id)
     for profile_id, assignments in deleted.items():
         note_deletion(uow, owner, profile_id, assignments)

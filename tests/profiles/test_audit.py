@@ -6,31 +6,32 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.orm import Session
 
 from profiles.models import Role
-from profiles.service import Caller, audit_entries, authenticate, create_key, note_refused_key, revoke_key, verify_audit
+from profiles.service import (
+    AuditProof,
+    Caller,
+    audit_entries,
+    authenticate,
+    create_key,
+    note_refused_key,
+    revoke_key,
+    verify_audit,
+)
 from profiles.service.aliases import assign_user
 from profiles.service.keys import KeySpec
 from profiles.spec import user_digest
-from profiles.uow import CALLED_FROM, CalledFrom, SessionFactory, UnitOfWork
-from tests.conftest import all_rows
+from profiles.uow import CALLED_FROM, PLATFORM, CalledFrom, SessionFactory, UnitOfWork
 from tests.factories import Factory
 
 
 def written(committed: SessionFactory, entries: int) -> Caller:
-    with all_rows(committed) as session:
-        caller = Factory(UnitOfWork(session, _repository(session))).caller()
+    with UnitOfWork.open(committed, PLATFORM) as uow:
+        caller = Factory(uow).caller()
     with UnitOfWork.open(committed, caller.tenant_id) as uow:
         for i in range(entries - 2):  # tenant and key made two
             uow.repository.accounts.audit(caller.tenant_id, caller.key_id, "test", "number", i, ü="é")
     return caller
-
-
-def _repository(session: Session):  # type: ignore[no-untyped-def]
-    from profiles.repository import Repository
-
-    return Repository(session)
 
 
 def tamper(owner: SessionFactory, *statements: str) -> None:
@@ -41,7 +42,7 @@ def tamper(owner: SessionFactory, *statements: str) -> None:
             assert session.connection().exec_driver_sql(statement).rowcount
 
 
-def proof(committed: SessionFactory, caller: Caller):  # type: ignore[no-untyped-def]
+def proof(committed: SessionFactory, caller: Caller) -> AuditProof:
     with UnitOfWork.open(committed, caller.tenant_id) as uow:
         return verify_audit(uow, caller.tenant_id)
 

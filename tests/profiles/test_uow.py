@@ -1,13 +1,15 @@
-"""Connections of the pool: one that Postgres closed is replaced unseen, and reads need no transaction."""
+"""Connections of the pool: one that Postgres closed is replaced unseen, and none keeps a scope."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 from sqlalchemy import text
+from sqlalchemy.exc import InternalError
 
 from profiles.settings import DatabaseSettings
 from profiles.uow import PLATFORM, SessionFactory, UnitOfWork, make_session_factory
@@ -25,6 +27,10 @@ def raw(uow: UnitOfWork) -> psycopg.Connection:
     connection = uow.session.connection().connection.driver_connection
     assert isinstance(connection, psycopg.Connection)
     return connection
+
+
+def status(connection: psycopg.Connection) -> TransactionStatus:
+    return connection.info.transaction_status
 
 
 def backend(sessions: SessionFactory) -> int:
@@ -53,10 +59,18 @@ def test_a_connection_that_was_told_something_is_kept(sessions: SessionFactory, 
         assert not raw(uow).autocommit
 
 
-def test_reading_needs_no_transaction_and_leaves_none_behind(sessions: SessionFactory) -> None:
+def test_reading_writes_nothing_and_leaves_neither_a_transaction_nor_a_scope_behind(sessions: SessionFactory) -> None:
+    scope = text("SELECT current_setting('alignez.tenant', true)")
     with UnitOfWork.reading(sessions, PLATFORM) as uow:
-        uow.session.execute(text("SELECT 1"))
-        assert raw(uow).info.transaction_status is TransactionStatus.IDLE
-    with UnitOfWork.open(sessions, PLATFORM) as uow:
-        uow.session.execute(text("SELECT 1"))
-        assert raw(uow).info.transaction_status is TransactionStatus.INTRANS
+        assert uow.session.scalar(scope) == PLATFORM
+        connection = raw(uow)
+        assert status(connection) is TransactionStatus.INTRANS
+        with pytest.raises(InternalError, match="read-only"):
+            uow.session.execute(text("INSERT INTO tenants (id, name) VALUES (gen_random_uuid(), 'x')"))
+    assert status(connection) is TransactionStatus.IDLE
+    for opening in (UnitOfWork.reading, UnitOfWork.open):
+        with opening(sessions, UUID(int=1)) as uow:
+            assert uow.session.scalar(scope) == str(UUID(int=1))
+            assert raw(uow) is connection
+        with sessions() as session:  # nobody does this: it would see no row
+            assert session.scalar(scope) == ""

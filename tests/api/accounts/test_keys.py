@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from alignez_core.engines.fake.engine import FakeEngine
@@ -155,14 +156,14 @@ def test_a_key_of_an_unknown_or_foreign_profile_is_not_made(admin: Tenant, stran
         assert admin.post("/v1/keys", json=body).status_code == 404
 
 
-def test_rotation_overlaps_as_long_as_asked(admin: Tenant) -> None:
+def test_rotation_overlaps_as_long_as_asked(admin: Tenant, app: FastAPI) -> None:
     old = key(admin, role="inference", profile="p")
     new = admin.post(f"/v1/keys/{old['id']}/rotate", json={"overlap_s": 600}).json()
     assert new["secret"] != old["secret"]
     assert (new["role"], new["profile_id"], new["name"]) == (old["role"], old["profile_id"], old["name"])
     assert served(chat(admin, old["secret"])) == served(chat(admin, new["secret"])) == "p"
     last = admin.post(f"/v1/keys/{new['id']}/rotate", json={"overlap_s": 0}).json()
-    admin.client.app.state.services.auth.forget(UUID(new["id"]))  # type: ignore[attr-defined]
+    app.state.services.auth.forget(UUID(new["id"]))
     assert chat(admin, new["secret"]).status_code == 401
     assert served(chat(admin, last["secret"])) == "p"
     assert admin.post(f"/v1/keys/{new['id']}/rotate", json={}).status_code == 409
